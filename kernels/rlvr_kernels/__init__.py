@@ -1,0 +1,32 @@
+"""The loss head of RLVR as reusable, exact kernels; torch is the only requirement.
+
+    token_logprobs         log-probs, entropy and log-sum-exp of chosen tokens from logits
+    linear_token_logprobs  the same from hidden states and the lm_head, never holding the logits
+    group_statistics       mean, deviation and count per group of rewards
+    group_normalize        advantages whitened inside each group
+    policy_loss            the clipped REINFORCE++ / PPO token loss with its metrics
+    reference              float64-capable plain torch of each: the specification
+    doctor                 which backend will run here, and why
+
+Triton kernels run on CUDA (sm_80 and newer); everywhere else the same functions run in torch.
+"""
+
+from . import reference
+from .backend import doctor
+from .groups import GroupStatistics, group_normalize, group_statistics
+from .linear_logprob import linear_token_logprobs
+from .logprob import TokenLogprobs, token_logprobs
+from .loss import policy_loss
+
+__all__ = [
+    "GroupStatistics",
+    "TokenLogprobs",
+    "doctor",
+    "group_normalize",
+    "group_statistics",
+    "linear_token_logprobs",
+    "policy_loss",
+    "reference",
+    "token_logprobs",
+]
+__version__ = "0.1.0"
