@@ -1,0 +1,478 @@
+"""Modular inversion in Numba: draw problems x * y = 1 (mod p), solve them, verify answers.
+
+    >>> from azr import modular
+    >>> p, x, y = modular.sample(1000, 2**20, seed=0)
+    >>> bool((modular.verify_y(p, x, y) == modular.OK).all())
+    True
+    >>> modular.invert([3, 5], [7, 11]).tolist()
+    [5, 9]
+
+Numbers are given as Python ints, lists of them, or integer arrays; a single number stands for
+itself in every row. Floats, booleans, strings and object arrays are a TypeError even where their
+values are whole numbers, and lists are checked before NumPy sees them, because NumPy turns
+[1, 2**63] into floats without a word. Results are int32 where every modulus is below 2**31 and
+int64 otherwise; statuses are uint8.
+"""
+
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
+from functools import lru_cache
+from math import isqrt
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from azr import modular_kernels as kernels
+
+__all__ = [
+    "BAD_PROBLEM",
+    "MAX_P",
+    "NOT_PRIME",
+    "OK",
+    "OUT_OF_RANGE",
+    "UNPARSABLE",
+    "WRONG",
+    "NotInvertible",
+    "Problems",
+    "Status",
+    "invert",
+    "is_prime",
+    "primes_upto",
+    "sample",
+    "verify_p",
+    "verify_text",
+    "verify_x",
+    "verify_y",
+]
+
+MAX_P = 2**62 - 1
+"""The largest modulus: twice a residue must fit a signed 64-bit word."""
+
+MAX_SIEVE = 2**32
+"""The largest argument of `primes_upto`, whose answer then takes 1.6 GB."""
+
+LISTED_MAX_P = 2**24
+"""Up to here `sample` draws from the list of all primes; beyond it tests random numbers."""
+
+Integers = int | Sequence[int] | np.ndarray
+
+
+class Status(IntEnum):
+    """What a verifier says of one row."""
+
+    OK = kernels.OK
+    WRONG = kernels.WRONG
+    OUT_OF_RANGE = kernels.OUT_OF_RANGE
+    NOT_PRIME = kernels.NOT_PRIME
+    UNPARSABLE = kernels.UNPARSABLE
+    BAD_PROBLEM = kernels.BAD_PROBLEM
+
+
+OK, WRONG, OUT_OF_RANGE, NOT_PRIME, UNPARSABLE, BAD_PROBLEM = Status
+
+
+class Problems(NamedTuple):
+    """Rows with x * y = 1 (mod p), 1 <= x, y < p: three arrays [n] of one dtype."""
+
+    p: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+class NotInvertible(ValueError):
+    """x and p share a factor, so x has no inverse modulo p."""
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+_INT64_MAX = 2**63 - 1
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    """value as an int within [low, high]; TypeError or ValueError otherwise."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {number}")
+    return number
+
+
+def _integers(name: str, value: Integers, *, is_answer: bool = False) -> np.ndarray:
+    """value as a fresh or borrowed int32 or int64 array that the kernels may read.
+
+    Too large for int64: ValueError, or -1 (out of every range) in an answer, where None is also
+    allowed and becomes -1; `_unparsed` tells the two apart.
+    """
+    if isinstance(value, (list, tuple)):
+        checked = np.empty(len(value), dtype=np.int64)
+        for index, item in enumerate(value):
+            if is_answer and item is None:
+                checked[index] = -1
+                continue
+            if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
+                raise TypeError(f"{name}[{index}] must be an int, got {item!r}")
+            if not -_INT64_MAX <= item <= _INT64_MAX:
+                if not is_answer:
+                    raise ValueError(f"{name}[{index}] = {item} does not fit 64 bits")
+                item = -1
+            checked[index] = item
+        return checked
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _integers(name, [value], is_answer=is_answer).reshape(())
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, got {value!r:.80} of dtype {array.dtype}")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        too_large = array > U64_MAX_SIGNED
+        if too_large.any():
+            if not is_answer:
+                index = int(np.flatnonzero(too_large)[0])
+                raise ValueError(f"{name}[{index}] = {array.flat[index]} does not fit 64 bits")
+            array = np.where(too_large, np.uint64(0), array)
+    narrow = array.dtype.itemsize < 4 or array.dtype in (np.int32, np.dtype(">i4"))
+    dtype = np.int32 if narrow else np.int64
+    return np.require(array, dtype=dtype, requirements="CAW")
+
+
+U64_MAX_SIGNED = np.uint64(_INT64_MAX)
+
+
+def _rows(**columns: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """The common shape, and the columns in order: flat, of one dtype, single numbers spread."""
+    shapes = {array.shape for array in columns.values() if array.ndim}
+    if len(shapes) > 1:
+        given = ", ".join(f"{name} {array.shape}" for name, array in columns.items())
+        raise ValueError(f"shapes differ: {given}")
+    shape = shapes.pop() if shapes else ()
+    is_narrow = all(array.dtype == np.int32 for array in columns.values())
+    dtype = np.int32 if is_narrow else np.int64
+    flat = []
+    for array in columns.values():
+        array = array.astype(dtype, copy=False)
+        if not array.ndim and shape:
+            array = np.full(shape, array, dtype=dtype)
+        flat.append(array.reshape(-1))
+    return shape, flat
+
+
+def _in_parts(kernel, threads: int, *columns: np.ndarray) -> int:
+    """Run kernel on `threads` consecutive parts of the columns; the sum of what it returns."""
+    size = columns[0].size
+    if threads == 1:
+        return kernel(*columns)
+    cuts = [size * part // threads for part in range(threads + 1)]
+    parts = [[column[a:b] for column in columns] for a, b in zip(cuts, cuts[1:], strict=False)]
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(lambda part: kernel(*part), parts))
+
+
+# --- inversion ----------------------------------------------------------------------------------
+
+
+def invert(
+    x: Integers,
+    p: Integers,
+    *,
+    out: np.ndarray | None = None,
+    check: Literal["raise", "status"] = "raise",
+    threads: int = 1,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """The inverses y of x modulo p, elementwise: x * y = 1 (mod p), 1 <= y < p.
+
+    p may differ from row to row and need not be prime: 2 <= p <= MAX_P; x >= 0 may exceed p. The
+    result has the rows' shape and is int32 if every p is below 2**31, else int64, unless `out`
+    (an integer array of that shape, which may be x or p itself) receives it.
+
+    check="raise": a row without an answer raises NotInvertible (x and p share a factor) or
+    ValueError (out of range) naming its index and values. check="status": such rows get y = 0, and
+    the result is the pair (y, status) with OK or BAD_PROBLEM per row.
+    """
+    if check not in ("raise", "status"):
+        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+    threads = _integer("threads", threads, 1, 1024)
+    shape, (flat_x, flat_p) = _rows(x=_integers("x", x), p=_integers("p", p))
+    dtype = np.dtype(np.int32)
+    bad = np.zeros(flat_x.size, dtype=bool)
+    if flat_x.size:
+        x_min, _, p_min, p_max, is_reduced = kernels.scan(flat_x, flat_p)
+        if x_min < 0 or p_min < 2 or p_max > MAX_P:
+            bad = (flat_x < 0) | (flat_p < 2) | (flat_p > MAX_P)
+            if check == "raise":
+                index = int(np.flatnonzero(bad)[0])
+                raise ValueError(
+                    f"need x >= 0 and 2 <= p <= 2**62 - 1, got x[{index}] = {flat_x[index]}, "
+                    f"p[{index}] = {flat_p[index]}"
+                )
+            flat_x, flat_p = np.where(bad, 0, flat_x), np.where(bad, 2, flat_p)
+            p_max = flat_p.max()
+            is_reduced = False
+        if not is_reduced:
+            flat_x = flat_x % flat_p
+        if p_max >= 2**31:
+            dtype = np.dtype(np.int64)
+        flat_x = flat_x.astype(dtype, copy=False)
+        flat_p = flat_p.astype(dtype, copy=False)
+    y = np.empty(flat_x.size, dtype=dtype)
+    failures = _in_parts(kernels.invert_scalar, threads, flat_x, flat_p, y) if y.size else 0
+    if failures and check == "raise":
+        index = int(np.flatnonzero(y == 0)[0])
+        raise NotInvertible(
+            f"x[{index}] = {flat_x[index]} has no inverse modulo p[{index}] = {flat_p[index]}"
+        )
+    result = y.reshape(shape)
+    if out is not None:
+        if out.dtype.kind != "i" or out.dtype.itemsize < dtype.itemsize or out.shape != shape:
+            raise ValueError(f"out must be {dtype} {shape}, got {out.dtype} {out.shape}")
+        out[...] = result
+        result = out
+    elif not shape:
+        result = result[()]
+    if check == "raise":
+        return result
+    status = np.where(y == 0, np.uint8(BAD_PROBLEM), np.uint8(OK)).reshape(shape)
+    return result, status if shape else status[()]
+
+
+# --- verification -------------------------------------------------------------------------------
+
+
+def _finish(shape, status, bad: int, answer, check: str, columns: dict) -> np.ndarray:
+    """Raise for the first bad problem, mark answers that were None, restore the shape."""
+    if bad and check == "raise":
+        index = int(np.flatnonzero(status == BAD_PROBLEM)[0])
+        row = ", ".join(f"{name}[{index}] = {array[index]}" for name, array in columns.items())
+        raise ValueError(f"not a problem: {row}")
+    if isinstance(answer, (list, tuple)):
+        for index, item in enumerate(answer):
+            if item is None and status[index] != BAD_PROBLEM:
+                status[index] = UNPARSABLE
+    return status.reshape(shape) if shape else status[0]
+
+
+def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str) -> np.ndarray:
+    if check not in ("raise", "status"):
+        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+    shape, (flat_p, flat_known, flat_answer) = _rows(
+        p=_integers("p", p),
+        known=_integers(known_name, known),
+        answer=_integers(answer_name, answer, is_answer=True),
+    )
+    status = np.empty(flat_p.size, dtype=np.uint8)
+    bad = kernels.verify_pair(flat_p, flat_known, flat_answer, status)
+    columns = {"p": flat_p, known_name: flat_known}
+    return _finish(shape, status, bad, answer, check, columns)
+
+
+def verify_y(
+    p: Integers, x: Integers, y: Integers, *, check: Literal["raise", "status"] = "raise"
+) -> np.ndarray:
+    """The uint8 status of each answer y to "x * y = 1 (mod p), what is y?".
+
+    OK; WRONG; OUT_OF_RANGE unless 1 <= y < p (so y + p is not accepted for y); UNPARSABLE where
+    the answer, in a list, is None. No answer raises, however large. A malformed problem (p not in
+    2..MAX_P, or x not in 1..p-1) raises ValueError, or is BAD_PROBLEM with check="status". That p
+    is prime is not tested: the congruence needs no prime.
+    """
+    return _verify_pair(p, x, y, "x", "y", check)
+
+
+def verify_x(
+    p: Integers, y: Integers, x: Integers, *, check: Literal["raise", "status"] = "raise"
+) -> np.ndarray:
+    """The uint8 status of each answer x to "x * y = 1 (mod p), what is x?"; as `verify_y`."""
+    return _verify_pair(p, y, x, "y", "x", check)
+
+
+def verify_p(
+    x: Integers,
+    y: Integers,
+    p: Integers,
+    *,
+    max_p: int = MAX_P,
+    check: Literal["raise", "status"] = "raise",
+) -> np.ndarray:
+    """The uint8 status of each answer p to "x * y = 1 (mod p), which prime is p?".
+
+    OK for every prime that divides x * y - 1, exceeds both x and y and is at most max_p; there can
+    be several. Otherwise OUT_OF_RANGE (not above x and y, or above max_p), then WRONG (does not
+    divide), then NOT_PRIME; UNPARSABLE where the answer, in a list, is None. x = y = 1 makes
+    x * y - 1 = 0, which every number divides: there any prime in range is OK. A malformed problem
+    (x or y not in 1..MAX_P) raises ValueError, or is BAD_PROBLEM with check="status".
+    """
+    if check not in ("raise", "status"):
+        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+    max_p = _integer("max_p", max_p, 2, MAX_P)
+    shape, (flat_x, flat_y, flat_p) = _rows(
+        x=_integers("x", x), y=_integers("y", y), p=_integers("p", p, is_answer=True)
+    )
+    status = np.empty(flat_p.size, dtype=np.uint8)
+    bad = kernels.verify_modulus(flat_x, flat_y, flat_p, max_p, status)
+    # Primality last, and only of the survivors: a wrong answer costs a few nanoseconds.
+    divides = np.flatnonzero(status == OK)
+    status[divides[~is_prime(flat_p[divides])]] = NOT_PRIME
+    return _finish(shape, status, bad, p, check, {"x": flat_x, "y": flat_y})
+
+
+_DIGITS = re.compile(r"[0-9]{1,19}")
+
+
+def verify_text(
+    problems: Problems | tuple[Integers, Integers, Integers],
+    texts: Sequence[str],
+    *,
+    unknown: Literal["y", "x", "p"] = "y",
+    max_p: int = MAX_P,
+    check: Literal["raise", "status"] = "raise",
+) -> np.ndarray:
+    """The uint8 status of answers as text: `verify_y`, `verify_x` or `verify_p` behind a parser.
+
+    A text is an answer if it is 1 to 19 ASCII digits and nothing else: "", " 3", "+3", "1e3", "٣"
+    and 10**30 are UNPARSABLE. The column of `problems` that `unknown` names is not looked at;
+    max_p matters for unknown="p" alone.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise TypeError("texts must be a sequence of strings, got one string")
+    answers = []
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{index}] must be a string, got {text!r}")
+        answers.append(int(text) if _DIGITS.fullmatch(text) else None)
+    p, x, y = problems
+    if unknown == "y":
+        return verify_y(p, x, answers, check=check)
+    if unknown == "x":
+        return verify_x(p, y, answers, check=check)
+    if unknown == "p":
+        return verify_p(x, y, answers, max_p=max_p, check=check)
+    raise ValueError(f'unknown must be "y", "x" or "p", got {unknown!r}')
+
+
+# --- primes -------------------------------------------------------------------------------------
+
+
+def is_prime(n: Integers) -> np.ndarray:
+    """Whether each n is prime (bool, the shape of n), proved, not probable; n < 2**63.
+
+    Numbers below 2, negative ones included, are not prime.
+    """
+    array = _integers("n", n)
+    result = np.empty(array.size, dtype=bool)
+    kernels.is_prime_array(array.reshape(-1), result)
+    return result.reshape(array.shape) if array.ndim else result[0]
+
+
+def primes_upto(limit: int) -> np.ndarray:
+    """All primes <= limit in order: int32 if limit < 2**31, else int64; limit <= MAX_SIEVE."""
+    limit = _integer("limit", limit, -_INT64_MAX, MAX_SIEVE)
+    dtype = np.int32 if limit < 2**31 else np.int64
+    if limit < 3:
+        return np.array([2][: max(0, limit - 1)], dtype=dtype)
+    # pi(n) < 1.25506 n / ln n (Rosser, Schoenfeld 1962).
+    primes = np.empty(int(1.25506 * limit / np.log(limit)) + 1, dtype=dtype)
+    primes[0] = 2
+    small = primes_upto(isqrt(limit))[1:].astype(np.int64)
+    count = 1
+    for low, composite in _segments(limit):
+        kernels.sieve_odds(composite, small, low, limit + 1)
+        count = kernels.gather_odds(composite, low, primes, count)
+    return primes[:count].copy()
+
+
+def _segments(limit: int, size: int = 1 << 18) -> Iterator[tuple[int, np.ndarray]]:
+    """Byte buffers for the odd numbers 3..limit, `size` at a time, to stay in the L2 cache."""
+    buffer = np.empty(size, dtype=np.uint8)
+    for low in range(3, limit + 1, 2 * size):
+        yield low, buffer[: (min(limit, low + 2 * size - 1) - low) // 2 + 1]
+
+
+# --- drawing ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def _listed(min_p: int, max_p: int, p_dist: str) -> tuple[np.ndarray, np.ndarray]:
+    """(primes of the range, offsets of their groups): one group, or one per bit length."""
+    primes = primes_upto(max_p)
+    primes = primes[np.searchsorted(primes, min_p) :].copy()
+    if p_dist == "uniform":
+        return primes, np.array([0, primes.size])
+    edges = [2**bits for bits in range(63) if min_p < 2**bits <= max_p]
+    offsets = np.concatenate([[0], np.searchsorted(primes, edges), [primes.size]])
+    return primes, np.unique(offsets)  # a bit length without primes is no group
+
+
+@lru_cache(maxsize=8)
+def _intervals(min_p: int, max_p: int, p_dist: str) -> tuple[np.ndarray, np.ndarray]:
+    """(first, last) number of each group of `_listed` that holds a prime, as uint64 arrays."""
+    edges = [2**bits for bits in range(63) if min_p < 2**bits <= max_p and p_dist == "log"]
+    starts, ends = [min_p, *edges], [*(edge - 1 for edge in edges), max_p]
+    pairs = [(a, b) for a, b in zip(starts, ends, strict=True) if _holds_prime(a, b)]
+    lows, highs = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(lows, dtype=np.uint64), np.array(highs, dtype=np.uint64)
+
+
+def _holds_prime(low: int, high: int) -> bool:
+    """Whether a prime lies in [low, high]; prime gaps below 2**62 are short, so this is quick."""
+    for first in range(low, high + 1, 1024):
+        if is_prime(np.arange(first, min(first + 1023, high) + 1)).any():
+            return True
+    return False
+
+
+def sample(
+    n: int,
+    max_p: int,
+    *,
+    min_p: int = 2,
+    seed: int,
+    start: int = 0,
+    exclude_trivial: bool = False,
+    p_dist: Literal["uniform", "log"] = "uniform",
+    threads: int = 1,
+) -> Problems:
+    """Problems start, ..., start + n - 1 of the stream `seed`: arrays (p, x, y), x * y = 1 (mod p).
+
+    p is a prime in [min_p, max_p], max_p <= MAX_P: uniform over these primes, or with p_dist="log"
+    of a uniformly drawn bit length (among those that occur) and uniform among its primes. x is
+    uniform in 1..p-1; exclude_trivial leaves out the self-inverse x = 1 and x = p - 1, and with
+    them p = 2 and p = 3. Row i depends on (seed, start + i) and the arguments above alone, not on
+    n or threads. int32 if max_p < 2**31, else int64.
+    """
+    n = _integer("n", n, 0, 2**40)
+    max_p = _integer("max_p", max_p, 2, MAX_P)
+    min_p = _integer("min_p", min_p, 0, max_p)
+    seed = _integer("seed", seed, 0, 2**64 - 1)
+    start = _integer("start", start, 0, 2**62 - n)
+    threads = _integer("threads", threads, 1, 1024)
+    if p_dist not in ("uniform", "log"):
+        raise ValueError(f'p_dist must be "uniform" or "log", got {p_dist!r}')
+    first_p = max(min_p, 5 if exclude_trivial else 2)
+    group = _listed if max_p <= LISTED_MAX_P else _intervals
+    groups = group(first_p, max_p, p_dist)
+    if not groups[0].size:
+        raise ValueError(f"no prime between {first_p} and {max_p}")
+    draw = kernels.draw_listed if group is _listed else kernels.draw_tested
+    key = kernels.stream_key(np.uint64(seed))
+    dtype = np.int32 if max_p < 2**31 else np.int64
+    p, x = np.empty(n, dtype=dtype), np.empty(n, dtype=dtype)
+    trivial = np.uint64(bool(exclude_trivial))
+    cuts = [n * part // threads for part in range(threads + 1)]
+
+    def fill(part: int) -> None:
+        rows = slice(cuts[part], cuts[part + 1])
+        draw(key, np.uint64(start + cuts[part]), *groups, trivial, p[rows], x[rows])
+
+    if threads == 1:
+        fill(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(threads)))
+    y = np.empty(n, dtype=dtype)
+    _in_parts(kernels.invert_scalar, threads, x, p, y)
+    return Problems(p, x, y)
