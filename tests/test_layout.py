@@ -1,0 +1,245 @@
+"""The tree keeps its shape: imports point one way, packages are listed, heavy imports are late."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Four bands. A name stands for the module and everything below it.
+PURE = (
+    "azr.config",
+    "azr.keys",
+    "azr.modular",
+    "azr.modular_kernels",
+    "azr.tasks",
+    "azr.reward",
+    "azr.advantage",
+)
+DEVICE = ("azr.model", "azr.rollout", "azr.learner")
+SERVICES = ("azr.buffer", "azr.log", "azr.checkpoint")
+JOINERS = ("azr.selfplay", "azr.train", "azr.evaluate")
+PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")
+TENSORS = ("torch", "triton", "transformers", "tokenizers", "safetensors", "rlvr_kernels")
+
+# (who, must not import, except that these may import those)
+FORBIDDEN: list[tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[str, ...]]]] = [
+    # Records and pure functions know no model, no device, no service.
+    (PURE, DEVICE + SERVICES + JOINERS + PROGRAMS, {}),
+    (PURE, TENSORS, {"azr.advantage": ("torch", "rlvr_kernels")}),
+    # Device code knows no task.
+    (DEVICE, ("azr.tasks", *SERVICES, *JOINERS, *PROGRAMS), {}),
+    # Services know no model.
+    (SERVICES, DEVICE + JOINERS + PROGRAMS, {}),
+    # The kernels stand alone.
+    (("rlvr_kernels",), ("azr", "transformers", "numba"), {}),
+    # A program is not a library, except to another program.
+    (("azr", "rlvr_kernels"), ("azr.train",), dict.fromkeys(PROGRAMS, ("azr.train",))),
+]
+
+
+def within(module: str, names: Iterable[str]) -> bool:
+    """Whether the module is one of these or below one of them."""
+    return any(module == name or module.startswith(name + ".") for name in names)
+
+
+def imported(module: str, is_package: bool, source: str, known: set[str]) -> set[str]:
+    """The modules that a source names in imports, wherever in the file they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parts, *([base] if base else [])])
+            submodules = {f"{base}.{alias.name}" for alias in node.names} & known
+            found |= submodules
+            # `from package import submodule` alone reads nothing else from the package.
+            if len(submodules) < len(node.names):
+                found.add(base)
+    return found
+
+
+def edges(sources: dict[str, tuple[bool, str]]) -> dict[str, set[str]]:
+    """Module -> imported modules, for sources given as {module: (is_package, text)}."""
+    known = set(sources)
+    return {
+        module: imported(module, is_package, text, known) - {module}
+        for module, (is_package, text) in sources.items()
+    }
+
+
+def wrong_edges(graph: dict[str, set[str]]) -> list[str]:
+    """Every import that points the wrong way, as a sentence."""
+    wrong = []
+    for module, targets in sorted(graph.items()):
+        for target in sorted(targets):
+            for who, what, exceptions in FORBIDDEN:
+                if not within(module, who) or not within(target, what):
+                    continue
+                allowed = [names for name, names in exceptions.items() if within(module, [name])]
+                if not any(within(target, names) for names in allowed):
+                    wrong.append(f"{module} imports {target}")
+        tasks = any(within(target, ["azr.tasks"]) for target in targets)
+        device = any(within(target, DEVICE) for target in targets)
+        if tasks and device and not within(module, JOINERS):
+            wrong.append(f"{module} joins tasks and model: only {', '.join(JOINERS)} do")
+    return list(dict.fromkeys(wrong))
+
+
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Import cycles, each as 'a -> b -> a'; modules outside the graph are leaves."""
+    found, done = [], set()
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append(" -> ".join([*path[path.index(module) :], module]))
+            return
+        if module in done:
+            return
+        for target in sorted(graph.get(module, ())):
+            if target in graph:
+                visit(target, [*path, module])
+        done.add(module)
+
+    for module in sorted(graph):
+        visit(module, [])
+    return found
+
+
+def tree() -> dict[str, tuple[bool, str]]:
+    """The project's own modules."""
+    sources = {}
+    for folder in (ROOT / "azr", ROOT / "kernels" / "rlvr_kernels"):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder.parent).with_suffix("").parts
+            is_package = parts[-1] == "__init__"
+            module = ".".join(parts[:-1] if is_package else parts)
+            sources[module] = (is_package, path.read_text(encoding="utf-8"))
+    return sources
+
+
+def test_imports_point_one_way():
+    graph = edges(tree())
+    assert "azr.config" in graph and "rlvr_kernels" in graph
+    assert wrong_edges(graph) == []
+    assert cycles(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("azr.reward", "import torch", "azr.reward imports torch"),
+        ("azr.tasks.prime", "import torch.cuda", "azr.tasks.prime imports torch.cuda"),
+        ("azr.tasks.prime", "from ..model import load", "azr.tasks.prime imports azr.model.load"),
+        ("azr.tasks.prime", "from azr import buffer", "azr.tasks.prime imports azr.buffer"),
+        ("azr.config", "def f():\n    import transformers", "azr.config imports transformers"),
+        ("azr.advantage", "from azr import rollout", "azr.advantage imports azr.rollout"),
+        ("azr.model.load", "from azr.tasks import prime", "azr.model.load imports azr.tasks.prime"),
+        ("azr.rollout", "import azr.selfplay", "azr.rollout imports azr.selfplay"),
+        ("azr.learner", "from . import log", "azr.learner imports azr.log"),
+        ("azr.buffer", "from azr.model.load import x", "azr.buffer imports azr.model.load"),
+        ("azr.checkpoint", "import azr.learner", "azr.checkpoint imports azr.learner"),
+        ("rlvr_kernels", "from azr.config import x", "rlvr_kernels imports azr.config"),
+        ("rlvr_kernels.loss", "import numba", "rlvr_kernels.loss imports numba"),
+        ("azr.selfplay", "from azr.train import run", "azr.selfplay imports azr.train"),
+        ("azr.doctor", "import azr.tasks.prime, azr.model", "azr.doctor joins tasks and model"),
+    ],
+)
+def test_wrong_edges_are_found(module, source, complaint):
+    packages = {"azr", "azr.tasks", "azr.model", "azr.rollout", "rlvr_kernels"}
+    others = ("azr.tasks.prime", "azr.model.load", "azr.buffer", "azr.log", "azr.train")
+    sources = {name: (name in packages, "") for name in (*packages, *others)}
+    sources[module] = (module in packages, source)
+    found = wrong_edges(edges(sources))
+    assert len(found) == 1 and found[0].startswith(complaint), found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("azr.advantage", "import torch\nfrom rlvr_kernels import group_normalize"),
+        ("azr.tasks.prime", "import numpy\nfrom azr import modular\nfrom .records import Task"),
+        ("azr.selfplay", "from azr import tasks, model, rollout, buffer, log"),
+        ("azr.evaluate", "from azr.train import run"),
+        ("azr.modelling", "import azr.tasks"),
+        ("rlvr_kernels.loss", "import torch\nfrom . import reference"),
+    ],
+)
+def test_right_edges_pass(module, source):
+    known = ("azr.modular", "azr.tasks", "azr.model", "azr.rollout", "azr.buffer", "azr.log")
+    sources = {name: (False, "") for name in known}
+    assert wrong_edges(edges(sources | {module: (False, source)})) == []
+
+
+def test_cycles_are_found():
+    sources = {
+        "azr": (True, ""),
+        "azr.a": (False, "from azr import b"),
+        "azr.b": (False, "def late():\n    from .c import name"),
+        "azr.c": (False, "import azr.a"),
+        "azr.d": (False, "import azr.a, os"),
+    }
+    assert cycles(edges(sources)) == ["azr.a -> azr.b -> azr.c -> azr.a"]
+    sources["azr.c"] = (False, "import azr")
+    assert cycles(edges(sources)) == []
+
+
+def test_kernels_is_a_plain_folder():
+    # With an __init__.py, `import kernels` in the checkout would shadow a package of that name.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    offenders = []
+    for folder in ("azr", "kernels", "bench", "tests", "examples", "configs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            if any(within(name, ["kernels"]) for name in imported("x", False, text, set())):
+                offenders.append(str(path.relative_to(ROOT)))
+    assert offenders == []
+
+
+def test_every_package_is_listed_for_installation():
+    # setuptools is told the packages by name, so a forgotten one would be missing from a wheel
+    # while the checkout keeps working.
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    in_tree = {module for module, (is_package, _) in tree().items() if is_package}
+    assert in_tree <= set(settings["packages"])
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("azr/**/*.py")}
+    assert folders <= in_tree, "a folder of modules without __init__.py"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, file=sys.stderr)"],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
+
+
+def test_config_imports_no_torch():
+    assert not loaded_by("import azr.config") & {"torch", "transformers"}
+
+
+def test_help_imports_no_torch():
+    code = """
+import runpy, sys
+sys.argv = ["azr.train", "--help"]
+try:
+    runpy.run_module("azr.train", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    assert not loaded_by(code) & {"torch", "transformers"}
