@@ -334,6 +334,7 @@ def _interleave(
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()  # a collection would be charged to whoever happens to run
+    gc.freeze()  # what stands already need not be looked through after every round
     try:
         for round_index in range(warmup + rounds):
             for name in turn_order(list(times_s), round_index):
@@ -349,6 +350,7 @@ def _interleave(
                     times_s[name].append(seconds)
             gc.collect()
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
     return times_s
