@@ -215,6 +215,23 @@ def test_every_package_is_listed_for_installation():
     assert folders <= in_tree, "a folder of modules without __init__.py"
 
 
+def executes_text(source: str) -> set[str]:
+    """The ways in which a source turns text or bytes into running code."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found |= {node.func.id} & {"eval", "exec", "compile", "__import__"}
+    names = imported("x", False, source, set())
+    return found | {name for name in names if within(name, ("pickle", "marshal", "shelve", "dill"))}
+
+
+def test_model_text_cannot_become_code():
+    assert executes_text("import pickle\nx = eval('1')") == {"pickle", "eval"}
+    assert executes_text("model.eval(); torch.compile(f); re.compile('a')") == set()
+    found = {module: executes_text(text) for module, (_, text) in tree().items()}
+    assert {module: names for module, names in found.items() if names} == {}
+
+
 def loaded_by(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter holds after running the code."""
     done = subprocess.run(
