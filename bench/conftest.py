@@ -137,3 +137,5 @@ def pytest_terminal_summary(terminalreporter, config):
     for path in paths:
         record.write(made, path)
         terminalreporter.line(f"record: {path}")
+    if config.getoption("record", False) and made["dirty"]:
+        terminalreporter.line("not to be committed: the tree had uncommitted changes")

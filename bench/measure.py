@@ -150,10 +150,10 @@ class CpuClock:
 class CudaClock:
     """CUDA events on the current stream; the host waits only after the last call of a turn."""
 
-    def __init__(self) -> None:
-        import torch
-
-        self.cuda = torch.cuda
+    def __init__(self, cuda=None) -> None:
+        if cuda is None:
+            from torch import cuda
+        self.cuda = cuda
 
     def _event_pair(self):
         return self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
@@ -187,8 +187,12 @@ class CudaClock:
         return self.cuda.max_memory_allocated() - before
 
 
-def l2_flush(size_bytes: int = 256 << 20) -> Call:
-    """Returns a callable for `before=` that evicts the GPU's L2 cache by writing a large buffer."""
+def l2_flush(size_bytes: int = 512 << 20) -> Call:
+    """Returns a callable for `before=` that evicts the GPU's L2 cache by writing a large buffer.
+
+    The write takes longer than the host needs to queue the timed call behind it, so the events
+    time the device and not the launch.
+    """
     import torch
 
     buffer = torch.empty(size_bytes, dtype=torch.uint8, device="cuda")

@@ -1,6 +1,7 @@
 """The benches' own arithmetic: fair rounds, honest ratios, rows that never vanish."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ from bench.measure import (
     MIN_ROUNDS,
     OURS,
     CpuClock,
+    CudaClock,
     Options,
     Result,
     Row,
     calibrate,
     changed,
+    l2_flush,
     measure,
     quartiles,
     smoke,
@@ -178,6 +181,78 @@ def test_before_runs_once_per_call_and_outside_the_clock():
     assert seconds < 1e-3  # the sum takes several milliseconds
 
 
+class FakeCuda:
+    """The part of torch.cuda that the clock uses, on a device clock of our own (milliseconds)."""
+
+    def __init__(self):
+        self.now_ms = 0.0
+        self.held = 100
+        self.peak = 0
+        self.synchronised = 0
+
+    def Event(self, enable_timing):  # noqa: N802
+        cuda = self
+
+        class Event:
+            def record(self):
+                self.at_ms = cuda.now_ms
+
+            def elapsed_time(self, end):
+                assert cuda.synchronised, "read before the device had finished"
+                return end.at_ms - self.at_ms
+
+        return Event()
+
+    def synchronize(self):
+        self.synchronised += 1
+
+    def work(self, ms):
+        self.now_ms += ms
+
+    def reset_peak_memory_stats(self):
+        self.peak = self.held
+
+    def memory_allocated(self):
+        return self.held
+
+    def max_memory_allocated(self):
+        return self.peak
+
+
+def test_cuda_events_time_the_calls_and_not_what_comes_before():
+    cuda = FakeCuda()
+    clock = CudaClock(cuda)
+    assert clock.time(lambda: cuda.work(2.0), 5, None) == pytest.approx(2e-3)
+    assert cuda.synchronised == 1
+    flush = clock.time(lambda: cuda.work(2.0), 5, lambda: cuda.work(100.0))
+    assert flush == pytest.approx(2e-3)
+    assert cuda.synchronised == 2
+
+    def allocate():
+        cuda.peak += 50
+
+    assert clock.peak_extra_bytes(allocate) == 50
+    options = Options(rounds=3, device="cuda", memory=True, round_s=0.004)
+    peers = {"slow": lambda: cuda.work(6.0)}
+    result = measure("b", "x", lambda: cuda.work(2.0), peers, options, clock)
+    assert (result.ours.loops, result["slow"].loops) == (3, 1)
+    assert result.ratio("slow") == pytest.approx(3.0)
+    assert result.ours.facts == {"peak_extra_bytes": 0}
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_timed_by_its_own_clock():
+    import torch
+
+    small, large = (torch.randn(n, n, device="cuda") for n in (2048, 4096))
+    options = Options(rounds=10, device="cuda", memory=True, before=l2_flush())
+    result = measure(
+        "b", "matmul", lambda: small @ small, {"large": lambda: large @ large}, options
+    )
+    assert result.ratio("large") > 3
+    assert result.ours.facts["peak_extra_bytes"] >= 2048 * 2048 * 4
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match="no option round;.*rounds"):
         changed(Options(), round=3)
@@ -311,8 +386,15 @@ def run_bench(tmp_path):
 
     def run(source, *options):
         (folder / "bench_it.py").write_text(source)
-        command = [sys.executable, "-m", "pytest", "bench/", "-p", "no:cacheprovider", *options]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        plugins = ["-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "bench/", *plugins, *options],
+            cwd=tmp_path,
+            env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # starts in half the time
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         latest = folder / "results" / "latest.json"
         made = json.loads(latest.read_text()) if latest.exists() else None
         return done.returncode, done.stdout + done.stderr, made

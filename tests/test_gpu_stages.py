@@ -190,8 +190,21 @@ def test_the_real_table_holds_at_most_eight_minutes_a_stage():
     assert all(stage.limit_s <= 480 for stage in STAGES)
 
 
-def test_the_probe_answers():
-    assert set(gpu_stages.probe()) >= {"torch", "cuda"}
+def test_the_probe_asks_torch_in_another_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace as N\n"
+        "__version__, version = '2.99', N(cuda='13.0')\n"
+        "cuda = N(is_available=lambda: True, get_device_name=lambda: 'Some GPU',\n"
+        "         get_device_capability=lambda: (9, 0))\n"
+    )
+    seen = gpu_stages.probe()
+    assert (seen["torch"], seen["cuda"], seen["device"]) == ("2.99", True, "Some GPU")
+    assert seen["capability"] == [9, 0]
+    (tmp_path / "torch.py").write_text("raise ImportError('libcuda is missing')")
+    assert gpu_stages.probe()["reason"] == "libcuda is missing"
+    (tmp_path / "torch.py").write_text("raise RuntimeError('driver')")
+    assert gpu_stages.probe()["reason"] == "RuntimeError: driver"
 
 
 def test_the_build_stage_tells_missing_from_broken(tmp_path):
