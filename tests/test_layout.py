@@ -17,13 +17,18 @@ PURE = (
     "azr.keys",
     "azr.modular",
     "azr.modular_kernels",
+    "azr.modular_simd",
     "azr.tasks",
     "azr.reward",
     "azr.advantage",
 )
 DEVICE = ("azr.model", "azr.rollout", "azr.learner")
-SERVICES = ("azr.buffer", "azr.log", "azr.checkpoint")
-JOINERS = ("azr.selfplay", "azr.train", "azr.evaluate")
+SERVICES = (
+    "azr.buffer",
+    "azr.checkpoint",
+    "azr.log",
+)
+JOINERS = ("azr.selfplay", "azr.start", "azr.train", "azr.evaluate")
 PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")
 TENSORS = ("torch", "triton", "transformers", "tokenizers", "safetensors", "rlvr_kernels")
 
