@@ -23,11 +23,7 @@ PURE = (
     "azr.advantage",
 )
 DEVICE = ("azr.model", "azr.rollout", "azr.learner")
-SERVICES = (
-    "azr.buffer",
-    "azr.checkpoint",
-    "azr.log",
-)
+SERVICES = ("azr.buffer", "azr.checkpoint", "azr.log")
 JOINERS = ("azr.selfplay", "azr.start", "azr.train", "azr.evaluate")
 PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")
 TENSORS = ("torch", "triton", "transformers", "tokenizers", "safetensors", "rlvr_kernels")
