@@ -19,7 +19,7 @@ LATEST = RESULTS / "latest.json"
 SCHEMA = 1
 
 PACKAGES = ("torch", "triton", "transformers", "numba", "llvmlite", "numpy")
-PEERS = ("gmpy2", "galois", "liger-kernel", "cut-cross-entropy", "flash-attn", "trl", "vllm")
+PEERS = ("gmpy2", "galois", "liger-kernel", "cut-cross-entropy", "flash-attn", "trl")
 
 
 def _output(*command: str) -> str | None:

@@ -184,6 +184,17 @@ def test_without_a_gpu_nothing_runs_and_nothing_is_claimed(tmp_path, capsys, mon
     assert (results / "record.json").exists()
 
 
+def test_gpu_tests_are_found_without_importing_any(tmp_path):
+    (tmp_path / "tests" / "part").mkdir(parents=True)
+    (tmp_path / "tests" / "test_a.py").write_text("import no_such_module")
+    assert gpu_stages.gpu_tests(tmp_path) == ["tests"]
+    (tmp_path / "tests" / "part" / "test_b.py").write_text("@pytest.mark.gpu")
+    assert gpu_stages.gpu_tests(tmp_path) == ["tests/part/test_b.py"]
+    words = gpu_stages.fill_in("{python} x {gpu_tests} '{results}/a b'", tmp_path)
+    assert words[0] == sys.executable and words[-1] == f"{tmp_path}/a b"
+    assert "tests/test_bench_frame.py" in words
+
+
 def test_the_real_table_holds_at_most_eight_minutes_a_stage():
     names = [stage.name for stage in STAGES]
     assert names == ["build", "tests", "kernels", "rollout", "step", "train-prime"]
