@@ -1,0 +1,522 @@
+"""The whole configuration of a run: frozen dataclasses, TOML files, command-line overrides.
+
+Imports no torch, so that `--help` answers at once. A value comes from the defaults below, then
+from `--config FILE.toml`, then from the command line, the last one winning. The defaults are the
+paper's (arXiv:2505.03335); each preset in `configs/` says in comments where it departs from them.
+"""
+
+import dataclasses
+import difflib
+import importlib.resources
+import tomllib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+DEFAULT_PRESET = "cpu-prime.toml"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field, the value and the fix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Where and how the process runs."""
+
+    name: str = ""
+    """Name in the run directory; empty means the name of the preset."""
+    root: str = "runs"
+    """Folder that holds the run directories."""
+    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 0
+    """Seed of every random stream. Two runs with one seed on one machine are bit-equal."""
+    device: Annotated[Literal["cpu", "cuda"], tyro.conf.arg(aliases=["--device"])] = "cpu"
+    """Where the model lives."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and of the forward pass. bfloat16 is for GPUs; on a CPU it is slower."""
+    threads: int = 1
+    """Torch threads on the CPU. On a shared two-core machine two threads ran 3x slower than one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrimeConfig:
+    """Options of the task family `prime`."""
+
+    max_p: int = 23
+    """Difficulty: the largest number a prime may be. 23 is learned in minutes by a tiny model."""
+    number_tokens: Literal["number", "digit"] = "number"
+    """Tokens of the tiny model: one per integer, or decimal digits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskConfig:
+    """What is proposed and solved."""
+
+    family: Annotated[str, tyro.conf.arg(aliases=["--env"])] = "prime"
+    """Task family: a name registered under the entry point `azr.environments`."""
+    types: tuple[str, ...] = ("deduction", "abduction", "induction")
+    """Task types that take part; a subset is the paper's ablation."""
+    references: int = 6
+    """K: tasks from the buffer shown to the proposer."""
+    style: str = "compact"
+    """How prompts are dressed; the environment names the styles it has."""
+    prime: PrimeConfig = field(default_factory=PrimeConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained."""
+
+    path: Annotated[str, tyro.conf.arg(aliases=["--model"])] = ""
+    """HF model folder or hub id; empty makes a tiny Qwen2 from scratch with the sizes below."""
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    ffn: int = 160
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupConfig:
+    """Format warm-up of a model from scratch: well-formed text, uniformly random answers."""
+
+    steps: int = 100
+    """0 turns it off."""
+    batch_size: int = 256
+    lr: float = 3e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How completions are sampled."""
+
+    temperature: float = 1.0
+    """Temperature of proposals and solutions, and of every log-prob in the loss."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    max_new_tokens: int = 0
+    """0 takes the environment's own length for each role and type."""
+    slots: int = 1024
+    """Completions that are decoded together; bounds the KV cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfPlayConfig:
+    """One step's propose, estimate and solve phases (paper, Algorithm 1)."""
+
+    proposals_per_type: int = 64
+    """B proposals for each task type."""
+    estimate_samples: int = 8
+    """G: solver samples that estimate a valid proposal's solve rate."""
+    estimate_temperature: float = 1.0
+    """Temperature of those samples, always given explicitly: greedy samples would all agree."""
+    solver_tasks_per_type: int = 64
+    """B tasks solved for each type: this step's valid ones first, then drawn from the buffer."""
+    solver_samples_per_task: int = 1
+    """Trained solver samples for each of these tasks."""
+    solver_samples: Literal["fresh", "estimate"] = "fresh"
+    """`fresh`: sample this step's tasks anew (paper). `estimate`: train on the estimate's own
+    samples too, and sample anew only tasks drawn from the buffer."""
+    solve_lag: Literal[0, 1] = 0
+    """0: solve this step's proposals (paper). 1: those of the step before (official code)."""
+    sampling: Literal["uniform", "recency"] = "uniform"
+    """How references and buffer tasks are drawn; `recency` weighs by step of insertion."""
+    roles: Literal["both", "solver", "proposer"] = "both"
+    """Whose samples are trained on. `solver` is the paper's ablation: proposals still come."""
+    buffer_size: int = 16384
+    """Tasks kept for each type; the oldest leave first."""
+    seed_tasks: int = 256
+    """Tasks for each type that fill the buffer before the first update."""
+    seed_source: Literal["model", "environment"] = "model"
+    """Seeds proposed by the model itself without updates (paper), or drawn by the environment."""
+    seed_rounds: int = 50
+    """Rounds after which the environment tops up a buffer that the model could not fill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """Values of the reward table (paper, Eq. 4 to 6)."""
+
+    malformed: float = -1.0
+    """An answer or proposal that does not parse."""
+    wrong: float = -0.5
+    """A well-formed but wrong answer."""
+    invalid_proposal: float = -1.0
+    """A well-formed proposal that is no task. -1 in the paper: validity is part of the format."""
+    zero_learnability: float = 0.0
+    """A valid proposal that is always or never solved: 0 in the paper, -0.5 in official code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Advantage and policy loss."""
+
+    whiten: Literal["sequence", "token"] = "sequence"
+    """Statistics of a (role, type) cell over samples (paper, Eq. 8) or tokens (official code)."""
+    reduction: Literal["token", "seq-mean"] = "token"
+    """Mean over all tokens of the batch, or mean over samples of their token means."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 0.0
+    """Bound on ratio times negative advantage; 0 is off, 3 in official code."""
+    entropy_coef: float = 0.001
+    kl: Literal["none", "k1", "k2", "k3"] = "none"
+    """KL to the frozen start model. k2's gradient is the reverse KL's; k1 has none on average."""
+    kl_coef: float = 0.0
+    tis_cap: float = 2.0
+    """Cap of the truncated importance weight against rollout log-probs; 0 turns it off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule, counted in training steps."""
+
+    lr: float = 1e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    warmup_steps: int = 0
+    decay_start_frac: float = 1.0
+    """Fraction of the steps after which the rate falls linearly; 1 keeps it constant."""
+    final_lr_frac: float = 0.1
+    """Fraction of the rate at the last step, where it decays."""
+    epochs: int = 1
+    """Passes over a step's samples."""
+    minibatches: int = 1
+    """Updates in a pass. With one update a step the ratio is 1 and the clip cannot act."""
+    micro_batch_tokens: int = 16384
+    """Tokens in one forward pass; bounds the activations, changes nothing else."""
+    max_bad_updates: int = 5
+    """Updates in a row with a NaN or Inf that are skipped before the run stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """Evaluation during training, on every distinct task of the family (or a fixed sample)."""
+
+    every: int = 10
+    samples: int = 8
+    """Samples per task at temperature 1, beside the greedy answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What is shown and kept."""
+
+    every: int = 1
+    """Steps between two lines on a terminal that cannot redraw."""
+    plain: bool = False
+    """Plain lines even where the terminal can redraw."""
+    samples: bool = True
+    """Write every task and sample to run.db."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A run of `python -m azr.train`."""
+
+    steps: int = 500
+    """Training steps, as an absolute target."""
+    run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    selfplay: SelfPlayConfig = field(default_factory=SelfPlayConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What `python -m azr.train` was asked to do."""
+
+    config: Config
+    preset: str
+    """File the configuration started from."""
+    dry_run: bool
+    is_default: bool
+    """True where the user gave no argument at all."""
+
+
+def preset_path(name: str) -> Path:
+    """Returns the file meant by `--config name`: a path, or a preset of this package by its name.
+
+    Raises ConfigError naming the presets where there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    presets = _presets_folder()
+    candidate = presets / (path.name if path.suffix else path.name + ".toml")
+    if candidate.is_file() and path.parent.name in ("", "configs"):
+        return candidate
+    known = ", ".join(sorted(p.name for p in presets.glob("*.toml")))
+    raise ConfigError(f"--config {name}: no such file; presets that come with azr: {known}")
+
+
+def _presets_folder() -> Path:
+    try:
+        folder = Path(str(importlib.resources.files("azr.configs")))
+        if any(folder.glob("*.toml")):
+            return folder
+    except ModuleNotFoundError:
+        pass  # run from a checkout, where the presets are not inside the package
+    return Path(__file__).resolve().parent.parent / "configs"
+
+
+def load_toml(path: Path) -> Config:
+    """Returns the configuration in a TOML file over the defaults.
+
+    Raises ConfigError for a file that is no TOML, an unknown key (with the nearest known one) or
+    a value of another type than the field's.
+    """
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return _from_table(Config, table, where="", source=str(path))
+
+
+def _from_table(cls: type, table: dict[str, Any], *, where: str, source: str):
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        name = f"{where}{key}"
+        if key not in hints:
+            raise ConfigError(f"{source}: unknown key {name}{_nearest(name)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{source}: {name} is a table of options, got {value!r}")
+            values[key] = _from_table(hints[key], value, where=f"{name}.", source=source)
+        else:
+            values[key] = _checked(value, hints[key], name, source)
+    return cls(**values)
+
+
+def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        if value in allowed and any(type(value) is type(a) for a in allowed):
+            return value
+        raise ConfigError(f"{source}: {name} must be one of {list(allowed)}, got {value!r}")
+    if origin is tuple:
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ConfigError(f"{source}: {name} must be a list of strings, got {value!r}")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{source}: {name} must be of type {hint.__name__}, got {value!r}")
+    return value
+
+
+def field_names(cls: type = Config, where: str = "") -> list[str]:
+    """Returns the dotted names of all options."""
+    names = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            names += field_names(hint, f"{where}{name}.")
+        else:
+            names.append(where + name)
+    return names
+
+
+def _nearest(name: str) -> str:
+    names = field_names()
+    tails = {n.rsplit(".", 1)[-1]: n for n in names}
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not match:
+        match = [
+            tails[t]
+            for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)
+        ]
+    return f"; did you mean {match[0]}?" if match else "; see --help for the options"
+
+
+def to_toml(config: Any) -> str:
+    """Returns the resolved configuration as TOML text that `load_toml` reads back to itself."""
+    lines: list[str] = []
+
+    def emit(part: Any, where: str) -> None:
+        tables = []
+        for f in dataclasses.fields(part):
+            value = getattr(part, f.name)
+            if dataclasses.is_dataclass(value):
+                tables.append((f"{where}{f.name}", value))
+            else:
+                lines.append(f"{f.name} = {_toml_value(value)}")
+        for name, value in tables:
+            lines.extend(["", f"[{name}]"])
+            emit(value, f"{name}.")
+
+    emit(config, "")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, int):
+        return str(value)
+    raise TypeError(f"no TOML form for {value!r}")
+
+
+def validate(config: Config) -> None:
+    """Checks every range and combination that can be checked without a model.
+
+    Raises ConfigError that names the field, its value and what to do.
+    """
+
+    def need(ok: bool, name: str, rule: str) -> None:
+        if not ok:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            raise ConfigError(f"--{name} {value!r}: {rule}")
+
+    for name in (
+        "steps run.threads model.hidden model.layers model.heads model.kv_heads model.ffn "
+        "warmup.batch_size rollout.slots selfplay.proposals_per_type selfplay.estimate_samples "
+        "selfplay.solver_tasks_per_type selfplay.solver_samples_per_task selfplay.buffer_size "
+        "selfplay.seed_tasks selfplay.seed_rounds optim.epochs optim.minibatches "
+        "optim.micro_batch_tokens optim.max_bad_updates eval.every log.every"
+    ).split():
+        need(_get(config, name) >= 1, name, "must be at least 1")
+    for name in (
+        "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens eval.samples "
+        "optim.warmup_steps optim.weight_decay loss.entropy_coef loss.kl_coef loss.tis_cap"
+    ).split():
+        need(_get(config, name) >= 0, name, "must not be negative")
+    for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):
+        need(0 < _get(config, name) < float("inf"), name, "must be above 0")
+    for name in ("rollout.temperature", "selfplay.estimate_temperature"):
+        need(
+            0 < _get(config, name) < float("inf"),
+            name,
+            "must be above 0: training samples from the policy (greedy answers belong to eval)",
+        )
+    for name in ("optim.beta1", "optim.beta2"):
+        need(0 <= _get(config, name) < 1, name, "must be in [0, 1)")
+    for name in ("optim.decay_start_frac", "optim.final_lr_frac"):
+        need(0 <= _get(config, name) <= 1, name, "must be in [0, 1]")
+    need(0 < config.rollout.top_p <= 1, "rollout.top_p", "must be in (0, 1]; 1 is off")
+    need(0 <= config.rollout.min_p < 1, "rollout.min_p", "must be in [0, 1); 0 is off")
+    need(0 <= config.loss.clip_low < 1, "loss.clip_low", "must be in [0, 1)")
+    need(config.loss.clip_high >= 0, "loss.clip_high", "must not be negative")
+    need(
+        config.loss.dual_clip == 0 or config.loss.dual_clip > 1,
+        "loss.dual_clip",
+        "must be above 1, or 0 for off",
+    )
+    need(
+        (config.loss.kl == "none") == (config.loss.kl_coef == 0),
+        "loss.kl_coef",
+        f"does not go with --loss.kl {config.loss.kl}: set both or neither",
+    )
+    truncated = config.rollout.top_p < 1 or config.rollout.top_k > 0 or config.rollout.min_p > 0
+    need(
+        not truncated or config.loss.tis_cap > 0,
+        "loss.tis_cap",
+        "truncated sampling (top-p, top-k, min-p) needs the mismatch correction: give a cap, say 2",
+    )
+    need(
+        config.selfplay.solver_samples == "fresh" or config.selfplay.solve_lag == 0,
+        "selfplay.solve_lag",
+        "the estimate's samples are this step's: use --selfplay.solver-samples fresh with a lag",
+    )
+    need(
+        config.selfplay.solver_samples == "fresh"
+        or config.selfplay.estimate_temperature == config.rollout.temperature,
+        "selfplay.estimate_temperature",
+        "must equal --rollout.temperature where the estimate's samples are trained on",
+    )
+    need(
+        config.selfplay.seed_tasks <= config.selfplay.buffer_size,
+        "selfplay.seed_tasks",
+        "must fit in --selfplay.buffer-size",
+    )
+    need(len(config.task.types) > 0, "task.types", "needs at least one task type")
+    need(len(set(config.task.types)) == len(config.task.types), "task.types", "names a type twice")
+    model = config.model
+    need(model.hidden % model.heads == 0, "model.hidden", "must be a multiple of --model.heads")
+    need(model.heads % model.kv_heads == 0, "model.heads", "must be a multiple of model.kv_heads")
+    need((model.hidden // model.heads) % 2 == 0, "model.hidden", "needs an even size per head")
+
+
+def _get(config: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        config = getattr(config, part)
+    return config
+
+
+USAGE = """Absolute Zero self-play: one model proposes tasks and learns to solve them.
+
+With no argument: a tiny model teaches itself modular inverses on the CPU in minutes.
+  --config FILE.toml   start from a preset (configs/*.toml) or from a file of yours
+  --dry-run            print the resolved configuration and the memory plan, then stop"""
+
+
+def parse_command_line(argv: Sequence[str]) -> CommandLine:
+    """Returns the validated configuration for the arguments of `python -m azr.train`.
+
+    Raises ConfigError for a bad value; leaves through SystemExit(2) for an unknown flag and
+    SystemExit(0) for --help.
+    """
+    rest: list[str] = []
+    preset, dry_run = DEFAULT_PRESET, False
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag == "--config":
+            preset = value if equals else next(arguments, "")
+            if not preset:
+                raise ConfigError("--config needs a TOML file, e.g. --config cpu-prime.toml")
+        elif argument in ("--dry-run", "--dry_run"):
+            dry_run = True
+        else:
+            rest.append(argument)
+    path = preset_path(preset)
+    config = tyro.cli(
+        Config,
+        args=rest,
+        default=load_toml(path),
+        prog="python -m azr.train",
+        description=USAGE,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    if not config.run.name:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=path.stem))
+    validate(config)
+    return CommandLine(config=config, preset=str(path), dry_run=dry_run, is_default=not argv)
+
+
+def differences(config: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Returns (dotted name, value, other value) for every option in which two configs differ."""
+    found: list[tuple[str, Any, Any]] = []
+    for f in dataclasses.fields(config):
+        a, b = getattr(config, f.name), getattr(other, f.name)
+        if dataclasses.is_dataclass(a):
+            found += differences(a, b, f"{where}{f.name}.")
+        elif a != b:
+            found.append((where + f.name, a, b))
+    return found

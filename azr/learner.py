@@ -1,0 +1,306 @@
+"""The update: completions and advantages in, one or several optimiser steps out.
+
+Identical (prompt, response) sequences run through the model once, however often they were sampled;
+the loss still counts every sample. That is exact for any loss, because gradients of the copies add
+up in the gather that repeats the log-probs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rlvr_kernels import linear_token_logprobs, policy_loss
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from azr.config import LossConfig, OptimConfig
+from azr.keys import generator
+from azr.model.attention import arange_positions, head_weight, hidden_states
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """A completion to train on."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    rollout_logprobs: np.ndarray
+    """float32 [len(response_ids)], of the sampling policy at the sampling temperature."""
+    advantage: float
+
+
+class Learner:
+    """Owns the optimiser and the schedule of a model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        *,
+        loss: LossConfig,
+        optim: OptimConfig,
+        temperature: float,
+        total_steps: int,
+        seed: int,
+        pad_id: int,
+    ):
+        """`reference` is the frozen start model of the KL term; None where there is none."""
+        self.model, self.reference = model, reference
+        self.loss_config, self.config = loss, optim
+        self.temperature, self.total_steps, self.seed = temperature, total_steps, seed
+        self.pad_id = pad_id
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.skipped_updates = 0
+        self._bad_in_a_row = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the rate of step 1, 2, ...: a linear ramp, a plateau, a linear decay."""
+        c = self.config
+        ramp = min(1.0, step / c.warmup_steps) if c.warmup_steps else 1.0
+        start = c.decay_start_frac * self.total_steps
+        past = max(0.0, step - start) / max(1.0, self.total_steps - start)
+        return c.lr * ramp * (1 - (1 - c.final_lr_frac) * min(1.0, past))
+
+    def update(self, batch: Sequence[Experience], step: int) -> dict[str, float]:
+        """Trains on the batch; returns metrics named as in docs/metrics.md.
+
+        With one update the ratio is taken against the policy's own detached log-probs, which is
+        exactly 1 and saves a forward pass. With several, the log-probs before the first are
+        computed once. An update whose loss or gradient is not finite changes nothing.
+        """
+        if not batch:
+            return {}
+        rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        updates = self.config.epochs * self.config.minibatches
+        old = self._old_logprobs(batch) if updates > 1 else None
+        totals = _Totals()
+        for epoch in range(self.config.epochs):
+            order = np.arange(len(batch))
+            if self.config.minibatches > 1:
+                order = generator(self.seed, step, "minibatch", epoch).permutation(len(batch))
+            for part in np.array_split(order, self.config.minibatches):
+                if len(part):
+                    self._one_update(batch, part.tolist(), old, totals)
+        return totals.metrics() | {
+            "policy/lr": rate,
+            "policy/skipped_updates": float(self.skipped_updates),
+        }
+
+    def _one_update(
+        self,
+        batch: Sequence[Experience],
+        part: list[int],
+        old: list[Tensor] | None,
+        totals: "_Totals",
+    ) -> None:
+        config = self.loss_config
+        tokens = sum(len(batch[i].response_ids) for i in part)
+        denom = tokens if config.reduction == "token" else len(part)
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = []
+        for micro in self._micro_batches(batch, part):
+            packed = _pack(batch, micro, self.pad_id, head_weight(self.model).device)
+            logprobs, entropy = self._logprobs(self.model, packed, with_entropy=True)
+            if old is None:
+                old_logprobs = logprobs.detach()
+            else:
+                old_logprobs = _stack([old[i] for i in micro], packed.mask.shape[1])
+            reference = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    reference, _ = self._logprobs(self.reference, packed, with_entropy=False)
+            loss, values = policy_loss(
+                logprobs,
+                old_logprobs,
+                packed.advantages[:, None],
+                packed.mask,
+                clip_low=config.clip_low,
+                clip_high=config.clip_high,
+                dual_clip=config.dual_clip or None,
+                ref_logprobs=reference,
+                kl=None if config.kl == "none" else config.kl,
+                kl_coef=config.kl_coef,
+                rollout_logprobs=packed.rollout_logprobs,
+                tis_cap=config.tis_cap or None,
+                reduction=config.reduction,
+                denom=float(denom),
+                entropy=entropy,
+                entropy_coef=config.entropy_coef,
+            )
+            loss.backward()
+            metrics.append(values)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        loss = sum(float(values["loss"]) for values in metrics)
+        if np.isfinite(loss) and bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            self._bad_in_a_row = 0
+        else:
+            self.skipped_updates += 1
+            self._bad_in_a_row += 1
+            if self._bad_in_a_row >= self.config.max_bad_updates:
+                raise TrainingDiverged(
+                    f"{self._bad_in_a_row} updates in a row had a loss of {loss} and a gradient "
+                    f"norm of {float(norm)}; the weights are those before them. Lower --optim.lr "
+                    f"{self.config.lr}, or raise --optim.max-bad-updates"
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        totals.add(metrics, loss, float(norm))
+
+    def _micro_batches(self, batch: Sequence[Experience], part: list[int]) -> list[list[int]]:
+        """Returns the samples in groups of similar length within the token budget."""
+        lengths = {i: len(batch[i].prompt_ids) + len(batch[i].response_ids) for i in part}
+        # Copies of one sequence lie next to each other, so that they meet in one group.
+        order = sorted(part, key=lambda i: (lengths[i], batch[i].prompt_ids, batch[i].response_ids))
+        groups: list[list[int]] = []
+        for i in order:
+            if groups and lengths[i] * (len(groups[-1]) + 1) <= self.config.micro_batch_tokens:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return groups
+
+    def _logprobs(
+        self, model: PreTrainedModel, packed: "_Packed", *, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns log-probs and entropies [n, L] of the response tokens of n samples."""
+        hidden_UTD = hidden_states(model, packed.ids, arange_positions(packed.ids))
+        result = linear_token_logprobs(
+            hidden_UTD[packed.row_of_token, packed.place_of_token],
+            head_weight(model),
+            packed.target_of_token,
+            temperature=self.temperature,
+            return_entropy=with_entropy,
+        )
+        logprobs = result.logprobs[packed.token_of_sample]
+        entropy = result.entropy[packed.token_of_sample] if with_entropy else None
+        return logprobs, entropy
+
+    @torch.no_grad()
+    def _old_logprobs(self, batch: Sequence[Experience]) -> list[Tensor]:
+        old: list[Tensor | None] = [None] * len(batch)
+        for micro in self._micro_batches(batch, list(range(len(batch)))):
+            packed = _pack(batch, micro, self.pad_id, head_weight(self.model).device)
+            logprobs, _ = self._logprobs(self.model, packed, with_entropy=False)
+            for row, i in enumerate(micro):
+                old[i] = logprobs[row, : len(batch[i].response_ids)]
+        return old
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """n samples as U distinct sequences [U, T] and the places of their N response tokens."""
+
+    ids: Tensor
+    row_of_token: Tensor
+    place_of_token: Tensor
+    target_of_token: Tensor
+    token_of_sample: Tensor
+    """[n, L] which of the N tokens stands at each place of a sample's response."""
+    mask: Tensor
+    """[n, L] bool"""
+    rollout_logprobs: Tensor
+    advantages: Tensor
+
+
+def _pack(
+    batch: Sequence[Experience], micro: list[int], pad_id: int, device: torch.device
+) -> _Packed:
+    sequences: dict[tuple, int] = {}
+    samples = [batch[i] for i in micro]
+    row_of_sample = [
+        sequences.setdefault((s.prompt_ids, s.response_ids), len(sequences)) for s in samples
+    ]
+    width = max(len(p) + len(r) for p, r in sequences)
+    ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    starts, rows, places, targets = [], [], [], []
+    for row, (prompt, response) in enumerate(sequences):
+        ids[row, : len(prompt) + len(response)] = prompt + response
+        starts.append(len(rows))
+        rows += [row] * len(response)
+        places += range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        targets += response
+    longest = max(len(s.response_ids) for s in samples)
+    lengths = np.array([len(s.response_ids) for s in samples])
+    steps = np.arange(longest)
+    mask = steps < lengths[:, None]
+    token = np.where(mask, np.array(starts)[row_of_sample][:, None] + steps, 0)
+    rollout = np.zeros((len(samples), longest), dtype=np.float32)
+    rollout[mask] = np.concatenate([s.rollout_logprobs for s in samples])
+
+    def tensor(values, dtype=None) -> Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=dtype).to(device)
+
+    return _Packed(
+        ids=tensor(ids),
+        row_of_token=tensor(rows),
+        place_of_token=tensor(places),
+        target_of_token=tensor(targets),
+        token_of_sample=tensor(token),
+        mask=tensor(mask),
+        rollout_logprobs=tensor(rollout),
+        advantages=tensor([s.advantage for s in samples], torch.float32),
+    )
+
+
+def _stack(rows: list[Tensor], width: int) -> Tensor:
+    return torch.stack([torch.nn.functional.pad(r, (0, width - len(r))) for r in rows])
+
+
+# Names in the log of the loss's own metrics, and how calls combine: token mean, max or min.
+_NAMES = {
+    "pg_loss": ("policy/pg_loss", "mean"),
+    "entropy": ("policy/entropy", "mean"),
+    "kl": ("policy/kl", "mean"),
+    "ratio_mean": ("policy/ratio_mean", "mean"),
+    "ratio_max": ("policy/ratio_max", "max"),
+    "clip_frac": ("policy/clip_ratio", "mean"),
+    "clip_frac_low": ("policy/clip_ratio_low", "mean"),
+    "clip_frac_high": ("policy/clip_ratio_high", "mean"),
+    "dual_clip_frac": ("policy/dual_clip_ratio", "mean"),
+    "mismatch_kl": ("mismatch/kl", "mean"),
+    "tis_max": ("mismatch/ratio_max", "max"),
+    "tis_capped_frac": ("mismatch/capped_frac", "mean"),
+}
+
+
+class _Totals:
+    """Combines the metrics of micro-batches and updates, weighted by their tokens."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, float]] = []
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+
+    def add(self, metrics: list[dict[str, Tensor]], loss: float, norm: float) -> None:
+        self.calls += [{k: float(v) for k, v in values.items()} for values in metrics]
+        self.losses.append(loss)
+        self.norms.append(norm)
+
+    def metrics(self) -> dict[str, float]:
+        weights = np.array([call["tokens"] for call in self.calls])
+        result = {
+            "policy/loss": float(np.mean(self.losses)),
+            "policy/grad_norm": float(np.mean(self.norms)),
+            "policy/updates": float(len(self.losses)),
+            "policy/tokens": float(weights.sum()),
+        }
+        for key, (name, how) in _NAMES.items():
+            if all(key in call for call in self.calls):
+                values = np.array([call[key] for call in self.calls])
+                result[name] = float(
+                    values.max() if how == "max" else np.average(values, weights=weights)
+                )
+        return result

@@ -1,0 +1,5 @@
+"""What a run leaves and shows: run directory, metrics, samples, console, learning curve."""
+
+from azr.log.run_log import RunLog
+
+__all__ = ["RunLog"]

@@ -1,0 +1,267 @@
+"""What a run shows: a banner, a live table or plain lines, and a summary at the end.
+
+Everything that is shown, but for redraws, also goes to log.txt in the run directory.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from azr.accuracy import Accuracy
+from azr.memory import Part, readable
+
+REFRESH_S = 0.25
+PLAIN_WIDTH = 110
+"""Columns of tables where there is no terminal to ask."""
+
+
+class RunConsole:
+    """Shows one run on the terminal, or as plain lines where there is none."""
+
+    def __init__(self, log_path: Path | None, *, plain: bool, every: int):
+        self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
+        self.is_live = self.console.is_terminal and not plain
+        self.every = every
+        self._log = open(log_path, "a", encoding="utf-8") if log_path else None  # noqa: SIM115
+        self._log_console = Console(
+            file=self._log, width=PLAIN_WIDTH, highlight=False, no_color=True
+        )
+        self._live: Live | None = None
+        self._last_refresh = 0.0
+
+    def print(self, *parts: object) -> None:
+        """Prints to the screen and to the log."""
+        self.console.print(*parts)
+        if self._log:
+            self._log_console.print(*parts)
+            self._log.flush()
+
+    def warn(self, message: str) -> None:
+        """Prints a warning: one line that names the cause and the option."""
+        self.print(Text(f"warning: {message}", style="yellow"))
+
+    def close(self) -> None:
+        """Ends the live table and closes the log."""
+        self.stop()
+        if self._log:
+            self._log.close()
+
+    # Before the first step
+
+    def banner(
+        self, version: str, machine: Mapping, facts: list[tuple[str, str]], plan: list[Part]
+    ) -> None:
+        """Prints what runs, on what, and what it will hold in memory."""
+        commit = f" ({machine['commit']})" if machine["commit"] else ""
+        self.print(Text(f"AZR {version}{commit}: Absolute Zero self-play", style="bold"))
+        table = Table.grid(padding=(0, 2))
+        for name, value in facts:
+            table.add_row(Text(name, style="dim"), value)
+        total = sum(part.bytes for part in plan)
+        parts = ", ".join(f"{p.name} {readable(p.bytes)}" for p in plan)
+        table.add_row(Text("memory plan", style="dim"), f"{readable(total)}: {parts}")
+        self.print(table)
+
+    def start_table(self, results: Mapping[tuple[str, str], Accuracy], title: str) -> None:
+        """Prints the sampled accuracy of the start model beside the chance level."""
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+        for column in ("type", "tasks", "chance", "sampled accuracy", "well-formed"):
+            table.add_column(column, justify="left" if column == "type" else "right")
+        for (_, task_type), a in results.items():
+            sampled = f"{a.sampled:.3f} ± {a.sampled_error:.3f}" if a.samples else "not sampled"
+            table.add_row(
+                task_type,
+                str(a.tasks),
+                f"{a.chance:.3f}",
+                sampled,
+                f"{a.sampled_format_rate if a.samples else a.greedy_format_rate:.3f}",
+            )
+        self.print(table)
+
+    # While it runs
+
+    def step(
+        self,
+        step: int,
+        steps: int,
+        elapsed_s: float,
+        eta_s: float,
+        m: Mapping[str, float],
+        accuracy: Mapping[tuple[str, str], Accuracy],
+        types: tuple[str, ...],
+        universe: Mapping[str, int],
+    ) -> None:
+        """Shows a step: redraws the table, or prints a line at every `every` steps."""
+        line = self._line(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
+        is_due = step % self.every == 0 or step == steps or step == 1
+        if self._log and is_due:
+            self._log_console.print(line, soft_wrap=True)
+            self._log.flush()
+        if not self.is_live:
+            if is_due:
+                self.console.print(line, soft_wrap=True)
+            return
+        now = time.monotonic()
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, transient=False)
+            self._live.start()
+        if now - self._last_refresh >= REFRESH_S or step == steps:
+            self._last_refresh = now
+            table = self._table(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
+            self._live.update(table, refresh=True)
+
+    def stop(self) -> None:
+        """Leaves the live table standing and goes back to plain printing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _line(self, step, steps, elapsed_s, eta_s, m, accuracy, types, universe) -> str:
+        parts = []
+        for name, split in (("acc", "train"), ("held", "heldout")):
+            values = [
+                _mean([a.greedy for (s, t), a in accuracy.items() if t == ty and _in(s, split)])
+                for ty in types
+            ]
+            parts.append(f"{name} " + "/".join(_share(v) for v in values))
+        parts.append("valid " + _share(_mean([m[f"propose/{t}/valid_rate"] for t in types])))
+        parts.append("learn " + _share(_mean([m[f"propose/{t}/learnability"] for t in types])))
+        parts.append(f"distinct {_distinct(m)}")
+        parts.append("buffer " + "/".join(_of(m, t, universe) for t in types))
+        parts.append("fmt " + _share(_mean([m[f"solve/{t}/format_rate"] for t in types])))
+        parts.append(f"H {m.get('policy/entropy', float('nan')):.2f}")
+        parts.append(f"{m['perf/gen_tok_s'] / 1000:.1f}k tok/s")
+        parts.append(_split(m))
+        return f"step {step}/{steps} {_clock(elapsed_s)} ETA {_clock(eta_s)} | " + " | ".join(parts)
+
+    def _table(self, step, steps, elapsed_s, eta_s, m, accuracy, types, universe) -> Group:
+        head = Table.grid(padding=(0, 1))
+        head.add_row(
+            Text(f"step {step}/{steps}", style="bold"),
+            ProgressBar(total=steps, completed=step, width=28),
+            f"{_clock(elapsed_s)}, ETA {_clock(eta_s)}",
+            Text(_phase(m, accuracy, types), style="dim"),
+        )
+        table = Table(box=None, padding=(0, 2))
+        columns = (
+            "type", "greedy", "sampled", "chance", "held out",
+            "well-formed", "valid", "learnability", "buffer", "new",
+        )  # fmt: skip
+        for column in columns:
+            table.add_column(column, justify="left" if column == "type" else "right")
+        for t in types:
+            train = accuracy.get(("train", t))
+            held = [a.greedy for (s, ty), a in accuracy.items() if ty == t and s != "train"]
+            table.add_row(
+                t,
+                Text(_share(train.greedy if train else None), style="bold green"),
+                _share(train.sampled if train else None),
+                _share(train.chance if train else None),
+                _share(_mean(held)),
+                _share(m[f"solve/{t}/format_rate"]),
+                _share(m[f"propose/{t}/valid_rate"]),
+                _share(m[f"propose/{t}/learnability"]),
+                _of(m, t, universe),
+                f"+{m[f'buffer/{t}/new']:.0f}",
+            )
+        foot = Text(
+            f"distinct of the last valid proposals {_distinct(m)}   entropy "
+            f"{m.get('policy/entropy', float('nan')):.2f}   {m['perf/gen_tok_s'] / 1000:.1f}k tok/s"
+            f"   time: {_split(m)}",
+            style="dim",
+        )
+        return Group(head, table, foot)
+
+    # At the end
+
+    def end_table(
+        self,
+        before: Mapping[tuple[str, str], Accuracy],
+        after: Mapping[tuple[str, str], Accuracy],
+    ) -> None:
+        """Prints the accuracy before and after, by split and type."""
+        table = Table(
+            title="Before and after self-play", title_justify="left", box=None, padding=(0, 2)
+        )
+        columns = (
+            "tasks",
+            "type",
+            "n",
+            "chance",
+            "sampled before",
+            "sampled after",
+            "greedy after",
+        )
+        for column in columns:
+            table.add_column(column, justify="left" if column in ("tasks", "type") else "right")
+        for (split, task_type), a in after.items():
+            b = before[split, task_type]
+            table.add_row(
+                split, task_type, str(a.tasks), f"{a.chance:.3f}", _share(b.sampled),
+                _share(a.sampled), Text(_share(a.greedy), style="bold"),
+            )  # fmt: skip
+        self.print(table)
+
+    def proposals(self, rows: list[tuple[str, str, str, str]]) -> None:
+        """Prints some of the last proposals: (type, text, task, solve rate)."""
+        table = Table(
+            title="Five of its last proposals", title_justify="left", box=None, padding=(0, 2)
+        )
+        for column in ("type", "the model wrote", "the task it became", "solve rate then"):
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self.print(table)
+
+
+def _in(split: str, kind: str) -> bool:
+    return (split == "train") == (kind == "train")
+
+
+def _mean(values: list[float]) -> float | None:
+    known = [v for v in values if v == v]
+    return sum(known) / len(known) if known else None
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.2f}"
+
+
+def _of(m: Mapping[str, float], task_type: str, universe: Mapping[str, int]) -> str:
+    size = f"{m[f'buffer/{task_type}/size']:.0f}"
+    return f"{size} of {universe[task_type]}" if task_type in universe else size
+
+
+def _distinct(m: Mapping[str, float]) -> str:
+    return f"{m['propose/distinct_recent']:.0f} of {m['propose/recent']:.0f}"
+
+
+def _split(m: Mapping[str, float]) -> str:
+    total = max(m["time/step_s"], 1e-9)
+    names = ("rollout", "verify", "update", "eval", "other")
+    return " ".join(f"{n} {m[f'time/{n}_s'] / total:.0%}" for n in names)
+
+
+def _phase(m, accuracy, types) -> str:
+    """Returns a word on what a newcomer sees: the first part of a run looks flat."""
+    greedy = _mean([a.greedy for (s, _), a in accuracy.items() if s == "train"]) or 0.0
+    if greedy < 0.35:
+        return "exploring: the proposer learns what a task is"
+    if greedy < 0.9:
+        return "learning"
+    return "nothing left to learn: learnability goes back to 0"
+
+
+def _clock(seconds: float) -> str:
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return f"{seconds // 60}:{seconds % 60:02d}"

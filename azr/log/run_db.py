@@ -1,0 +1,95 @@
+"""run.db: every task and every sample of a run, in SQLite.
+
+    tasks    (id, type, key, step, data)         data is the task as JSON; step 0 are seeds
+    prompts  (id, text)                          each distinct prompt once
+    samples  (id, step, role, type, prompt_id, task_key, text, outcome, reason, solve_rate,
+              reward, advantage, tokens, finish, is_estimate, count)
+
+Samples of a step that agree in everything are one row with their `count`. `outcome` is valid,
+invalid, malformed or held_out for proposals; correct, wrong or malformed for answers. `reward` is
+NULL where a sample enters no statistic.
+"""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE tasks (id INTEGER PRIMARY KEY, type TEXT NOT NULL, key TEXT NOT NULL,
+    step INTEGER NOT NULL, data TEXT NOT NULL);
+CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE samples (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, role TEXT NOT NULL,
+    type TEXT NOT NULL, prompt_id INTEGER NOT NULL REFERENCES prompts(id), task_key TEXT,
+    text TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, solve_rate REAL,
+    reward REAL, advantage REAL, tokens INTEGER NOT NULL, finish TEXT NOT NULL,
+    is_estimate INTEGER NOT NULL, count INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """A row of `samples`, with its prompt as text."""
+
+    role: str
+    type: str
+    prompt: str
+    task_key: str | None
+    text: str
+    outcome: str
+    reason: str
+    solve_rate: float | None
+    reward: float | None
+    advantage: float | None
+    tokens: int
+    finish: str
+    is_estimate: bool
+
+
+class RunDb:
+    """Writes run.db, one transaction a step."""
+
+    def __init__(self, path: Path, to_json: Callable[[object], dict]):
+        self._db = sqlite3.connect(path)
+        # The journal survives a crash of the process; fsync at every step would slow a short step.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.executescript(_SCHEMA)
+        self._to_json = to_json
+        self._prompts: dict[str, int] = {}
+
+    def write(
+        self, step: int, tasks: Iterable[tuple[str, str, object]], samples: Iterable[SampleRow]
+    ) -> None:
+        """Adds the (type, key, task) that entered the buffers, and the samples, of one step."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO tasks (type, key, step, data) VALUES (?, ?, ?, ?)",
+                [(t, key, step, json.dumps(self._to_json(task))) for t, key, task in tasks],
+            )
+            self._db.executemany(
+                "INSERT INTO samples (step, role, type, prompt_id, task_key, text, outcome, reason,"
+                " solve_rate, reward, advantage, tokens, finish, is_estimate, count)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        step, s.role, s.type, self._prompt_id(s.prompt), s.task_key, s.text,
+                        s.outcome, s.reason, s.solve_rate, s.reward, s.advantage, s.tokens,
+                        s.finish, s.is_estimate, count,
+                    )
+                    for s, count in Counter(samples).items()
+                ],
+            )  # fmt: skip
+
+    def _prompt_id(self, text: str) -> int:
+        if text not in self._prompts:
+            cursor = self._db.execute("INSERT INTO prompts (text) VALUES (?)", (text,))
+            self._prompts[text] = cursor.lastrowid
+        return self._prompts[text]
+
+    def close(self) -> None:
+        """Writes everything back into the one file run.db."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()

@@ -1,0 +1,97 @@
+"""The memory plan: what a run will hold, part by part, before anything of it is allocated.
+
+Weights, gradients, optimiser state and KV cache are exact. Activations are an estimate of what
+autograd keeps for one micro-batch; the logits' share is bounded by how the loss head chunks them.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from azr.config import Config, ConfigError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of the plan, and the option that changes it."""
+
+    name: str
+    bytes: int
+    option: str
+
+
+def memory_plan(
+    config: Config, architecture: PretrainedConfig, parameters: int, context_tokens: int
+) -> list[Part]:
+    """Returns the parts; `context_tokens` is the longest prompt with its response."""
+    text = architecture.get_text_config()
+    width = {"float32": 4, "bfloat16": 2}[config.run.dtype]
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    c = config.selfplay
+    types = len(config.task.types)
+    solved = types * (
+        c.proposals_per_type * c.estimate_samples
+        + c.solver_tasks_per_type * c.solver_samples_per_task
+    )
+    rows = min(config.rollout.slots, solved)
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
+    tokens = min(
+        config.optim.micro_batch_tokens, (solved + types * c.proposals_per_type) * context_tokens
+    )
+    # What a decoder layer keeps for its backward: about 12 tensors of the hidden size (norms,
+    # queries, keys, values, attention output, residuals) and 4 of the feed-forward size.
+    per_token = text.num_hidden_layers * (12 * text.hidden_size + 4 * text.intermediate_size)
+    is_reference_kept = config.loss.kl != "none"
+    # Rollout: fp32 logits, fp32 log-probs and two fp64 tensors of the sampler.
+    logits = rows * text.vocab_size * (4 + 4 + 8 + 8)
+    parts = [
+        Part("weights", parameters * width, "--model.path, --run.dtype"),
+        Part("gradients", parameters * width, "--run.dtype"),
+        Part("AdamW moments", 2 * parameters * width, "--run.dtype"),
+        Part("frozen start model", parameters * width * is_reference_kept, "--loss.kl none"),
+        Part("KV cache", rows * context_tokens * cache, "--rollout.slots"),
+        Part("activations, about", tokens * per_token * width, "--optim.micro-batch-tokens"),
+        Part("logits peak, about", logits, "--rollout.slots"),
+    ]
+    return [part for part in parts if part.bytes]
+
+
+def available_bytes(device: str) -> int | None:
+    """Returns the memory that can be had on the device now, None where it cannot be told."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def check_fit(plan: list[Part], available: int | None, device: str) -> None:
+    """Raises ConfigError naming the largest part and its option where the plan does not fit."""
+    total = sum(part.bytes for part in plan)
+    if available is not None and total > available:
+        largest = max(plan, key=lambda part: part.bytes)
+        raise ConfigError(
+            f"the run needs about {readable(total)} on {device}, and {readable(available)} "
+            f"are free; the largest part is {largest.name} ({readable(largest.bytes)}): "
+            f"change {largest.option}"
+        )
+
+
+def readable(count: int) -> str:
+    """Returns a number of bytes as text."""
+    for unit, size in (("GiB", GIB), ("MiB", 2**20)):
+        if count >= size // 10:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"

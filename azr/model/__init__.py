@@ -1,0 +1,1 @@
+"""Models: transformers modules with our attention function, loaded or made from scratch."""

@@ -1,0 +1,172 @@
+"""Models and tokenizers: made from scratch for a family's vocabulary, loaded, and saved."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.utils import logging as transformers_logging
+
+from azr.config import ConfigError, ModelConfig
+from azr.model.attention import use_azr_attention
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+TINY_CONTEXT = 512
+
+
+def make_tokenizer(
+    words: tuple[str, ...], split: Literal["word", "char"]
+) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token per word, an ordinary HF fast tokenizer.
+
+    `split` "word" takes text apart at white space and joins it with one space; "char" takes it
+    apart into single characters and joins it with nothing. A text of known words survives
+    encoding and decoding unchanged. Special tokens never come out of encoding text.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    if len(set(words)) != len(words) or any(w in (PAD, EOS, UNKNOWN) or not w for w in words):
+        raise ValueError("the words of a vocabulary must be distinct, non-empty and not special")
+    vocabulary = {word: i for i, word in enumerate((PAD, EOS, UNKNOWN, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    if split == "word":
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_config(config: ModelConfig, tokens: int) -> Qwen2Config:
+    """Returns the Qwen2 architecture of the tiny model for a vocabulary of `tokens`."""
+    return Qwen2Config(
+        vocab_size=tokens,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        intermediate_size=config.ffn,
+        max_position_embeddings=TINY_CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        use_sliding_window=False,
+    )
+
+
+def make_tiny_model(config: ModelConfig, tokens: int, seed: int) -> Qwen2ForCausalLM:
+    """Returns a fresh Qwen2 in fp32 whose weights are a function of `seed`.
+
+    Linear layers start at a deviation of 0.5 / sqrt(D) (D the hidden size), embeddings at
+    1 / sqrt(D), the layers that write into the residual stream smaller by sqrt(2 * layers).
+    transformers' own 0.02 is meant for wide models.
+    """
+    model = Qwen2ForCausalLM(tiny_config(config, tokens)).float()
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            std = 1 / math.sqrt(config.hidden)
+        elif isinstance(module, nn.Linear):
+            std = 0.5 / math.sqrt(config.hidden)
+            if name.endswith(("o_proj", "down_proj")):
+                std /= math.sqrt(2 * config.layers)
+        else:
+            continue
+        if module is not model.lm_head:  # tied to the embedding
+            with torch.no_grad():
+                module.weight.normal_(0.0, std, generator=generator)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+    use_azr_attention(model)
+    return model
+
+
+def load_architecture(path: str) -> PretrainedConfig:
+    """Returns the configuration of an HF folder or hub id, without its weights.
+
+    Raises ConfigError that says what is missing.
+    """
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_unreadable(path, error)) from error
+
+
+def load_model(
+    path: str, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns (model, tokenizer) of an HF folder or hub id.
+
+    Raises ConfigError for a missing or broken folder, a tokenizer without an end-of-text token,
+    or layers that our attention does not serve.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_unreadable(path, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"--model {path}: its tokenizer has no end-of-text token (eos_token)")
+    try:
+        use_azr_attention(model)
+    except ValueError as error:
+        raise ConfigError(f"--model {path}: {error}") from error
+    return model.to(device), tokenizer
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0]
+    if Path(path).is_dir():
+        return f"--model {path}: not a complete HF model folder: {first_line}"
+    return (
+        f"--model {path}: no such folder, and it cannot be had from the hub (offline?): "
+        f"{first_line}"
+    )
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], path: str) -> None:
+    """Raises ConfigError unless the tokenizer takes each word as one token and gives it back."""
+    for word in words:
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise ConfigError(
+                f"--model {path}: its tokenizer has no token for {word!r}, which prompts of the "
+                "compact style need; use a model that was trained on the same task options"
+            )
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes an HF folder that `AutoModelForCausalLM.from_pretrained` opens.
+
+    The attention implementation is ours, not the model's: it is not part of what is saved.
+    """
+    transformers_logging.disable_progress_bar()  # it would break into the table on the screen
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def parameter_count(config: PretrainedConfig) -> int:
+    """Returns the number of parameters of an architecture, tied weights counted once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())

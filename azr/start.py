@@ -1,0 +1,91 @@
+"""What stands before the first step: device, model, tokenizer, and the memory plan."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from azr.config import Config, ConfigError
+from azr.keys import generator, make_key
+from azr.memory import Part, available_bytes, check_fit, memory_plan
+from azr.model.load import (
+    check_words,
+    load_architecture,
+    load_model,
+    make_tiny_model,
+    make_tokenizer,
+    parameter_count,
+    tiny_config,
+)
+from azr.model.warmup import format_warmup
+from azr.tasks import Environment
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def prepare_device(config: Config) -> torch.device:
+    """Pins the threads and returns the device; raises ConfigError where it is not there."""
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    torch.set_num_threads(config.run.threads)
+    return torch.device(config.run.device)
+
+
+def plan_memory(
+    config: Config, environment: Environment
+) -> tuple[PretrainedConfig, int, list[Part]]:
+    """Returns (architecture, number of parameters, memory plan); raises where it does not fit."""
+    if config.model.path:
+        architecture = load_architecture(config.model.path)
+    else:
+        vocabulary = environment.vocabulary()
+        tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
+        architecture = tiny_config(config.model, len(tokenizer))
+    parameters = parameter_count(architecture)
+    plan = memory_plan(config, architecture, parameters, longest_context(config, environment))
+    check_fit(plan, available_bytes(config.run.device), config.run.device)
+    return architecture, parameters, plan
+
+
+def longest_context(config: Config, environment: Environment) -> int:
+    """Returns the words of the longest prompt with its response, from the family's own rows."""
+    vocabulary = environment.vocabulary()
+    tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
+    rows = environment.warmup_rows(generator("longest-context"), 256)
+    ids = tokenizer([prompt + response for prompt, response in rows])["input_ids"]
+    return max(map(len, ids)) + config.rollout.max_new_tokens + 1
+
+
+def build_model(
+    config: Config, environment: Environment, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns (model, tokenizer): loaded, or made from scratch for the family's vocabulary."""
+    vocabulary = environment.vocabulary()
+    if config.model.path:
+        model, tokenizer = load_model(config.model.path, DTYPES[config.run.dtype], device)
+        check_words(tokenizer, vocabulary.words, config.model.path)
+        return model, tokenizer
+    tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
+    model = make_tiny_model(config.model, len(tokenizer), make_key(config.run.seed, "init") >> 1)
+    return model.to(device=device, dtype=DTYPES[config.run.dtype]), tokenizer
+
+
+def warm_up(
+    config: Config,
+    environment: Environment,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> float:
+    """Teaches a model from scratch the format; returns the last loss in nats per token."""
+
+    def rows(step: int, n: int) -> list[tuple[str, str]]:
+        return environment.warmup_rows(generator(config.run.seed, "warmup", step), n)
+
+    return format_warmup(model, tokenizer, rows, config.warmup, on_step)
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the start model that the KL term refers to."""
+    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,0 +1,150 @@
+"""The protocol of a task family, and how one is found.
+
+A family is a plug-in: a class registered under the entry point group `azr.environments`, built
+from the `task` part of the configuration. It knows no model and no device.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from azr.config import ConfigError, TaskConfig
+from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
+
+# Families of this package, so that a checkout that is not installed finds them as well.
+_BUILT_IN = {"prime": "azr.tasks.prime:PrimeEnvironment"}
+
+MAX_TEXT_CHARS = 65536
+"""No model text longer than this reaches any parser."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The words of a tiny model made for one family.
+
+    `split` says how text falls into words: at white space ("word"), or into single characters
+    ("char", where the space is a word like any other).
+    """
+
+    words: tuple[str, ...]
+    split: Literal["word", "char"]
+
+
+class Environment(Protocol):
+    """What self-play asks of a task family.
+
+    Batched calls return a future whose result is a list in the order of the arguments. Model
+    text never raises: whatever it holds, it becomes a verdict or a grade.
+    """
+
+    task_types: tuple[str, ...]
+    styles: tuple[str, ...]
+    """Ways to dress a prompt; the first one suits the family's own tiny model."""
+
+    def vocabulary(self) -> Vocabulary:
+        """Returns the words of the tiny model."""
+        ...
+
+    def warmup_rows(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
+        """Returns n (prompt, response) pairs, well formed, responses uniformly random."""
+        ...
+
+    def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
+        """Returns at most n distinct training tasks for each type, drawn without a model."""
+        ...
+
+    def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
+        """Returns the prompt that asks for a new task unlike the references."""
+        ...
+
+    def solve_prompt(self, task: Task, style: str) -> str:
+        """Returns the prompt of a task; nothing of the answer is in it."""
+        ...
+
+    def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
+        """Returns how many words of `vocabulary()` a well-formed response has at most."""
+        ...
+
+    def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
+        """Returns the verdicts on proposals."""
+        ...
+
+    def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
+        """Returns the grades of answers."""
+        ...
+
+    def key(self, task: Task) -> str:
+        """Returns a text that two tasks share if, and only if, they are the same task."""
+        ...
+
+    def split(self, task: Task) -> str:
+        """Returns "train", or the name of the hold-out that the task belongs to."""
+        ...
+
+    def splits(self) -> tuple[str, ...]:
+        """Returns the names of all splits, "train" first."""
+        ...
+
+    def eval_tasks(self, split: str, task_type: str) -> list[Task]:
+        """Returns every distinct task of a split, or a fixed sample where they are many."""
+        ...
+
+    def universe_size(self, task_type: str) -> int | None:
+        """Returns the number of distinct training tasks, or None where it is not counted."""
+        ...
+
+    def chance(self, task_type: str, split: str) -> float:
+        """Returns the accuracy of uniformly random well-formed answers on `eval_tasks`."""
+        ...
+
+    def to_json(self, task: Task) -> dict[str, Any]:
+        """Returns a JSON object that `from_json` turns back into an equal task."""
+        ...
+
+    def from_json(self, data: dict[str, Any]) -> Task:
+        """Returns the task of `to_json`; raises ValueError on anything else."""
+        ...
+
+
+def done(result: list) -> Future:
+    """Returns a finished future, for families that check faster than they could schedule."""
+    future: Future = Future()
+    future.set_result(result)
+    return future
+
+
+def load_environment(config: TaskConfig) -> Environment:
+    """Returns the task family that `config.family` names.
+
+    Raises ConfigError where no such family is installed, or it lacks a task type or the style.
+    """
+    points = {p.name: p for p in importlib.metadata.entry_points(group="azr.environments")}
+    if config.family in _BUILT_IN:
+        module, _, name = _BUILT_IN[config.family].partition(":")
+        factory = getattr(importlib.import_module(module), name)
+    elif config.family in points:
+        factory = points[config.family].load()
+    else:
+        known = sorted({*points, *_BUILT_IN})
+        near = difflib.get_close_matches(config.family, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--env {config.family!r}: no such task family; known: {known}{hint}")
+    environment: Environment = factory(config)
+    for task_type in config.types:
+        if task_type not in environment.task_types:
+            raise ConfigError(
+                f"--task.types {task_type!r}: family {config.family!r} has "
+                f"{list(environment.task_types)}"
+            )
+    if config.style not in environment.styles:
+        raise ConfigError(
+            f"--task.style {config.style!r}: family {config.family!r} has "
+            f"{list(environment.styles)}"
+        )
+    return environment

@@ -1,0 +1,54 @@
+"""The records that pass between the self-play loop and a task family."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["correct", "wrong", "malformed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task that an executor has checked: its type, and the family's own record of the rest."""
+
+    type: str
+    problem: Hashable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A proposer's completion, as text, with the tasks its prompt showed."""
+
+    type: str
+    text: str
+    finished: bool
+    """True where the model ended the text itself; False where it ran into the length limit."""
+    references: tuple[Task, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a proposal: a task, or a reason why not."""
+
+    task: Task | None
+    status: Literal["valid", "invalid", "malformed", "held_out"]
+    reason: str = ""
+    """Named reason of a rejection; empty where the proposal is valid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A solver's completion for a task, as text."""
+
+    task: Task
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """What became of an answer."""
+
+    outcome: Outcome
+    reason: str = ""
+    """Named reason where the answer is not correct."""
