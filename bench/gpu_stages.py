@@ -43,8 +43,9 @@ OUTCOMES = {
 class Stage:
     """One stage: its command, what it needs, and the files it leaves in the results folder.
 
-    `{python}`, `{results}` and `{gpu_tests}` in the command are filled in. A stage whose `files` are not all in
-    the tree does not exist (yet). `outputs` ending in .json or .jsonl are merged into the record.
+    `{python}`, `{results}` and `{gpu_tests}` in the command are filled in. A stage whose `files`
+    are not all in the tree does not exist (yet). `outputs` ending in .json or .jsonl are merged
+    into the record.
     """
 
     name: str
