@@ -70,6 +70,12 @@ STAGES = (
         outputs=("build.json",),
     ),
     Stage(
+        name="aot",
+        command="{python} -m rlvr_kernels.report",
+        files=("kernels/rlvr_kernels/report.py",),
+        modules=("torch", "triton"),
+    ),
+    Stage(
         name="tests",
         command=PYTEST + " -m gpu --continue-on-collection-errors {gpu_tests}",
         files=("tests/conftest.py",),
