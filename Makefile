@@ -11,7 +11,7 @@ RESULTS ?= runs/gpu
 PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
 # The checkout is installed in place, so only these files call for another installation.
-NEEDS   := pyproject.toml constraints.txt kernels/pyproject.toml Makefile
+NEEDS   := pyproject.toml constraints.txt kernels/pyproject.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,7 +26,7 @@ train: $(VENV)/.for-train ## teach the tiny model modular inverses (ARGS="--seed
 test: $(VENV)/.for-test ## run the CPU test suite (ARGS="tests/test_layout.py -k ...")
 	@$(PY) -m pytest $(ARGS)
 
-soak: $(VENV)/.for-test ## run the long proofs too
+soak: $(VENV)/.for-test ## run the long proofs only
 	@$(PY) -m pytest -m soak $(ARGS)
 
 bench: $(VENV)/.for-bench ## time every part beside its peers (ARGS=--record keeps the record)
@@ -56,11 +56,11 @@ $(VENV)/.for-train: $(VENV)/.made $(NEEDS)
 
 $(VENV)/.for-test: $(VENV)/.made $(NEEDS)
 	$(INSTALL) -e ".[test]"
-	@touch $@
+	@touch $(VENV)/.for-train $@
 
 $(VENV)/.for-bench: $(VENV)/.made $(NEEDS)
 	$(INSTALL) -e ".[test,bench]"
-	@touch $@
+	@touch $(VENV)/.for-train $(VENV)/.for-test $@
 
 $(VENV)/.for-lint: $(VENV)/.made $(NEEDS)
 	$(INSTALL) ruff
