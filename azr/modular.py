@@ -458,7 +458,8 @@ def sample(
     if not groups[0].size:
         raise ValueError(f"no prime between {first_p} and {max_p}")
     draw = kernels.draw_listed if group is _listed else kernels.draw_tested
-    key = kernels.stream_key(np.uint64(seed))
+    # A jitted function returns uint64 as a Python int, which must not become a signed one.
+    key = np.uint64(kernels.stream_key(np.uint64(seed)))
     dtype = np.int32 if max_p < 2**31 else np.int64
     p, x = np.empty(n, dtype=dtype), np.empty(n, dtype=dtype)
     trivial = np.uint64(bool(exclude_trivial))
