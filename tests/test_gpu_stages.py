@@ -184,6 +184,16 @@ def test_without_a_gpu_nothing_runs_and_nothing_is_claimed(tmp_path, capsys, mon
     assert (results / "record.json").exists()
 
 
+def test_the_training_stage_asks_for_options_that_exist(tmp_path):
+    from azr.config import parse_command_line
+
+    (stage,) = choose(STAGES, ["train-prime"])
+    words = gpu_stages.fill_in(stage.command, tmp_path)
+    config = parse_command_line(words[words.index("azr.train") + 1 :]).config
+    assert (config.run.device, config.run.name) == ("cuda", "gpu-prime")
+    assert config.run.root == f"{tmp_path}/runs"
+
+
 def test_gpu_tests_are_found_without_importing_any(tmp_path):
     (tmp_path / "tests" / "part").mkdir(parents=True)
     (tmp_path / "tests" / "test_a.py").write_text("import no_such_module")
