@@ -33,8 +33,10 @@ class RowCache:
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         shape = (rows, heads, capacity, size)
         self.capacity = capacity
+        # Zeros, not whatever the memory held: a masked score is NaN where the key is NaN, and a
+        # masked value counts 0 times itself, which is NaN for NaN and Inf.
         self.layers = [
-            tuple(torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+            tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
             for _ in range(text.num_hidden_layers)
         ]
         self.lengths_R = torch.zeros(0, dtype=torch.int64, device=device)
