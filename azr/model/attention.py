@@ -15,6 +15,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 NAME = "azr"
 
+ALTERS_LOGITS = (
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+)
+"""Options of transformers configurations that neither `attention_forward` nor the loss applies."""
+
 
 class LayerCache(Protocol):
     """What the attention function asks of a KV cache (see azr.rollout.cache)."""
@@ -64,16 +73,26 @@ def attention_forward(
 def use_azr_attention(model: PreTrainedModel) -> None:
     """Makes `model` attend through `attention_forward`.
 
-    Raises ValueError for a model with sliding-window or chunked layers, by name: those would
-    silently attend to more than they were trained to.
+    Raises ValueError for a model that would silently compute something else here, by name: one
+    with sliding-window or chunked layers, which would attend to more than they were trained to, or
+    one that scales or caps its logits after the head, or its attention scores.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if not kinds:  # families whose layers are all alike name no kinds, only a window
+        window = getattr(config, "sliding_window", None)
+        kinds = {"full_attention" if window is None else "sliding_attention"}
     if kinds != {"full_attention"}:
         raise ValueError(
             f"{config.model_type}: layers of kind {sorted(kinds - {'full_attention'})} are not "
             "supported; use a model whose layers all have full attention"
         )
+    for option in ALTERS_LOGITS:
+        if getattr(config, option, None) not in (None, 1):
+            raise ValueError(
+                f"{config.model_type}: {option}={getattr(config, option)} is not supported; use a "
+                "model whose logits are the plain product of hidden state and head"
+            )
     AttentionInterface.register(NAME, attention_forward)
     # No mask is ever built: the cache knows the visible keys, and rows are padded on the right.
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
