@@ -33,7 +33,8 @@ def make_tokenizer(
 
     `split` "word" takes text apart at white space and joins it with one space; "char" takes it
     apart into single characters and joins it with nothing. A text of known words survives
-    encoding and decoding unchanged. Special tokens never come out of encoding text.
+    encoding and decoding unchanged. No text encodes to padding or end of text, their names
+    included: what is no known word becomes the unknown token.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -42,15 +43,21 @@ def make_tokenizer(
     vocabulary = {word: i for i, word in enumerate((PAD, EOS, UNKNOWN, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     if split == "word":
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        # A special token's name, standing alone, would be looked up as a word: it is broken in two.
+        names = "|".join(name[1:] for name in (PAD, EOS, UNKNOWN))
+        broken = pre_tokenizers.Split(Regex(f"<(?={names})"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), broken]
+        )
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,
+        split_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
 
