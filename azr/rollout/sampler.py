@@ -50,7 +50,8 @@ def uniforms(keys_R: Tensor, positions_R: Tensor) -> Tensor:
     z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
     z = z ^ _shift_right(z, 31)
-    return (_shift_right(z, 11).to(torch.float64) + 0.5) * 2.0**-53
+    # 52 bits: with 53 the half would round the largest number up to 1.
+    return (_shift_right(z, 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
 @dataclass(slots=True)
