@@ -33,8 +33,11 @@ def task_relative_advantages(
 
     Eq. 8, arXiv:2505.03335: A = (r - mean) / std with the statistics of the sample's own cell,
     unbiased variance. `weighting="token"` counts a sample once per response token (`lengths` [N]),
-    as the official code does: long responses then dominate the statistics.
+    as the official code does: long responses then dominate the statistics. Raises ValueError for
+    an empty response, which would have no place among the tokens.
     """
+    if bool((lengths < 1).any()):
+        raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}")
     rewards = rewards.to(torch.float32)
     # Whitening over tokens is whitening over samples repeated by their lengths: one function.
     repeats = lengths if weighting == "token" else torch.ones_like(lengths)
