@@ -42,8 +42,8 @@ lint: $(VENV)/.for-lint ## check style
 gpu: ## run the stages for a GPU machine (STAGES="tests kernels" PYTHON=python3 RESULTS=dir)
 	@$(PYTHON) -m bench.gpu_stages --results "$(RESULTS)" $(STAGES)
 
-kernels-report: $(VENV)/.for-train ## print which kernel backend runs on which device, and why
-	@$(PY) -m rlvr_kernels
+kernels-report: $(VENV)/.for-test ## compile the shipped kernels ahead of time and print their machine code's table
+	@$(PY) -m rlvr_kernels.report $(ARGS)
 
 clean: ## remove the virtual environment, build products and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info
