@@ -2,6 +2,7 @@
 
     token_logprobs         log-probs, entropy and log-sum-exp of chosen tokens from logits
     linear_token_logprobs  the same from hidden states and the lm_head, never holding the logits
+    linear_token_logprob_partials, combine_partials   the same over a split vocabulary
     group_statistics       mean, deviation and count per group of rewards
     group_normalize        advantages whitened inside each group
     policy_loss            the clipped REINFORCE++ / PPO token loss with its metrics
@@ -17,13 +18,16 @@ from .groups import GroupStatistics, group_normalize, group_statistics
 from .linear_logprob import linear_token_logprobs
 from .logprob import TokenLogprobs, token_logprobs
 from .loss import policy_loss
+from .vocab_parallel import combine_partials, linear_token_logprob_partials
 
 __all__ = [
     "GroupStatistics",
     "TokenLogprobs",
+    "combine_partials",
     "doctor",
     "group_normalize",
     "group_statistics",
+    "linear_token_logprob_partials",
     "linear_token_logprobs",
     "policy_loss",
     "reference",

@@ -1,10 +1,12 @@
 """The clipped policy loss of REINFORCE++ / PPO over tokens, and its metrics in the same pass."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from . import reference
-from .backend import BACKENDS
+from .backend import resolve
 from .checks import (
     check_choice,
     check_device,
@@ -14,6 +16,8 @@ from .checks import (
     check_shape,
 )
 from .groups import GroupStatistics
+
+_RECORD = 32  # length of the kernel's record of metrics
 
 
 def policy_loss(
@@ -93,7 +97,6 @@ def policy_loss(
     _check(logprobs, old_logprobs, advantages, mask, ref_logprobs, rollout_logprobs, entropy)
     check_choice("kl", kl, (None, "k1", "k2", "k3"))
     check_choice("reduction", reduction, ("token", "seq-mean", "sum"))
-    check_choice("backend", backend, BACKENDS)
     check_positive("log_ratio_clamp", log_ratio_clamp)
     if not 0 <= clip_low <= 1 or clip_high < 0:
         raise ValueError(
@@ -117,27 +120,142 @@ def policy_loss(
         check_expandable("group_ids", group_ids, tuple(logprobs.shape), "logprobs")
     if reduction == "sum" and denom is not None:
         raise ValueError(f"denom: expected None with reduction='sum'; got {denom}")
-    return reference.policy_loss(
-        logprobs,
-        old_logprobs,
-        advantages,
-        mask,
+    options = dict(
         clip_low=clip_low,
         clip_high=clip_high,
         dual_clip=dual_clip,
-        ref_logprobs=ref_logprobs,
-        kl=kl,
         kl_coef=kl_coef,
-        rollout_logprobs=rollout_logprobs,
         tis_cap=tis_cap,
-        group_ids=group_ids,
-        group_stats=group_stats,
-        reduction=reduction,
-        denom=denom,
-        entropy=entropy,
         entropy_coef=entropy_coef,
         log_ratio_clamp=log_ratio_clamp,
     )
+    if resolve(backend, logprobs.device) == "torch":
+        return reference.policy_loss(
+            logprobs,
+            old_logprobs,
+            advantages,
+            mask,
+            ref_logprobs=ref_logprobs,
+            kl=kl,
+            rollout_logprobs=rollout_logprobs,
+            group_ids=group_ids,
+            group_stats=group_stats,
+            reduction=reduction,
+            denom=denom,
+            entropy=entropy,
+            **options,
+        )
+    denom_tensor = denom if isinstance(denom, Tensor) else None
+    options["denom"] = None if denom_tensor is not None or denom is None else float(denom)
+    names = list(options)
+    values = [math.nan if options[name] is None else float(options[name]) for name in names]
+    loss, _, record, _, _ = fused_policy_loss(
+        logprobs, old_logprobs, advantages, mask, ref_logprobs, rollout_logprobs, entropy,
+        group_ids, list(group_stats or ()), denom_tensor, values, kl, reduction,
+    )  # fmt: skip
+    return loss, _metrics(record, ref_logprobs, rollout_logprobs, entropy, reduction)
+
+
+# The order of the numbers that the op takes as one list; NaN stands for None.
+_OPTIONS = (
+    "clip_low",
+    "clip_high",
+    "dual_clip",
+    "kl_coef",
+    "tis_cap",
+    "entropy_coef",
+    "log_ratio_clamp",
+    "denom",
+)
+
+
+@torch.library.custom_op("rlvr_kernels::policy_loss", mutates_args=())
+def fused_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    ref_logprobs: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    entropy: Tensor | None,
+    group_ids: Tensor | None,
+    group_stats: list[Tensor],
+    denom: Tensor | None,
+    options: list[float],
+    kl: str | None,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, scale, record of metrics, d_logprobs, d_entropy or [0]) by the Triton kernels."""
+    from . import loss_triton
+
+    named = {
+        name: None if math.isnan(value) else value
+        for name, value in zip(_OPTIONS, options, strict=True)
+    }
+    return loss_triton.forward(
+        logprobs, old_logprobs, advantages, mask, ref_logprobs, rollout_logprobs, entropy,
+        group_ids, group_stats, denom, named, kl, reduction,
+    )  # fmt: skip
+
+
+@fused_policy_loss.register_fake
+def _(logprobs, old, advantages, mask, ref, rollout, entropy, *rest):
+    scalar = logprobs.new_empty(())
+    d_logprobs = torch.empty(logprobs.shape, dtype=torch.float32, device=logprobs.device)
+    d_entropy = scalar.new_empty(0) if entropy is None else torch.empty_like(d_logprobs)
+    return scalar, torch.empty_like(scalar), scalar.new_empty(_RECORD), d_logprobs, d_entropy
+
+
+@torch.library.custom_op("rlvr_kernels::policy_loss_backward", mutates_args=())
+def fused_policy_loss_backward(
+    upstream: Tensor, scale: Tensor, d_logprobs: Tensor, d_entropy: Tensor
+) -> tuple[Tensor, Tensor]:
+    from . import loss_triton
+
+    return loss_triton.backward(upstream, scale, d_logprobs, d_entropy)
+
+
+@fused_policy_loss_backward.register_fake
+def _(upstream, scale, d_logprobs, d_entropy):
+    return torch.empty_like(d_logprobs), torch.empty_like(d_entropy)
+
+
+def _save(ctx, inputs, output) -> None:
+    _, scale, _, d_logprobs, d_entropy = output
+    ctx.has_entropy = inputs[6] is not None
+    ctx.n_stats = len(inputs[8])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(scale, d_logprobs, d_entropy)
+
+
+def _gradient(ctx, upstream, *_):
+    inputs: list[object] = [None] * 13
+    inputs[8] = [None] * ctx.n_stats
+    if upstream is not None:
+        grad, entropy_grad = fused_policy_loss_backward(upstream, *ctx.saved_tensors)
+        inputs[0] = grad
+        inputs[6] = entropy_grad if ctx.has_entropy else None
+    return tuple(inputs)
+
+
+fused_policy_loss.register_autograd(_gradient, setup_context=_save)
+
+
+def _metrics(record, ref_logprobs, rollout_logprobs, entropy, reduction) -> dict[str, Tensor]:
+    """Name the entries of the record: views of one tensor, no launch and no sync."""
+    from .loss_triton import EXTREMES, SUMS
+
+    named = dict(zip(SUMS + EXTREMES, record.detach().unbind(), strict=False))
+    absent = set()
+    if reduction != "seq-mean":
+        absent.add("sequences")
+    if ref_logprobs is None:
+        absent |= {"kl", "kl_penalty"}
+    if entropy is None:
+        absent.add("entropy")
+    if rollout_logprobs is None:
+        absent |= {"tis_mean", "tis_max", "tis_capped_frac", "mismatch_kl"}
+    return {name: value for name, value in named.items() if name not in absent}
 
 
 def _check(

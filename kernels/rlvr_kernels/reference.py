@@ -139,7 +139,8 @@ def policy_loss(
     weight = torch.ones_like(adv)
     if rollout_logprobs is not None:
         drift = old - clean(rollout_logprobs).detach()
-        is_ratio = drift.clamp(-log_ratio_clamp, log_ratio_clamp).exp()
+        drift = drift.clamp(-log_ratio_clamp, log_ratio_clamp)
+        is_ratio = drift.exp()
         if tis_cap is not None:
             weight = is_ratio.clamp(max=tis_cap)
     loss = -weight * surrogate
@@ -147,7 +148,7 @@ def policy_loss(
     if ref_logprobs is not None:
         to_ref = clean(ref_logprobs).detach() - logp
         bounded_ref = to_ref.clamp(-log_ratio_clamp, log_ratio_clamp)
-        k3 = bounded_ref.exp() - 1 - bounded_ref
+        k3 = torch.expm1(bounded_ref) - bounded_ref
         penalty = {"k1": -to_ref, "k2": 0.5 * to_ref.square(), "k3": k3, None: k3}[kl]
         if kl is not None:
             loss = loss + kl_coef * penalty
@@ -189,7 +190,7 @@ def policy_loss(
         "clip_frac_low": mean(clipped & (adv < 0)),
         "clip_frac_high": mean(clipped & (adv > 0)),
         "dual_clip_frac": mean(dual),
-        "approx_kl": mean(ratio - 1 - log_ratio),
+        "approx_kl": mean(torch.expm1(log_ratio) - log_ratio),
     }
     if reduction == "seq-mean":
         metrics["sequences"] = units
@@ -203,5 +204,5 @@ def policy_loss(
         metrics["tis_mean"] = mean(is_ratio if tis_cap is None else weight)
         metrics["tis_max"] = extreme(is_ratio, True)
         metrics["tis_capped_frac"] = mean(over)
-        metrics["mismatch_kl"] = mean(is_ratio - 1 - drift.clamp(-log_ratio_clamp, log_ratio_clamp))
+        metrics["mismatch_kl"] = mean(torch.expm1(drift) - drift)
     return value, {name: metric.detach() for name, metric in metrics.items()}

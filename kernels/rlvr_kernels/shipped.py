@@ -1,0 +1,213 @@
+"""The shipped kernels as lists of `aot.Shipped`: what the launchers compile, for every chip."""
+
+from collections.abc import Iterator
+
+from . import linear_logprob_triton as linear
+from . import logprob_triton as row
+from . import loss_triton as loss
+from .aot import CHIPS, Shipped
+from .configs import (
+    LINEAR_DLOGITS,
+    LINEAR_FORWARD,
+    LINEAR_WITH_EPILOGUE,
+    LOSS,
+    ROW_BACKWARD,
+    ROW_FORWARD,
+    TileConfig,
+)
+
+# Names in Triton's signatures, with the bytes of an element.
+DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+def row_kernels() -> Iterator[Shipped]:
+    strides = {
+        "n_vocab": "i32 16",
+        "inner": "i32",
+        "outer_stride": "i64 16",
+        "inner_stride": "i64 16",
+    }
+    for capability in CHIPS:
+        for dtype in DTYPES:
+            data = {"logits_ptr": f"*{dtype}", "ids_ptr": "*i64", "valid_ptr": "*i1"}
+            for with_entropy in (False, True):
+                yield Shipped(
+                    name="row_logprob_fwd",
+                    label="entropy" if with_entropy else "",
+                    kernel=row.row_logprob_fwd_kernel,
+                    capability=capability,
+                    dtype=dtype,
+                    arguments=data
+                    | dict.fromkeys(["logprobs_ptr", "entropy_ptr", "lse_ptr"], "*fp32")
+                    | strides
+                    | {"scale": "fp32"},
+                    constants=dict(
+                        WITH_ENTROPY=with_entropy,
+                        BLOCK=ROW_FORWARD.block,
+                        LANE=16 // DTYPES[dtype],
+                        STAGES=ROW_FORWARD.num_stages,
+                    ),
+                    num_warps=ROW_FORWARD.num_warps,
+                    num_stages=3,
+                    elements=ROW_FORWARD.block,
+                )
+                saved = ["logprobs_ptr", "entropy_ptr", "lse_ptr", "g_logprobs_ptr"]
+                absent = {"g_lse_ptr": None}
+                if with_entropy:
+                    saved.append("g_entropy_ptr")
+                else:
+                    absent["g_entropy_ptr"] = None
+                yield Shipped(
+                    name="row_logprob_bwd",
+                    label="entropy" if with_entropy else "",
+                    kernel=row.row_logprob_bwd_kernel,
+                    capability=capability,
+                    dtype=dtype,
+                    arguments=data
+                    | dict.fromkeys(saved, "*fp32")
+                    | {"dlogits_ptr": f"*{dtype}"}
+                    | strides
+                    | {"d_inner": "i32", "d_outer_stride": "i64 16", "d_inner_stride": "i64 16"}
+                    | {"scale": "fp32", "inv_temperature": "fp32"},
+                    constants=absent
+                    | dict(
+                        HAS_LOGPROBS=True,
+                        HAS_ENTROPY=with_entropy,
+                        HAS_LSE=False,
+                        BLOCK=ROW_BACKWARD.block,
+                    ),
+                    num_warps=ROW_BACKWARD.num_warps,
+                    num_stages=3,
+                )
+
+
+# What a call may ask of the tile kernels beside the plain case, and the dtypes it is checked for.
+_VARIANTS = {
+    "": dict(),
+    "H not a multiple": dict(EVEN_K=False),
+    "bias, softcap": dict(HAS_BIAS=True, HAS_CAP=True, EVEN_K=False),
+    "tf32": dict(PRECISION="tf32"),
+}
+_VARIANTS_OF = {
+    "bf16": ["", "H not a multiple", "bias, softcap"],
+    "fp16": [""],
+    "fp32": ["", "tf32"],
+}
+
+
+def linear_kernels() -> Iterator[Shipped]:
+    forward = linear.linear_logprob_fwd_kernel, LINEAR_FORWARD, dict(WITH_ENTROPY=True)
+    dlogits = linear.linear_dlogits_kernel, LINEAR_DLOGITS, dict(GROUP_M=linear.GROUP_M)
+    for capability in CHIPS:
+        for dtype, variants in _VARIANTS_OF.items():
+            for variant in variants:
+                yield _tile_kernel("linear_logprob_fwd", *forward, capability, dtype, variant)
+                yield _tile_kernel("linear_dlogits", *dlogits, capability, dtype, variant)
+        yield Shipped(
+            name="merge_splits",
+            kernel=linear.merge_splits_kernel,
+            capability=capability,
+            dtype="fp32",
+            arguments={
+                "partials_ptr": "*fp32",
+                "ids_ptr": "*i64",
+                "result_ptr": "*fp32",
+                "n_rows": "i32",
+                "n_vocab": "i32",
+                "n_splits": "i32",
+            },
+            constants=dict(FINISH=True, BLOCK=linear.MERGE_BLOCK),
+            num_warps=4,
+            num_stages=3,
+            needs_wide_loads=False,  # one number a thread
+        )
+
+
+def _tile_kernel(
+    name: str,
+    kernel: object,
+    table: dict[tuple[int, int], TileConfig],
+    own: dict[str, object],
+    capability: int,
+    dtype: str,
+    variant: str,
+) -> Shipped:
+    constants = own | dict(
+        HAS_BIAS=False, HAS_CAP=False, EVEN_K=True, UPCAST=False, PRECISION="ieee"
+    )
+    constants |= _VARIANTS[variant]
+    if constants["HAS_BIAS"]:
+        table = LINEAR_WITH_EPILOGUE
+    else:
+        constants["bias_ptr"] = None
+    tile = table[capability // 10, DTYPES[dtype]]
+    return Shipped(
+        name=name,
+        label=f"{tile.describe()} {variant}".strip(),
+        kernel=kernel,
+        capability=capability,
+        dtype=dtype,
+        arguments=dict.fromkeys(["hidden_ptr", "weight_ptr", "bias_ptr"], f"*{dtype}")
+        | dict.fromkeys(["partials_ptr", "coefficients_ptr"], "*fp32")
+        | dict.fromkeys(["n_vocab", "n_columns", "n_hidden", "split_size"], "i32 16")
+        | dict.fromkeys(["stride_hidden", "stride_weight", "stride_dlogits"], "i32 16")
+        | dict.fromkeys(["scale", "inv_temperature", "cap"], "fp32")
+        | {"ids_ptr": "*i64", "n_rows": "i32", "first_column": "i32 16"}
+        | {"dlogits_ptr": "*fp32" if dtype == "fp16" else f"*{dtype}"},
+        constants=constants
+        | dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        # A float32 product that may not round to TF32 runs outside the tensor cores.
+        needs_tensor_cores=dtype != "fp32" or variant == "tf32",
+    )
+
+
+def loss_kernels() -> Iterator[Shipped]:
+    pointers = [
+        *("logprobs_ptr", "old_ptr", "advantages_ptr", "ref_ptr", "rollout_ptr", "entropy_ptr"),
+        *("group_mean_ptr", "group_std_ptr", "group_count_ptr"),
+        *("d_logprobs_ptr", "d_entropy_ptr", "records_ptr", "denom_ptr"),
+        *("loss_ptr", "scale_ptr", "metrics_ptr", "upstream_ptr"),
+        *("logprobs_grad_ptr", "entropy_grad_ptr"),
+    ]
+    sizes = ["n_tokens", "row_size", "advantage_span", "group_span", "n_groups", "n_records"]
+    numbers = [
+        *("clip_low", "clip_high", "dual_clip", "kl_coef", "tis_cap", "entropy_coef"),
+        *("limit", "group_eps", "denom"),
+    ]
+    arguments = (
+        dict.fromkeys(pointers, "*fp32")
+        | dict.fromkeys(sizes, "i32")
+        | dict.fromkeys(numbers, "fp32")
+        | {"mask_ptr": "*i1", "group_ids_ptr": "*i64", "n_tokens": "i32 16"}
+    )
+    every = dict.fromkeys(
+        ["HAS_REF", "HAS_ROLLOUT", "HAS_TIS", "HAS_ENTROPY", "HAS_DUAL", "HAS_GROUPS"], True
+    )
+    for capability in CHIPS:
+        for name, kernel, constants, label in (
+            ("policy_loss", loss.policy_loss_kernel, every | dict(KL=2, SEQ_MEAN=False), "token"),
+            ("policy_loss", loss.policy_loss_kernel, every | dict(KL=3, SEQ_MEAN=True), "seq-mean"),
+            (
+                "policy_reduce",
+                loss.policy_reduce_kernel,
+                dict(DENOM=loss.DENOM_TENSOR.value, SEQ_MEAN=False),
+                "",
+            ),
+            ("policy_scale", loss.scale_kernel, dict(HAS_ENTROPY=True), ""),
+        ):
+            block = loss.REDUCE_BLOCK if name == "policy_reduce" else LOSS.block
+            yield Shipped(
+                name=name,
+                label=label,
+                kernel=kernel,
+                capability=capability,
+                dtype="fp32",
+                arguments=arguments,
+                constants=constants | {"BLOCK": block},
+                num_warps=LOSS.num_warps,
+                num_stages=3,
+                # Loads per sequence start anywhere, and the kernel is bound by its launch.
+                needs_wide_loads=False,
+            )
