@@ -336,14 +336,16 @@ def field_names(cls: type = Config, where: str = "") -> list[str]:
 
 def _nearest(name: str) -> str:
     names = field_names()
-    tails = {n.rsplit(".", 1)[-1]: n for n in names}
-    match = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not match:
-        match = [
-            tails[t]
-            for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)
-        ]
-    return f"; did you mean {match[0]}?" if match else "; see --help for the options"
+    # Of several options with one last word the shortest name is meant: steps, not warmup.steps.
+    by_tail = {n.rsplit(".", 1)[-1]: n for n in sorted(names, key=len, reverse=True)}
+    tail = name.rsplit(".", 1)[-1]
+    if tail in by_tail:
+        return f"; did you mean {by_tail[tail]}?"
+    for wanted, known in ((name, names), (tail, by_tail)):
+        match = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+        if match:
+            return f"; did you mean {by_tail.get(match[0], match[0])}?"
+    return "; see --help for the options"
 
 
 def to_toml(config: Any) -> str:
@@ -371,7 +373,7 @@ def _toml_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+        return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
     if isinstance(value, float):

@@ -16,6 +16,7 @@ from rich.text import Text
 from azr.accuracy import Accuracy
 from azr.memory import Part, readable
 
+PHASES = ("rollout", "verify", "update", "eval", "other")
 REFRESH_S = 0.25
 PLAIN_WIDTH = 110
 """Columns of tables where there is no terminal to ask."""
@@ -36,6 +37,8 @@ class RunConsole:
         )
         self._live: Live | None = None
         self._last_refresh = 0.0
+        self._spent: dict[str, float] = {}
+        """Seconds by phase since the last line or redraw."""
 
     def print(self, *parts: object) -> None:
         """Prints to the screen and to the log."""
@@ -100,14 +103,17 @@ class RunConsole:
         universe: Mapping[str, int],
     ) -> None:
         """Shows a step: redraws the table, or prints a line at every `every` steps."""
-        line = self._line(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
-        is_due = step % self.every == 0 or step == steps or step == 1
-        if self._log and is_due:
-            self._log_console.print(line, soft_wrap=True)
-            self._log.flush()
-        if not self.is_live:
-            if is_due:
+        for name in (*PHASES, "step"):
+            self._spent[name] = self._spent.get(name, 0.0) + m[f"time/{name}_s"]
+        if step % self.every == 0 or step in (1, steps):
+            line = self._line(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
+            self._spent = {}
+            if self._log:
+                self._log_console.print(line, soft_wrap=True)
+                self._log.flush()
+            if not self.is_live:
                 self.console.print(line, soft_wrap=True)
+        if not self.is_live:
             return
         now = time.monotonic()
         if self._live is None:
@@ -139,7 +145,7 @@ class RunConsole:
         parts.append("fmt " + _share(_mean([m[f"solve/{t}/format_rate"] for t in types])))
         parts.append(f"H {m.get('policy/entropy', float('nan')):.2f}")
         parts.append(f"{m['perf/gen_tok_s'] / 1000:.1f}k tok/s")
-        parts.append(_split(m))
+        parts.append(self._split())
         return f"step {step}/{steps} {_clock(elapsed_s)} ETA {_clock(eta_s)} | " + " | ".join(parts)
 
     def _table(self, step, steps, elapsed_s, eta_s, m, accuracy, types, universe) -> Group:
@@ -175,10 +181,14 @@ class RunConsole:
         foot = Text(
             f"distinct of the last valid proposals {_distinct(m)}   entropy "
             f"{m.get('policy/entropy', float('nan')):.2f}   {m['perf/gen_tok_s'] / 1000:.1f}k tok/s"
-            f"   time: {_split(m)}",
+            f"   time: {self._split()}",
             style="dim",
         )
         return Group(head, table, foot)
+
+    def _split(self) -> str:
+        total = max(self._spent.get("step", 0.0), 1e-9)
+        return " ".join(f"{name} {self._spent.get(name, 0.0) / total:.0%}" for name in PHASES)
 
     # At the end
 
@@ -242,12 +252,6 @@ def _of(m: Mapping[str, float], task_type: str, universe: Mapping[str, int]) -> 
 
 def _distinct(m: Mapping[str, float]) -> str:
     return f"{m['propose/distinct_recent']:.0f} of {m['propose/recent']:.0f}"
-
-
-def _split(m: Mapping[str, float]) -> str:
-    total = max(m["time/step_s"], 1e-9)
-    names = ("rollout", "verify", "update", "eval", "other")
-    return " ".join(f"{n} {m[f'time/{n}_s'] / total:.0%}" for n in names)
 
 
 def _phase(m, accuracy, types) -> str:

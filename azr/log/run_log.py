@@ -74,7 +74,7 @@ class RunLog:
     ) -> None:
         """Records the tasks that entered the buffers, and the samples, of a step."""
         rows = list(samples)
-        valid = [r for r in rows if r.outcome == "valid"]
+        valid = [r for r in rows if r.outcome == "valid" and r.solve_rate is not None]
         self._proposals = (self._proposals + valid)[-200:]
         if self._db:
             self._db.write(step, tasks, rows)

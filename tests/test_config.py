@@ -1,0 +1,192 @@
+"""Configuration: presets, overrides, and errors that name the field, the value and the fix."""
+
+import dataclasses
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from azr.config import (
+    Config,
+    ConfigError,
+    LossConfig,
+    RunConfig,
+    differences,
+    field_names,
+    load_toml,
+    parse_command_line,
+    preset_path,
+    to_toml,
+    validate,
+)
+
+PRESETS = sorted(preset_path("cpu-prime.toml").parent.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.name)
+def test_every_preset_is_valid_and_survives_a_round_trip(path, tmp_path):
+    config = load_toml(path)
+    validate(config)
+    copy = tmp_path / "config.toml"
+    copy.write_text(to_toml(config))
+    assert load_toml(copy) == config
+
+
+@given(st.text(max_size=20), st.integers(0, 2**62), st.floats(0, 1e300), st.booleans())
+def test_any_value_survives_toml(tmp_path_factory, name, seed, coefficient, flag):
+    config = dataclasses.replace(
+        Config(),
+        run=RunConfig(name=name, seed=seed),
+        loss=LossConfig(entropy_coef=coefficient),
+        log=dataclasses.replace(Config().log, plain=flag),
+    )
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(to_toml(config), encoding="utf-8", newline="")
+    assert load_toml(path) == config
+
+
+def test_no_argument_means_the_cpu_preset():
+    command = parse_command_line([])
+    assert command.is_default and not command.dry_run
+    assert command.config.run.name == "cpu-prime"
+    assert command.config.run.device == "cpu"
+    assert command.config.task.prime.max_p == 23
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('steps = 7\n[optim]\nlr = 1\n[task]\ntypes = ["induction"]\n')
+    command = parse_command_line(["--config", str(file), "--optim.lr", "0.5", "--seed=9"])
+    assert command.config.steps == 7
+    assert command.config.optim.lr == 0.5
+    assert command.config.run.seed == 9
+    assert command.config.task.types == ("induction",)
+    assert command.config.optim.beta1 == Config().optim.beta1
+    assert command.config.run.name == "mine"
+
+
+def test_short_names_are_those_of_the_design():
+    command = parse_command_line(
+        ["--model", "m", "--env", "prime", "--steps", "3", "--seed", "4", "--device", "cuda"]
+    )
+    c = command.config
+    assert (c.model.path, c.task.family, c.steps, c.run.seed, c.run.device) == (
+        "m", "prime", 3, 4, "cuda",
+    )  # fmt: skip
+
+
+def test_a_preset_is_found_by_name_and_a_missing_one_names_the_others():
+    assert preset_path("cpu-prime").name == "cpu-prime.toml"
+    assert preset_path("configs/cpu-prime-31.toml").name == "cpu-prime-31.toml"
+    with pytest.raises(ConfigError, match="no such file; presets.*cpu-prime-31.toml"):
+        preset_path("cpu-prim.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step = 3", r"unknown key step; did you mean steps\?"),
+        ("[optim]\nlrr = 3.0", r"unknown key optim.lrr; did you mean optim.lr\?"),
+        ("[selfplay]\nproposal_per_type = 3", r"did you mean selfplay.proposals_per_type\?"),
+        ("[loss]\nlr = 3.0", r"unknown key loss.lr; did you mean optim.lr\?"),
+        ("[task.prime]\nmaxp = 3", r"unknown key task.prime.maxp; did you mean task.prime.max_p"),
+        ("zzzzzz = 1", "unknown key zzzzzz; see --help"),
+        ("steps = 3.5", "steps must be of type int, got 3.5"),
+        ("steps = true", "steps must be of type int, got True"),
+        ('steps = "3"', "steps must be of type int, got '3'"),
+        ("[log]\nplain = 1", "log.plain must be of type bool, got 1"),
+        ("[loss]\nkl = 'k9'", r"loss.kl must be one of \['none', 'k1', 'k2', 'k3'\], got 'k9'"),
+        ("[selfplay]\nsolve_lag = true", r"solve_lag must be one of \[0, 1\], got True"),
+        ("[task]\ntypes = 'deduction'", "task.types must be a list of strings"),
+        ("optim = 3", "optim is a table of options, got 3"),
+        ("steps = ", "bad.toml: "),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(text, message, tmp_path):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_toml(file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--rollout.temperature", "0"], "--rollout.temperature 0.0: must be above 0"),
+        (["--optim.lr", "nan"], "--optim.lr nan: must be above 0"),
+        (["--rollout.top-p", "1.5"], r"--rollout.top_p 1.5: must be in \(0, 1\]"),
+        (["--rollout.top-k", "5", "--loss.tis-cap", "0"], "needs the mismatch correction"),
+        (["--loss.kl", "none"], "--loss.kl_coef 0.3: does not go with --loss.kl none"),
+        (["--selfplay.solve-lag", "1"], "use --selfplay.solver-samples fresh with a lag"),
+        (["--selfplay.estimate-temperature", "0.5"], "must equal --rollout.temperature"),
+        (["--selfplay.buffer-size", "3"], "must fit in --selfplay.buffer-size"),
+        (["--task.types", "deduction", "deduction"], "names a type twice"),
+        (["--task.types"], "needs at least one task type"),
+        (["--model.heads", "3"], "must be a multiple of"),
+        (["--loss.dual-clip", "0.5"], "must be above 1, or 0 for off"),
+        (["--config"], "--config needs a TOML file"),
+        (["--config", "nowhere.toml"], "nowhere.toml: no such file"),
+    ],
+)
+def test_a_bad_command_line_is_refused_by_name(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_command_line(flags)
+
+
+def test_truncated_sampling_is_allowed_with_the_correction():
+    config = parse_command_line(["--rollout.top-p", "0.9"]).config
+    assert config.rollout.top_p == 0.9 and config.loss.tis_cap == 2.0
+
+
+@pytest.mark.parametrize("flag", ["--optim.lrr", "--sed", "--resume-it"])
+def test_an_unknown_flag_leaves_with_code_2(flag, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_command_line([flag, "3"])
+    assert exit_info.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_an_unknown_flag_names_the_nearest_one(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--optim.lrr", "3"])
+    assert "--optim.lr" in capsys.readouterr().err
+
+
+def test_every_option_has_a_checked_default_and_field_names_list_all():
+    validate(Config())
+    names = field_names()
+    table = tomllib.loads(to_toml(Config()))
+
+    def leaves(part, where=""):
+        for key, value in part.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{where}{key}.")
+            else:
+                yield where + key
+
+    assert sorted(leaves(table)) == sorted(names)
+
+
+def test_differences_name_what_differs():
+    changed = dataclasses.replace(Config(), steps=7, loss=LossConfig(clip_low=0.1))
+    assert differences(changed, Config()) == [("steps", 7, 500), ("loss.clip_low", 0.1, 0.2)]
+
+
+def test_help_needs_no_torch_and_lists_every_option():
+    code = (
+        "import sys; sys.argv = ['azr.train', '--help']\n"
+        "from azr.train import main\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "assert 'torch' not in sys.modules and 'numba' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
+        env={"COLUMNS": "200", "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    for name in field_names():
+        assert f"--{name.replace('_', '-')}" in done.stdout, name
+    assert "--config FILE.toml" in done.stdout and "--dry-run" in done.stdout
