@@ -16,16 +16,18 @@ int64 otherwise; statuses are uint8.
 
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from functools import lru_cache
+from itertools import pairwise
 from math import isqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from azr import modular_kernels as kernels
+from azr import modular_simd as simd
 
 __all__ = [
     "BAD_PROBLEM",
@@ -162,18 +164,28 @@ def _rows(**columns: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
     return shape, flat
 
 
-def _in_parts(kernel, threads: int, *columns: np.ndarray) -> int:
-    """Run kernel on `threads` consecutive parts of the columns; the sum of what it returns."""
-    size = columns[0].size
+def _in_parts(kernel: Callable[..., object], threads: int, *columns: np.ndarray) -> None:
+    """Run kernel on `threads` consecutive parts of the columns, each in its own thread."""
     if threads == 1:
-        return kernel(*columns)
+        kernel(*columns)
+        return
+    size = columns[0].size
     cuts = [size * part // threads for part in range(threads + 1)]
-    parts = [[column[a:b] for column in columns] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [[column[a:b] for column in columns] for a, b in pairwise(cuts)]
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(lambda part: kernel(*part), parts))
+        list(pool.map(lambda part: kernel(*part), parts))
 
 
 # --- inversion ----------------------------------------------------------------------------------
+
+
+def _inversion_kernel(max_p: int) -> Callable[..., object]:
+    """The fastest loop that is proved for moduli up to max_p."""
+    if max_p < simd.SMALL_LIMIT:
+        return simd.invert_small
+    if max_p < simd.MEDIUM_LIMIT:
+        return simd.invert_medium
+    return simd.invert_large
 
 
 def invert(
@@ -199,7 +211,7 @@ def invert(
     threads = _integer("threads", threads, 1, 1024)
     shape, (flat_x, flat_p) = _rows(x=_integers("x", x), p=_integers("p", p))
     dtype = np.dtype(np.int32)
-    bad = np.zeros(flat_x.size, dtype=bool)
+    p_max = 2
     if flat_x.size:
         x_min, _, p_min, p_max, is_reduced = kernels.scan(flat_x, flat_p)
         if x_min < 0 or p_min < 2 or p_max > MAX_P:
@@ -220,8 +232,8 @@ def invert(
         flat_x = flat_x.astype(dtype, copy=False)
         flat_p = flat_p.astype(dtype, copy=False)
     y = np.empty(flat_x.size, dtype=dtype)
-    failures = _in_parts(kernels.invert_scalar, threads, flat_x, flat_p, y) if y.size else 0
-    if failures and check == "raise":
+    _in_parts(_inversion_kernel(p_max), threads, flat_x, flat_p, y)
+    if check == "raise" and y.size and y.min() == 0:
         index = int(np.flatnonzero(y == 0)[0])
         raise NotInvertible(
             f"x[{index}] = {flat_x[index]} has no inverse modulo p[{index}] = {flat_p[index]}"
@@ -265,7 +277,12 @@ def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str
         answer=_integers(answer_name, answer, is_answer=True),
     )
     status = np.empty(flat_p.size, dtype=np.uint8)
-    bad = kernels.verify_pair(flat_p, flat_known, flat_answer, status)
+    if flat_p.dtype == np.int64:
+        bad = kernels.verify_pair(flat_p, flat_known, flat_answer, status)
+    else:
+        kernels.verify_pair_32(flat_p, flat_known, flat_answer, status)
+        is_clean = not status.size or status.max() <= WRONG
+        bad = 0 if is_clean else kernels.mark_bad(flat_p, flat_known, status)
     columns = {"p": flat_p, known_name: flat_known}
     return _finish(shape, status, bad, answer, check, columns)
 
@@ -363,8 +380,18 @@ def is_prime(n: Integers) -> np.ndarray:
     Numbers below 2, negative ones included, are not prime.
     """
     array = _integers("n", n)
-    result = np.empty(array.size, dtype=bool)
-    kernels.is_prime_array(array.reshape(-1), result)
+    flat = array.reshape(-1)
+    result = np.empty(flat.size, dtype=bool)
+    left = np.empty(flat.size + 1, dtype=np.int64)
+    left = left[: kernels.sort_out(flat, result, left)]
+    if left.size:
+        is_narrow = flat.dtype == np.int32 or flat[left].max() < 2**32
+        test = kernels.strong_test_32 if is_narrow else kernels.strong_test_64
+        bases = kernels.BASES_32 if is_narrow else kernels.BASES_64
+        # Base 2 alone first: nearly every composite falls there.
+        count = test(flat, left, left.size, bases[:1])
+        count = test(flat, left, count, bases[1:])
+        result[left[:count]] = True
     return result.reshape(array.shape) if array.ndim else result[0]
 
 
@@ -475,5 +502,5 @@ def sample(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill, range(threads)))
     y = np.empty(n, dtype=dtype)
-    _in_parts(kernels.invert_scalar, threads, x, p, y)
+    _in_parts(_inversion_kernel(max_p), threads, x, p, y)
     return Problems(p, x, y)

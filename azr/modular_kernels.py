@@ -26,7 +26,7 @@ OK, WRONG, OUT_OF_RANGE, NOT_PRIME, UNPARSABLE, BAD_PROBLEM = range(6)
 # error_model="numpy": no hidden branch on a zero divisor inside the loops.
 jit = njit(cache=True, nogil=True, error_model="numpy")
 
-# --- 64-bit words -------------------------------------------------------------------------------
+# --- exact products ------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -49,6 +49,26 @@ def mul_high(a, b):
 @overload(mul_high, inline="always")
 def _mul_high_compiled(a, b):
     return lambda a, b: _mul_high_word(a, b)
+
+
+@intrinsic
+def _fused(typing_context, a, b, c):
+    """a * b + c, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fma(*args)
+
+    return types.float64(types.float64, types.float64, types.float64), codegen
+
+
+def fused(a, b, c):
+    """a * b + c, rounded once, for integral floats; this body is the plain-Python twin."""
+    return float(int(a) * int(b) + int(c))
+
+
+@overload(fused, inline="always")
+def _fused_compiled(a, b, c):
+    return lambda a, b, c: _fused(a, b, c)
 
 
 @jit
@@ -127,10 +147,132 @@ def is_prime_word(n):
 
 
 @jit
-def is_prime_array(n, out):
-    """out[i] (bool) = whether n[i] is prime; negative numbers are not."""
+def sort_out(n, out, left):
+    """out[i] (bool) = whether trial division proves n[i] prime; the open cases go to left.
+
+    Returns how many indices of n the int64 array left then holds: of odd numbers above 37**2
+    without a prime factor up to 37. Negative numbers are not prime.
+    """
+    count = 0
     for i in range(n.size):
-        out[i] = n[i] > 1 and is_prime_word(U64(n[i]))
+        word = U64(max(n[i], 0))
+        is_open = word >= U64(1369)
+        is_prime = word > U64(1)
+        for small in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37):
+            if word % U64(small) == U64(0):
+                is_open = False
+                is_prime = word == U64(small)
+                break
+        out[i] = is_prime and not is_open
+        left[count] = i
+        count += is_open
+    return count
+
+
+LANES = 64
+
+
+_LOW_32 = U64(0xFFFFFFFF)
+
+
+@jit
+def product_32(a, b, n, n_inverse):
+    """a * b / 2**32 mod n, in [0, n), for odd n < 2**32, n_inverse * n = 1 mod 2**32; a, b < n.
+
+    The masks change no value: they let LLVM see 32-bit factors, one SIMD multiplication each.
+    """
+    ab = (a & _LOW_32) * (b & _LOW_32)
+    q = (ab & _LOW_32) * (n_inverse & _LOW_32) & _LOW_32
+    t = np.int64(ab >> U64(32)) - np.int64(q * (n & _LOW_32) >> U64(32))
+    return U64(t + np.int64(n) if t < 0 else t)
+
+
+def _strong_test(word_bits, product):
+    """The strong probable-prime test with Montgomery products of one word size, LANES at once."""
+
+    @jit
+    def strong_test(n, left, count, bases):
+        """Keep in left[:count] the indices i whose n[i] passes for every base; the new count.
+
+        n[i] is odd, above 1 and below 2**32 or 2**63, according to the word. A base that n[i]
+        divides says nothing, and passes.
+        """
+        modulus, inverse = np.ones(LANES, np.uint64), np.ones(LANES, np.uint64)
+        one, exponent = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+        factor, power = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+        # 0 or 1, as wide as what they are compared with
+        passed, passed_all = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+        kept = 0
+        for first in range(0, count, LANES):
+            lanes = min(LANES, count - first)
+            all_bits = low_bits = U64(0)
+            for i in range(lanes):
+                m = U64(n[left[first + i]])
+                modulus[i] = m
+                inverse[i] = inverse_of_odd(m)
+                one[i] = (U64(1) << U64(32)) % m if word_bits == 32 else (U64(0) - m) % m
+                exponent[i] = m - U64(1)
+                all_bits |= m
+                low_bits |= (m - U64(1)) & (U64(1) - m)
+            if word_bits == 32:
+                for i in range(LANES):
+                    inverse[i] &= _LOW_32
+            top = word_bits - 1
+            while (all_bits >> U64(top)) & U64(1) == U64(0):
+                top -= 1
+            passed_all[:] = U64(1)
+            for base in bases:
+                # factor = base * one mod n: the base in Montgomery form.
+                if word_bits == 32:
+                    for i in range(LANES):
+                        factor[i] = base * one[i] % modulus[i]
+                else:
+                    factor[:] = U64(0)
+                    for k in range(31, -1, -1):
+                        add = (base >> U64(k)) & U64(1)
+                        for i in range(LANES):
+                            f = factor[i] + factor[i]
+                            f -= modulus[i] if f >= modulus[i] else U64(0)
+                            f += one[i] if add else U64(0)
+                            f -= modulus[i] if f >= modulus[i] else U64(0)
+                            factor[i] = f
+                for i in range(LANES):
+                    power[i] = one[i]
+                    passed[i] = U64(factor[i] == U64(0))
+                # power = base ** (exponent >> shift), shift falling. The test looks at the
+                # exponents (n - 1) / 2**k, k >= 1: -1 at any of them or 1 at the odd one is a pass.
+                for shift in range(top, 0, -1):
+                    bit = U64(1) << U64(shift)
+                    if base == U64(2):
+                        for i in range(LANES):
+                            square = product(power[i], power[i], modulus[i], inverse[i])
+                            double = square + square
+                            double -= modulus[i] if double >= modulus[i] else U64(0)
+                            power[i] = double if exponent[i] & bit else square
+                    else:
+                        for i in range(LANES):
+                            square = product(power[i], power[i], modulus[i], inverse[i])
+                            times = product(square, factor[i], modulus[i], inverse[i])
+                            power[i] = times if exponent[i] & bit else square
+                    if low_bits >> U64(shift):
+                        for i in range(LANES):
+                            is_odd = exponent[i] & (bit + bit - U64(1)) == bit
+                            is_in_reach = exponent[i] & (bit - U64(1)) == U64(0)
+                            is_minus_one = is_in_reach & (power[i] == modulus[i] - one[i])
+                            is_one = is_odd & (power[i] == one[i])
+                            passed[i] |= U64(1) if is_minus_one | is_one else U64(0)
+                for i in range(LANES):
+                    passed_all[i] &= passed[i]
+            for i in range(lanes):
+                left[kept] = left[first + i]
+                kept += np.int64(passed_all[i])
+        return kept
+
+    return strong_test
+
+
+strong_test_32 = _strong_test(32, product_32)
+strong_test_64 = _strong_test(64, montgomery_product)
 
 
 @jit
@@ -241,6 +383,36 @@ def verify_pair(p, known, answer, out):
             out[i] = OK
         else:
             out[i] = WRONG
+    return bad
+
+
+@jit
+def verify_pair_32(p, known, answer, out):
+    """out (uint8): OK or WRONG, or OUT_OF_RANGE unless 1 <= known, answer < p; int32 arrays.
+
+    LLVM vectorises this loop. h + e is the exact product. The integer r = h + e - q*p is exact as
+    well, being below 2**33, so r = 1 proves the answer right, whatever q. If it is right, the
+    quotient is k + 1/p for an integer k; 1/p <= 1/3 and an error below 2**31 * 2**-51 leave k the
+    nearest. For p = 2 the one row in range is 1 * 1, and the tie 1/2 rounds to k = 0.
+    """
+    for i in range(p.size):
+        x, y, m = np.float64(known[i]), np.float64(answer[i]), np.float64(p[i])
+        h = x * y
+        e = fused(x, y, -h)
+        q = np.rint(h / m)
+        r = fused(-q, m, h) + e
+        is_odd = (min(x, y) < 1.0) | (max(x, y) >= m)
+        out[i] = np.uint8(OUT_OF_RANGE) if is_odd else np.uint8(r != 1.0)
+
+
+@jit
+def mark_bad(p, known, out):
+    """Where out is OUT_OF_RANGE because of the problem: BAD_PROBLEM. Returns how many."""
+    bad = 0
+    for i in range(p.size):
+        if out[i] == OUT_OF_RANGE and (p[i] < 2 or known[i] < 1 or known[i] >= p[i]):
+            out[i] = BAD_PROBLEM
+            bad += 1
     return bad
 
 
