@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from azr.config import ConfigError, ModelConfig
@@ -115,7 +116,7 @@ def load_architecture(path: str) -> PretrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # see load_model
         raise ConfigError(_unreadable(path, error)) from error
 
 
@@ -124,14 +125,22 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns (model, tokenizer) of an HF folder or hub id.
 
-    Raises ConfigError for a missing or broken folder, a tokenizer without an end-of-text token,
-    or layers that our attention does not serve.
+    Raises ConfigError for a missing or broken folder, weights that lack a part of the model, a
+    tokenizer without an end-of-text token, or layers that our attention does not serve.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
+        tokenizer = load_tokenizer(path)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # for a damaged file each library raises a kind of its own
         raise ConfigError(_unreadable(path, error)) from error
+    if report["missing_keys"]:  # transformers fills them with random numbers
+        missing = sorted(report["missing_keys"])
+        raise ConfigError(
+            f"--model {path}: not a complete HF model folder: {len(missing)} weights are missing, "
+            f"{missing[0]} first"
+        )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"--model {path}: its tokenizer has no end-of-text token (eos_token)")
     try:
@@ -141,8 +150,21 @@ def load_model(
     return model.to(device), tokenizer
 
 
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of an HF folder or hub id.
+
+    One saved as plain `tokenizer.json` is taken as it is. AutoTokenizer would put the family's own
+    rules in place of it for some architectures, Qwen2 among them, and number tokens would fall
+    apart into digits (huggingface/transformers#45920 tells of others).
+    """
+    declared = get_tokenizer_config(path).get("tokenizer_class")
+    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(path)
+
+
 def _unreadable(path: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0]
+    first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     if Path(path).is_dir():
         return f"--model {path}: not a complete HF model folder: {first_line}"
     return (
@@ -165,7 +187,9 @@ def check_words(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], path
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes an HF folder that `AutoModelForCausalLM.from_pretrained` opens.
 
-    The attention implementation is ours, not the model's: it is not part of what is saved.
+    The attention implementation is ours, not the model's: it is not part of what is saved. The
+    tokenizer of a tiny model opens with `PreTrainedTokenizerFast.from_pretrained` (see
+    `load_tokenizer`).
     """
     transformers_logging.disable_progress_bar()  # it would break into the table on the screen
     model.save_pretrained(folder)
