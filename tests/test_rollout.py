@@ -1,0 +1,391 @@
+"""The rollout engine against transformers: same tokens, same log-probs, whatever the batch."""
+
+import copy
+import gc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FAMILIES, azr_model, full_forward_logprobs, plain_model
+
+import azr.rollout.engine
+from azr.rollout import Request, RolloutEngine, Sampling
+
+EOS_IDS = (1, 7, 11, 19, 23)
+
+
+def ragged_prompts(count, longest=20, vocab=48, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, size=count)
+    return [tuple(rng.integers(2, vocab, size=n).tolist()) for n in lengths]
+
+
+def rollout(model, requests, slots=1000, **options):
+    """{(request, sample index): Sample}."""
+    engine = RolloutEngine(model, slots=slots, **options)
+    samples = list(engine.generate(requests))
+    result = {(s.request, s.index): s for s in samples}
+    assert len(result) == len(samples) == sum(r.n for r in requests)
+    return result
+
+
+def tokens(samples):
+    return {key: (s.token_ids, s.finish_reason) for key, s in samples.items()}
+
+
+def assert_full_forward_agrees(plain, requests, samples, temperature=1.0):
+    prompts = [requests[number].token_ids for number, _ in samples]
+    responses = [s.token_ids for s in samples.values()]
+    expected = full_forward_logprobs(plain, prompts, responses, temperature)
+    for sample, logprobs in zip(samples.values(), expected, strict=True):
+        assert sample.logprobs.dtype == np.float32
+        assert np.abs(sample.logprobs - logprobs).max() < 1e-5
+
+
+def hf_greedy(plain, prompts, max_new_tokens):
+    """Greedy completions by transformers' own `generate`, prompts padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    out = plain.generate(
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(EOS_IDS),
+        pad_token_id=0,
+    )
+    completions = []
+    for row in out[:, width:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in EOS_IDS), len(row))
+        completions.append((tuple(row[:end]), "stop" if row[end - 1] in EOS_IDS else "length"))
+    return completions
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def greedy_case(request):
+    plain = plain_model(request.param, sharpness=3.0)
+    prompts = ragged_prompts(64)
+    return plain, prompts, hf_greedy(plain, prompts, 16)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8, 1000])
+def test_greedy_tokens_equal_those_of_generate(greedy_case, slots):
+    plain, prompts, expected = greedy_case
+    lengths = {len(completion) for completion, _ in expected}
+    assert len(lengths) > 6 and {reason for _, reason in expected} == {"stop", "length"}
+    sampling = Sampling(max_new_tokens=16, temperature=0.0, stop_token_ids=EOS_IDS)
+    # Few slots are slow: a part of the prompts is enough there.
+    count, n = {1: (8, 1), 3: (16, 2), 8: (40, 2), 1000: (64, 2)}[slots]
+    requests = [Request(token_ids=p, sampling=sampling, key=5, n=n) for p in prompts[:count]]
+    found = tokens(rollout(azr_model(plain), requests, slots))
+    assert found == {(i, k): expected[i] for i in range(count) for k in range(n)}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("qwen2", "eager"), ("qwen3", "sdpa"), ("llama", "eager"), ("llama-tied", "sdpa")],
+)
+def test_logprobs_equal_those_of_a_full_forward(family, attention, temperature):
+    plain = plain_model(family, seed=1, attention=attention)
+    sampling = Sampling(max_new_tokens=12, temperature=temperature, stop_token_ids=EOS_IDS)
+    prompts = ragged_prompts(24, seed=1)
+    requests = [Request(token_ids=p, sampling=sampling, key=i, n=2) for i, p in enumerate(prompts)]
+    samples = rollout(azr_model(plain), requests, slots=7)
+    # A greedy log-prob is the one at temperature 1.
+    assert_full_forward_agrees(plain, requests, samples, temperature or 1.0)
+
+
+def test_truncated_sampling_reports_the_log_probs_before_truncation():
+    plain = plain_model(seed=2)
+    sampling = Sampling(max_new_tokens=8, temperature=0.8, top_k=3, top_p=0.9, min_p=0.05)
+    request = Request(token_ids=(5, 6, 7), sampling=sampling, key=1, n=8)
+    assert_full_forward_agrees(plain, [request], rollout(azr_model(plain), [request]), 0.8)
+
+
+# One small model and a mixed set of requests for everything about the batch.
+SMALL = plain_model(seed=3, hidden_size=16, num_hidden_layers=1, intermediate_size=16)
+MIXED = [
+    Request(token_ids=prompt, sampling=sampling, key=1000 + i, n=1 + i % 3)
+    for i, (prompt, sampling) in enumerate(
+        zip(
+            ragged_prompts(10, longest=14, seed=4),
+            [
+                Sampling(max_new_tokens=9),
+                Sampling(max_new_tokens=1),
+                Sampling(max_new_tokens=14, stop_token_ids=(3, 9, 20, 30, 31, 32)),
+                Sampling(max_new_tokens=5, temperature=0.0),
+                Sampling(max_new_tokens=7, temperature=0.6, top_k=5),
+                Sampling(max_new_tokens=3, top_p=0.7, stop_token_ids=tuple(range(4, 20))),
+                Sampling(max_new_tokens=12, min_p=0.1, temperature=1.5),
+                Sampling(max_new_tokens=2),
+                Sampling(max_new_tokens=14, stop_token_ids=(2, 40)),
+                Sampling(max_new_tokens=6, temperature=0.0, stop_token_ids=(8,)),
+            ],
+            strict=True,
+        )
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def mixed_alone():
+    """{(place in MIXED, sample index): Sample}, each request in a call of its own."""
+    model = azr_model(SMALL)
+    return {
+        (i, index): sample
+        for i, request in enumerate(MIXED)
+        for (_, index), sample in rollout(model, [request]).items()
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    order=st.permutations(range(len(MIXED))),
+    kept=st.integers(1, len(MIXED)),
+    slots=st.integers(1, 24),
+)
+def test_samples_depend_on_neither_company_nor_order_nor_slots(mixed_alone, order, kept, slots):
+    order = order[:kept]
+    found = rollout(azr_model(SMALL), [MIXED[i] for i in order], slots)
+    for (place, index), sample in found.items():
+        alone = mixed_alone[order[place], index]
+        assert (sample.token_ids, sample.finish_reason) == (alone.token_ids, alone.finish_reason)
+        assert np.abs(sample.logprobs - alone.logprobs).max() < 1e-5
+
+
+def test_one_key_gives_one_result_and_other_keys_and_samples_differ():
+    model, sampling = azr_model(SMALL), Sampling(max_new_tokens=12)
+
+    def run(key):
+        return tokens(rollout(model, [Request(token_ids=(5, 6), sampling=sampling, key=key, n=8)]))
+
+    first = run(2**64 - 1)
+    assert first == run(2**64 - 1)
+    assert len({completion for completion, _ in first.values()}) == 8
+    assert not set(first.values()) & set(run(2**63 - 1).values())
+    # Two requests that share prompt and key are one request, asked twice.
+    twice = [Request(token_ids=(5, 6), sampling=sampling, key=2**64 - 1, n=4)] * 2
+    assert tokens(rollout(model, twice)) == {
+        (number, index): first[0, index] for number in range(2) for index in range(4)
+    }
+
+
+def test_more_samples_of_a_request_leave_the_first_ones_alone():
+    request = dict(token_ids=(5, 6), sampling=Sampling(max_new_tokens=6), key=9)
+    few, many = (tokens(rollout(azr_model(SMALL), [Request(**request, n=n)])) for n in (2, 9))
+    assert few == {key: many[key] for key in few}
+
+
+LETTERS = [f"{chr(97 + i % 26)}{chr(97 + (i * 7 + 3) % 26)}" for i in range(48)]
+
+
+def spell(ids):
+    """Two letters a token, so that a stop string can begin inside one and end inside another."""
+    return "".join(LETTERS[i] for i in ids)
+
+
+@pytest.fixture(scope="module")
+def unbounded():
+    """Token ids of 12 samples that nothing ends before 14 tokens."""
+    request = Request(token_ids=(9, 4), sampling=Sampling(max_new_tokens=14), key=77, n=12)
+    return {k: s.token_ids for k, s in rollout(azr_model(SMALL), [request]).items()}
+
+
+def cut(ids, sampling):
+    """The same draws as they end under `sampling`."""
+    for end in range(1, sampling.max_new_tokens + 1):
+        text = spell(ids[:end])
+        if ids[end - 1] in sampling.stop_token_ids or any(s in text for s in sampling.stop_strings):
+            return ids[:end], "stop"
+    return ids[: sampling.max_new_tokens], "length"
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_limits_and_stops_only_cut_what_is_drawn(unbounded, data):
+    text = spell(unbounded[0, 0])
+    starts = st.integers(0, len(text) - 4)
+    strings = st.tuples(starts, st.integers(1, 4)).map(lambda a: text[a[0] : a[0] + a[1]])
+    sampling = Sampling(
+        max_new_tokens=data.draw(st.integers(1, 14)),
+        stop_token_ids=tuple(data.draw(st.sets(st.integers(2, 47), max_size=4))),
+        stop_strings=tuple(data.draw(st.lists(strings, max_size=2))),
+    )
+    requests = [
+        Request(token_ids=(3,), sampling=Sampling(max_new_tokens=10), key=1),
+        Request(token_ids=(9, 4), sampling=sampling, key=77, n=12),
+    ]
+    slots = data.draw(st.sampled_from([4, 100]))
+    found = tokens(rollout(azr_model(SMALL), requests, slots, decode=spell))
+    assert found.pop((0, 0))[1] == "length"
+    assert found == {(1, index): cut(ids, sampling) for (_, index), ids in unbounded.items()}
+
+
+def test_a_stop_string_may_be_split_over_two_tokens(unbounded):
+    ids = unbounded[0, 3]
+    across = spell(ids[4:6])[1:3]
+    sampling = Sampling(max_new_tokens=14, stop_strings=(across, "never"))
+    expected = cut(ids, sampling)
+    assert len(expected[0]) <= 6 and expected[1] == "stop"
+    request = Request(token_ids=(9, 4), sampling=sampling, key=77, n=12)
+    assert tokens(rollout(azr_model(SMALL), [request], decode=spell))[0, 3] == expected
+
+
+def test_a_prompt_is_prefilled_once_and_rows_that_ended_leave(monkeypatch):
+    calls = []
+    real = azr.rollout.engine.hidden_states
+
+    def spy(model, ids, *args):
+        calls.append(tuple(ids.shape))
+        return real(model, ids, *args)
+
+    monkeypatch.setattr(azr.rollout.engine, "hidden_states", spy)
+    sampling = Sampling(max_new_tokens=40, stop_token_ids=tuple(range(2, 8)))
+    samples = rollout(
+        azr_model(SMALL), [Request(token_ids=(9, 4, 5), sampling=sampling, key=3, n=64)]
+    )
+    assert calls[0] == (1, 3)
+    assert all(width == 1 for _, width in calls[1:])
+    # Of each sample the first token comes from the prefill, and none is decoded after the last.
+    needed = sum(len(s.token_ids) - 1 for s in samples.values())
+    assert needed <= sum(rows for rows, _ in calls[1:]) < needed * 8 / 7 + 1
+    assert needed < 0.5 * 64 * max(len(s.token_ids) for s in samples.values())
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_no_more_rows_than_slots_are_decoded_together(monkeypatch, slots):
+    rows = []
+    real = azr.rollout.engine.hidden_states
+
+    def spy(model, ids, *args):
+        rows.append(len(ids))
+        return real(model, ids, *args)
+
+    monkeypatch.setattr(azr.rollout.engine, "hidden_states", spy)
+    rollout(azr_model(SMALL), MIXED, slots)
+    assert max(rows) == slots
+
+
+def test_memory_that_held_nan_changes_nothing(mixed_alone):
+    # Deterministic mode fills fresh memory with NaN, which a mask does not hide.
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = rollout(azr_model(SMALL), MIXED, slots=4)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert tokens(found) == tokens(mixed_alone)
+    assert all(np.isfinite(s.logprobs).all() for s in found.values())
+
+
+def test_an_optimiser_step_is_seen_by_the_next_rollout():
+    model = azr_model(SMALL)
+    engine = RolloutEngine(model, slots=4)
+    before = [s.token_ids for s in engine.generate(MIXED)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    model(input_ids=torch.tensor([[3, 4, 5]])).logits.square().sum().backward()
+    optimizer.step()
+    after = [s.token_ids for s in engine.generate(MIXED)]
+    fresh = RolloutEngine(azr_model(copy.deepcopy(model)), slots=4)
+    assert after != before
+    assert after == [s.token_ids for s in fresh.generate(MIXED)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_generation_is_in_eval_mode_and_the_mode_is_restored(training):
+    plain = plain_model("llama", attention_dropout=0.5)
+    expected = tokens(rollout(azr_model(plain), MIXED))
+    model = azr_model(plain).train(training)
+    assert tokens(rollout(model, MIXED)) == expected
+    assert model.training is training
+    assert all(module.training is training for module in model.modules())
+
+
+@pytest.mark.parametrize("how", ["close", "forget", "fail"])
+def test_a_generator_left_half_way_leaves_the_engine_usable(mixed_alone, how):
+    model = azr_model(SMALL).train()
+    engine = RolloutEngine(model, slots=3)
+    samples = engine.generate(MIXED)
+    next(samples)
+    if how == "close":
+        samples.close()
+    elif how == "forget":
+        del samples
+        gc.collect()
+    else:
+        with pytest.raises(RuntimeError, match="the consumer failed"):
+            samples.throw(RuntimeError("the consumer failed"))
+    assert model.training
+    assert not torch.is_inference_mode_enabled()
+    found = {(s.request, s.index): s for s in engine.generate(MIXED)}
+    assert tokens(found) == tokens(mixed_alone)
+
+
+def test_the_consumer_runs_outside_inference_mode():
+    for _ in RolloutEngine(azr_model(SMALL), slots=3).generate(MIXED[:3]):
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_gradients_flow_through_the_model_after_a_rollout():
+    model = azr_model(SMALL)
+    rollout(model, MIXED[:2])
+    model(input_ids=torch.tensor([[3, 4, 5]])).logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_tokens_are_counted():
+    engine = RolloutEngine(azr_model(SMALL), slots=4)
+    samples = [*engine.generate(MIXED), *engine.generate(MIXED[:2])]
+    assert engine.generated_tokens == sum(len(s.token_ids) for s in samples)
+    assert all(len(s.logprobs) == len(s.token_ids) for s in samples)
+
+
+def test_samples_come_as_they_finish():
+    requests = [
+        Request(token_ids=(5,), sampling=Sampling(max_new_tokens=count), key=0)
+        for count in (6, 2, 4)
+    ]
+    samples = RolloutEngine(azr_model(SMALL), slots=8).generate(iter(requests))
+    assert [s.request for s in samples] == [1, 2, 0]
+
+
+def test_no_requests_give_no_samples():
+    assert list(RolloutEngine(azr_model(SMALL), slots=2).generate([])) == []
+
+
+def test_the_whole_context_can_be_used():
+    request = Request(token_ids=tuple(range(2, 42)), sampling=Sampling(max_new_tokens=56), key=1)
+    samples = rollout(azr_model(SMALL), [request])
+    assert len(samples[0, 0].token_ids) == 56
+    assert_full_forward_agrees(SMALL, [request], samples)
+
+
+@pytest.mark.parametrize(
+    ("request_options", "message"),
+    [
+        (dict(token_ids=()), "request 1 has an empty prompt"),
+        (dict(n=0), "request 1 asks for n=0 samples"),
+        (
+            dict(token_ids=(3,) * 90),
+            "request 1: 90 prompt tokens [+] 7 new ones exceed the model's context of 96; shorten "
+            "the prompt or --rollout.max-new-tokens",
+        ),
+        (
+            dict(sampling=Sampling(max_new_tokens=7, stop_strings=("x",))),
+            "request 1 has stop strings, but the engine cannot decode",
+        ),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused_before_any_work(request_options, message):
+    good = dict(token_ids=(3, 4), sampling=Sampling(max_new_tokens=7), key=0)
+    requests = [Request(**good), Request(**(good | request_options))]
+    with pytest.raises(ValueError, match=message):
+        next(RolloutEngine(azr_model(SMALL), slots=2).generate(requests))
+
+
+def test_an_engine_needs_a_slot():
+    with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
+        RolloutEngine(azr_model(SMALL), slots=0)
