@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from azr.accuracy import Accuracy
 from azr.config import Config
 from azr.keys import make_key
-from azr.rollout import RolloutEngine, Sampling
-from azr.selfplay import make_request, response_text, response_tokens
+from azr.rollout import Request, RolloutEngine, Sampling
+from azr.selfplay import response_tokens
 from azr.tasks import Answer, Environment
+from azr.text import prompt_ids, response_texts
 
 
 def evaluate(
@@ -34,25 +35,31 @@ def evaluate(
         for task_type in config.task.types
         for index, task in enumerate(environment.eval_tasks(split, task_type))
     ]
+    prompts = [environment.solve_prompt(task, config.task.style) for _, _, _, task in wanted]
+    ids = prompt_ids(tokenizer, prompts)
     requests = []
     for temperature, n in ((0.0, 1), (1.0, config.eval.samples)):
-        for split, task_type, index, task in wanted if n else ():
-            sampling = Sampling(
+        sampling = {
+            t: Sampling(
                 temperature=temperature,
-                max_new_tokens=response_tokens(config, environment, "solve", task_type),
+                max_new_tokens=response_tokens(config, environment, "solve", t),
                 stop_token_ids=(tokenizer.eos_token_id,),
             )
+            for t in config.task.types
+        }
+        for (split, task_type, index, _), prompt in zip(wanted, ids, strict=True) if n else ():
             key = make_key(config.run.seed, step, "eval", split, task_type, index)
-            prompt = environment.solve_prompt(task, config.task.style)
-            requests.append(make_request(tokenizer, prompt, sampling, key, n))
+            requests.append(Request(token_ids=prompt, sampling=sampling[task_type], key=key, n=n))
     samples = list(engine.generate(requests))
     answers = [
         Answer(
             task=wanted[s.request % len(wanted)][3],
-            text=response_text(tokenizer, s),
+            text=text,
             finished=s.finish_reason == "stop",
         )
-        for s in samples
+        for s, text in zip(
+            samples, response_texts(tokenizer, [s.token_ids for s in samples]), strict=True
+        )
     ]
     outcomes: dict[tuple[bool, str, str], list[str]] = {}
     for sample, grade in zip(samples, environment.submit_grade(answers).result(), strict=True):

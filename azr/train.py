@@ -48,6 +48,7 @@ def run(
     from azr.model.load import save_model
     from azr.rollout import RolloutEngine
     from azr.selfplay import SelfPlay
+    from azr.step_metrics import seeding_metrics
     from azr.tasks import load_environment
 
     device = start.prepare_device(config)
@@ -75,7 +76,7 @@ def run(
         )
         before = after = evaluate(config, environment, engine, tokenizer, 0)
         seeding = selfplay.seed()
-        log.start(before, seeding.metrics)
+        log.start(before, seeding_metrics(seeding))
         log.samples(0, seeding.tasks, seeding.rows)
         if config.selfplay.seed_source == "model" and any(seeding.added.values()):
             log.console.warn(

@@ -15,10 +15,11 @@ import torch
 
 from azr.config import load_toml, preset_path
 from azr.learner import Learner
-from azr.rollout import RolloutEngine, Sampling
-from azr.selfplay import SelfPlay, make_request
+from azr.rollout import Request, RolloutEngine, Sampling
+from azr.selfplay import SelfPlay
 from azr.start import build_model, frozen_copy, warm_up
 from azr.tasks import load_environment
+from azr.text import prompt_ids
 
 LEARNED_STEPS = 30
 
@@ -54,7 +55,8 @@ class Setting:
         sampling = Sampling(max_new_tokens=2, stop_token_ids=(self.tokenizer.eos_token_id,))
         tasks = [e.task for b in self.selfplay.buffers.values() for e in b.entries()[:64]]
         prompts = [self.environment.solve_prompt(task, "compact") for task in tasks]
-        return [make_request(self.tokenizer, p, sampling, i, 4) for i, p in enumerate(prompts)]
+        ids = prompt_ids(self.tokenizer, prompts)
+        return [Request(token_ids=t, sampling=sampling, key=i, n=4) for i, t in enumerate(ids)]
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

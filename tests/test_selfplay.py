@@ -8,10 +8,11 @@ import statistics
 
 import numpy as np
 import pytest
+from scripted import SMALL, changed, play, solution
 
+from azr.step_metrics import seeding_metrics
 from azr.tasks import Task
 from azr.tasks.prime import PrimeProblem
-from scripted import SMALL, changed, play, solution
 
 TYPES = ("deduction", "abduction", "induction")
 # Training tasks that no seed of these tests is: written by the proposer in turn.
@@ -95,7 +96,10 @@ def test_rejected_proposals_cost_their_price_and_never_enter_a_buffer():
     selfplay, _ = seeded(SMALL, cycle(texts))
     result = selfplay.play(1)
     assert [(e.verdict.reason, e.reward) for e in by(result, "propose")] == [
-        ("not_prime", -1.0), ("malformed", -1.0), ("unfinished", -1.0), ("malformed", -1.0),
+        ("not_prime", -1.0),
+        ("malformed", -1.0),
+        ("unfinished", -1.0),
+        ("malformed", -1.0),
     ]  # fmt: skip - 29 is no word of the vocabulary: it decodes as unknown
     assert not result.new_tasks["deduction"]
     assert result.metrics["propose/deduction/valid_rate"] == 0.0
@@ -299,7 +303,7 @@ def test_the_model_seeds_its_buffers_and_the_environment_helps_only_in_the_end()
         f"S D {t} =" for t in FRESH[:3]
     ]
     assert seeding.added == dict.fromkeys(TYPES, 0) and len(engine.calls) == 1
-    assert seeding.metrics["propose/deduction/valid_rate"] == 0.75
+    assert seeding_metrics(seeding)["propose/deduction/valid_rate"] == 0.75
     assert {e.step for e in selfplay.buffers["deduction"].entries()} == {0}
 
     config = changed(config, selfplay__seed_rounds=2, selfplay__seed_tasks=5)

@@ -42,9 +42,10 @@ class RunConsole:
 
     def print(self, *parts: object) -> None:
         """Prints to the screen and to the log."""
-        self.console.print(*parts)
+        for console in (self.console, self._log_console) if self._log else (self.console,):
+            # Text is left as it is; only tables are fitted to the width.
+            console.print(*parts, soft_wrap=not isinstance(parts[0], Table))
         if self._log:
-            self._log_console.print(*parts)
             self._log.flush()
 
     def warn(self, message: str) -> None:

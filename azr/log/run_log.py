@@ -112,9 +112,11 @@ class RunLog:
         types = self.config.task.types
         curve = plot_learning_curve(self.run_dir, types, self.universe)
         elapsed = time.monotonic() - self.started
-        self.console.print(f"{self.config.steps} steps in {elapsed:.0f} s")
-        self.console.print(f"learning curve  {curve}")
-        self.console.print(f"model           {checkpoint / 'hf'}")
+        self.console.print(
+            f"{self.config.steps} steps in {elapsed:.0f} s\n"
+            f"learning curve  {curve}\n"
+            f"model           {checkpoint / 'hf'}"
+        )
 
     def close(self) -> None:
         """Closes every file."""

@@ -1,0 +1,126 @@
+"""The records of self-play: a completion with what became of it, the seeds, and a step."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from azr.advantage import CellStatistics
+from azr.buffer import Entry
+from azr.learner import Experience
+from azr.log.run_db import SampleRow
+from azr.rollout import Sample
+from azr.tasks import Grade, Task, Verdict
+
+Role = Literal["propose", "solve"]
+ROLES: tuple[Role, Role] = ("propose", "solve")
+
+
+@dataclass(slots=True, kw_only=True)
+class Episode:
+    """One completion with everything that became of it."""
+
+    role: Role
+    type: str
+    prompt: str
+    text: str
+    sample: Sample
+    prompt_ids: tuple[int, ...]
+    task: Task | None = None
+    """The task proposed, or solved."""
+    key: str = ""
+    """What makes that task distinct."""
+    verdict: Verdict | None = None
+    grade: Grade | None = None
+    is_estimate: bool = False
+    """Sampled to estimate a solve rate; trained on only if so configured."""
+    solve_rate: float | None = None
+    """Of a valid proposal."""
+    reward: float | None = None
+    """None where the sample enters no statistic: held-out proposals, untrained estimates."""
+    advantage: float | None = None
+
+    def row(self) -> SampleRow:
+        """Returns what run.db keeps of it."""
+        judged = self.verdict or self.grade
+        return SampleRow(
+            role=self.role,
+            type=self.type,
+            prompt=self.prompt,
+            task_key=self.key or None,
+            text=self.text,
+            outcome=judged.status if self.verdict else judged.outcome,
+            reason=judged.reason,
+            solve_rate=self.solve_rate,
+            reward=self.reward,
+            advantage=self.advantage,
+            tokens=len(self.sample.token_ids),
+            finish=self.sample.finish_reason,
+            is_estimate=self.is_estimate,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Seconds:
+    """Where the time of a step's phases went."""
+
+    rollout: float = 0.0
+    verify: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Seeding:
+    """What filled the buffers before the first update."""
+
+    episodes: list[Episode]
+    new_tasks: dict[str, list[Entry]]
+    added: dict[str, int]
+    """By type, the tasks that the environment had to add."""
+
+    @property
+    def tasks(self) -> list[tuple[str, str, Task]]:
+        """(type, key, task) of every seed."""
+        return _flat(self.new_tasks)
+
+    @property
+    def rows(self) -> list[SampleRow]:
+        """The seeding proposals as run.db keeps them."""
+        return [e.row() for e in self.episodes]
+
+
+@dataclass(slots=True, kw_only=True)
+class StepResult:
+    """What a step of self-play brought."""
+
+    episodes: list[Episode]
+    new_tasks: dict[str, list[Entry]]
+    """Tasks that entered the buffers, by type."""
+    cells: CellStatistics
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=Seconds)
+
+    @property
+    def tasks(self) -> list[tuple[str, str, Task]]:
+        """(type, key, task) of every task that entered a buffer."""
+        return _flat(self.new_tasks)
+
+    @property
+    def rows(self) -> list[SampleRow]:
+        """The samples as run.db keeps them."""
+        return [e.row() for e in self.episodes]
+
+    def experience(self, roles: str) -> list[Experience]:
+        """Returns the samples to train on: those with an advantage, of the roles asked for."""
+        wanted = {"both": ROLES, "solver": ("solve",), "proposer": ("propose",)}[roles]
+        return [
+            Experience(
+                prompt_ids=e.prompt_ids,
+                response_ids=e.sample.token_ids,
+                rollout_logprobs=e.sample.logprobs,
+                advantage=e.advantage,
+            )
+            for e in self.episodes
+            if e.advantage is not None and e.role in wanted
+        ]
+
+
+def _flat(tasks: dict[str, list[Entry]]) -> list[tuple[str, str, Task]]:
+    return [(t, e.key, e.task) for t, entries in tasks.items() for e in entries]

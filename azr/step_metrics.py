@@ -1,0 +1,65 @@
+"""The metrics of a step of self-play; docs/metrics.md explains each."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from azr.episode import Episode, Role, Seeding, StepResult
+
+
+def seeding_metrics(seeding: Seeding) -> dict[str, float]:
+    """Returns the start model's rates over all seeding proposals."""
+    return {
+        f"propose/{t}/{name}": value
+        for t in seeding.new_tasks
+        for name, value in _proposal_rates([e for e in seeding.episodes if e.type == t]).items()
+    }
+
+
+def step_metrics(result: StepResult, cells: Mapping[tuple[Role, str], int]) -> dict[str, float]:
+    """Returns what a step's episodes tell; `cells` numbers the (role, type) cells."""
+    m: dict[str, float] = {}
+    rewards = [e.reward for e in result.episodes if e.reward is not None]
+    m["reward/mean"] = mean(rewards)
+    m["reward/frac_zero_std"] = mean(result.cells.is_flat.float().tolist())
+    for (role, task_type), cell in cells.items():
+        m[f"reward/{role}/{task_type}/mean"] = float(result.cells.mean[cell])
+        m[f"reward/{role}/{task_type}/std"] = float(result.cells.std[cell])
+    for task_type in result.new_tasks:
+        mine = [e for e in result.episodes if (e.role, e.type) == ("propose", task_type)]
+        good = [e for e in mine if e.verdict.status == "valid"]
+        name = f"propose/{task_type}"
+        m |= {f"{name}/{k}": v for k, v in _proposal_rates(mine).items()}
+        m[f"{name}/learnability"] = mean([e.reward for e in good])
+        m[f"{name}/learnable_frac"] = mean([0 < e.solve_rate < 1 for e in good])
+        m[f"{name}/unique_rate"] = len({e.key for e in good}) / len(good) if good else float("nan")
+        answers = [e for e in result.episodes if (e.role, e.type) == ("solve", task_type)]
+        name = f"solve/{task_type}"
+        m[f"{name}/accuracy"] = mean([e.grade.outcome == "correct" for e in answers])
+        m[f"{name}/format_rate"] = mean([e.grade.outcome != "malformed" for e in answers])
+        reasons = Counter(e.grade.reason for e in answers if e.grade.reason)
+        m |= {f"{name}/failed/{r}": float(n) for r, n in sorted(reasons.items())}
+        m[f"buffer/{task_type}/new"] = float(len(result.new_tasks[task_type]))
+    lengths = [len(e.sample.token_ids) for e in result.episodes]
+    m["completions/mean_length"] = mean(lengths)
+    m["completions/clipped_ratio"] = mean(
+        [e.sample.finish_reason == "length" for e in result.episodes]
+    )
+    m["completions/samples"] = float(len(result.episodes))
+    return m
+
+
+def _proposal_rates(proposals: list[Episode]) -> dict[str, float]:
+    """Returns the rates of one type's proposals; held-out ones are counted apart."""
+    counted = [e for e in proposals if e.verdict.status != "held_out"]
+    rates = {
+        "valid_rate": mean([e.verdict.status == "valid" for e in counted]),
+        "format_rate": mean([e.verdict.status != "malformed" for e in counted]),
+        "held_out": float(len(proposals) - len(counted)),
+    }
+    reasons = Counter(e.verdict.reason for e in counted if e.verdict.reason)
+    return rates | {f"rejected/{r}": float(n) for r, n in sorted(reasons.items())}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean, NaN of nothing."""
+    return float(sum(values) / len(values)) if len(values) else float("nan")
