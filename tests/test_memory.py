@@ -1,0 +1,140 @@
+"""The memory plan against what is really allocated, and the error where it does not fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import FAMILIES, azr_model, plain_model
+
+from azr.config import Config, ConfigError, LossConfig, OptimConfig, RolloutConfig, RunConfig
+from azr.learner import Experience, Learner
+from azr.memory import GIB, Part, available_bytes, check_fit, memory_plan, readable
+from azr.model.load import parameter_count
+from azr.rollout.cache import RowCache
+
+CONTEXT = 30
+CONFIG = Config(
+    rollout=RolloutConfig(slots=12),
+    optim=OptimConfig(micro_batch_tokens=40),
+    loss=LossConfig(entropy_coef=0.001),
+)
+
+
+def plan_of(model, config=CONFIG):
+    architecture = model.config
+    plan = memory_plan(config, architecture, parameter_count(architecture), CONTEXT)
+    parts = {part.name: part for part in plan}
+    assert len(parts) == len(plan)
+    return parts
+
+
+def bytes_of(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_exact_parts_are_what_is_allocated(family, dtype):
+    model = azr_model(plain_model(family)).to(getattr(torch, dtype))
+    parts = plan_of(model, replace(CONFIG, run=RunConfig(dtype=dtype)))
+    learner = Learner(
+        model,
+        None,
+        loss=CONFIG.loss,
+        optim=CONFIG.optim,
+        temperature=1.0,
+        total_steps=1,
+        seed=0,
+        pad_id=0,
+    )
+    gradients = []
+    step = learner.optimizer.step
+
+    def spy():
+        gradients.append(bytes_of(p.grad for p in model.parameters()))
+        step()
+
+    learner.optimizer.step = spy
+    learner.update(
+        [
+            Experience(
+                prompt_ids=(3, 4),
+                response_ids=(5,),
+                rollout_logprobs=torch.zeros(1).numpy(),
+                advantage=1.0,
+            )
+        ],
+        1,
+    )
+    assert parts["weights"].bytes == bytes_of(model.parameters())
+    assert parts["gradients"].bytes == gradients[0]
+    moments = [s[name] for s in learner.optimizer.state.values() for name in s if name != "step"]
+    assert parts["AdamW moments"].bytes == bytes_of(moments)
+    cache = RowCache(model.config, 12, CONTEXT, torch.device("cpu"), getattr(torch, dtype))
+    assert parts["KV cache"].bytes == bytes_of(t for layer in cache.layers for t in layer)
+
+
+def test_the_frozen_start_model_counts_only_where_it_is_kept():
+    model = plain_model()
+    assert "frozen start model" not in plan_of(model)
+    with_kl = replace(CONFIG, loss=LossConfig(kl="k2", kl_coef=0.1))
+    assert plan_of(model, with_kl)["frozen start model"].bytes == bytes_of(model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_estimate_of_activations_is_near_what_autograd_keeps(family):
+    model = azr_model(plain_model(family, hidden_size=64, intermediate_size=160))
+    rows, width = 4, 10  # the 40 tokens of CONFIG's micro-batch
+    kept = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or pack(t), lambda t: t):
+        model.base_model(
+            input_ids=torch.ones((rows, width), dtype=torch.int64),
+            position_ids=torch.arange(width).expand(rows, -1),
+        )
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    measured = sum(size for place, size in kept.items() if place not in weights)
+    estimate = plan_of(model)["activations, about"].bytes
+    assert 0.5 < measured / estimate < 2
+
+
+def test_a_plan_that_does_not_fit_names_its_largest_part_and_the_option():
+    plan = [Part("weights", 3 * GIB, "--model.path"), Part("KV cache", 5 * GIB, "--rollout.slots")]
+    check_fit(plan, 8 * GIB, "cpu")
+    check_fit(plan, None, "cpu")  # where nothing can be told
+    with pytest.raises(ConfigError) as caught:
+        check_fit(plan, 8 * GIB - 1, "cuda")
+    assert str(caught.value) == (
+        "the run needs about 8.0 GiB on cuda, and 8.0 GiB are free; the largest part is "
+        "KV cache (5.0 GiB): change --rollout.slots"
+    )
+
+
+def test_a_smaller_option_makes_its_part_smaller():
+    model = plain_model()
+    parts = plan_of(model)
+    fewer_slots = plan_of(model, replace(CONFIG, rollout=RolloutConfig(slots=3)))
+    assert fewer_slots["KV cache"].bytes * 4 == parts["KV cache"].bytes
+    fewer_tokens = plan_of(model, replace(CONFIG, optim=OptimConfig(micro_batch_tokens=10)))
+    assert fewer_tokens["activations, about"].bytes * 4 == parts["activations, about"].bytes
+    for name, part in parts.items():
+        assert part.bytes > 0 and part.option.startswith("--"), name
+
+
+def test_what_is_free_is_told_in_bytes():
+    free = available_bytes("cpu")
+    assert free is None or 2**24 < free < 2**50
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 KiB"), (2048, "2 KiB"), (3 * 2**20, "3.0 MiB"), (GIB // 2, "0.5 GiB")],
+)
+def test_sizes_are_readable(count, text):
+    assert readable(count) == text
