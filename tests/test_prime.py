@@ -191,7 +191,10 @@ def test_prompts_show_the_two_knowns_and_never_the_unknown():
 
 
 def test_references_are_shown_as_triples():
-    references = [Task("deduction", PrimeProblem(7, 2, 4)), Task("deduction", PrimeProblem(5, 3, 2))]
+    references = [
+        Task("deduction", PrimeProblem(7, 2, 4)),
+        Task("deduction", PrimeProblem(5, 3, 2)),
+    ]
     assert ENV.propose_prompt("abduction", references, "compact") == "P A 7 2 4 ; 5 3 2 ; ="
     assert ENV.propose_prompt("abduction", [], "compact") == "P A ="
 
@@ -249,7 +252,14 @@ def test_tasks_survive_json_and_nothing_else_becomes_one():
         task = Task("induction", problem)
         assert ENV.from_json(ENV.to_json(task)) == task
     good = {"type": "deduction", "p": 7, "x": 2, "y": 4}
-    bad_values = ({"y": 5}, {"p": 8}, {"x": 0}, {"type": "no"}, {"p": 29, "x": 1, "y": 1}, {"x": "2"})
+    bad_values = (
+        {"y": 5},
+        {"p": 8},
+        {"x": 0},
+        {"type": "no"},
+        {"p": 29, "x": 1, "y": 1},
+        {"x": "2"},
+    )
     for change in bad_values:
         with pytest.raises(ValueError, match="not a prime-inversion task"):
             ENV.from_json(good | change)

@@ -38,7 +38,7 @@ class RunConsole:
         self._live: Live | None = None
         self._last_refresh = 0.0
         self._spent: dict[str, float] = {}
-        """Seconds by phase since the last line or redraw."""
+        """Seconds by phase since the first step."""
 
     def print(self, *parts: object) -> None:
         """Prints to the screen and to the log."""
@@ -108,7 +108,6 @@ class RunConsole:
             self._spent[name] = self._spent.get(name, 0.0) + m[f"time/{name}_s"]
         if step % self.every == 0 or step in (1, steps):
             line = self._line(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
-            self._spent = {}
             if self._log:
                 self._log_console.print(line, soft_wrap=True)
                 self._log.flush()
