@@ -91,6 +91,7 @@ class NotInvertible(ValueError):
 # --- arguments ----------------------------------------------------------------------------------
 
 _INT64_MAX = 2**63 - 1
+_KERNEL_DTYPES = (np.dtype(np.int32), np.dtype(np.int64))
 
 
 def _integer(name: str, value: object, low: int, high: int) -> int:
@@ -107,11 +108,13 @@ def _integer(name: str, value: object, low: int, high: int) -> int:
 
 
 def _integers(name: str, value: Integers, *, is_answer: bool = False) -> np.ndarray:
-    """value as a fresh or borrowed int32 or int64 array that the kernels may read.
+    """value as an int32 or int64 array that the kernels can read: C-contiguous and native.
 
-    Too large for int64: ValueError, or -1 (out of every range) in an answer, where None is also
-    allowed and becomes -1; `_unparsed` tells the two apart.
+    A number too large for int64 is a ValueError, or in an answer a number below every range; so is
+    None in the list of an answer, which `_finish` marks.
     """
+    if type(value) is np.ndarray and value.flags.carray and value.dtype in _KERNEL_DTYPES:
+        return value
     if isinstance(value, (list, tuple)):
         checked = np.empty(len(value), dtype=np.int64)
         for index, item in enumerate(value):
@@ -125,25 +128,23 @@ def _integers(name: str, value: Integers, *, is_answer: bool = False) -> np.ndar
                     raise ValueError(f"{name}[{index}] = {item} does not fit 64 bits")
                 item = -1
             checked[index] = item
-        return checked
+        is_narrow = not checked.size or (checked.max() < 2**31 and checked.min() >= -(2**31))
+        return checked.astype(np.int32) if is_narrow else checked
     if isinstance(value, int) and not isinstance(value, bool):
         return _integers(name, [value], is_answer=is_answer).reshape(())
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers, got {value!r:.80} of dtype {array.dtype}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        too_large = array > U64_MAX_SIGNED
+        too_large = array > np.uint64(_INT64_MAX)
         if too_large.any():
             if not is_answer:
                 index = int(np.flatnonzero(too_large)[0])
                 raise ValueError(f"{name}[{index}] = {array.flat[index]} does not fit 64 bits")
-            array = np.where(too_large, np.uint64(0), array)
-    narrow = array.dtype.itemsize < 4 or array.dtype in (np.int32, np.dtype(">i4"))
-    dtype = np.int32 if narrow else np.int64
+            array = np.where(too_large, np.uint64(0), array)  # 0 is out of range like them
+    is_narrow = array.dtype.itemsize < 4 or array.dtype.kind + str(array.dtype.itemsize) == "i4"
+    dtype = np.int32 if is_narrow else np.int64
     return np.require(array, dtype=dtype, requirements="CAW")
-
-
-U64_MAX_SIGNED = np.uint64(_INT64_MAX)
 
 
 def _rows(**columns: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
@@ -225,6 +226,7 @@ def invert(
             flat_x, flat_p = np.where(bad, 0, flat_x), np.where(bad, 2, flat_p)
             p_max = flat_p.max()
             is_reduced = False
+        given_x = flat_x
         if not is_reduced:
             flat_x = flat_x % flat_p
         if p_max >= 2**31:
@@ -236,7 +238,7 @@ def invert(
     if check == "raise" and y.size and y.min() == 0:
         index = int(np.flatnonzero(y == 0)[0])
         raise NotInvertible(
-            f"x[{index}] = {flat_x[index]} has no inverse modulo p[{index}] = {flat_p[index]}"
+            f"x[{index}] = {given_x[index]} has no inverse modulo p[{index}] = {flat_p[index]}"
         )
     result = y.reshape(shape)
     if out is not None:
@@ -258,7 +260,7 @@ def invert(
 def _finish(shape, status, bad: int, answer, check: str, columns: dict) -> np.ndarray:
     """Raise for the first bad problem, mark answers that were None, restore the shape."""
     if bad and check == "raise":
-        index = int(np.flatnonzero(status == BAD_PROBLEM)[0])
+        index = int(np.flatnonzero(status == kernels.BAD_PROBLEM)[0])
         row = ", ".join(f"{name}[{index}] = {array[index]}" for name, array in columns.items())
         raise ValueError(f"not a problem: {row}")
     if isinstance(answer, (list, tuple)):
@@ -281,7 +283,7 @@ def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str
         bad = kernels.verify_pair(flat_p, flat_known, flat_answer, status)
     else:
         kernels.verify_pair_32(flat_p, flat_known, flat_answer, status)
-        is_clean = not status.size or status.max() <= WRONG
+        is_clean = not status.size or status.max() <= kernels.WRONG
         bad = 0 if is_clean else kernels.mark_bad(flat_p, flat_known, status)
     columns = {"p": flat_p, known_name: flat_known}
     return _finish(shape, status, bad, answer, check, columns)
@@ -332,7 +334,7 @@ def verify_p(
     status = np.empty(flat_p.size, dtype=np.uint8)
     bad = kernels.verify_modulus(flat_x, flat_y, flat_p, max_p, status)
     # Primality last, and only of the survivors: a wrong answer costs a few nanoseconds.
-    divides = np.flatnonzero(status == OK)
+    divides = np.flatnonzero(status == kernels.OK)
     status[divides[~is_prime(flat_p[divides])]] = NOT_PRIME
     return _finish(shape, status, bad, p, check, {"x": flat_x, "y": flat_y})
 
