@@ -29,10 +29,11 @@ def resolve(requested: str, device: torch.device) -> str:
     """
     if requested not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {requested!r}")
-    choice = _override() if requested == "auto" else requested
+    override = _override()
+    choice = override if requested == "auto" else requested
     if choice == "torch":
         return "torch"
-    if choice == "interpret":
+    if override == "interpret":
         _start_interpreter()
         return "triton"
     if choice == "auto" and device.type != "cuda":
@@ -44,6 +45,11 @@ def resolve(requested: str, device: torch.device) -> str:
         raise RuntimeError(f"backend 'triton' cannot run on {device}: {problem}")
     _warn_once(f"rlvr_kernels uses its slower torch path on {device}: {problem}")
     return "torch"
+
+
+# A compiled graph keeps the answer of its trace. This is all that torch.compiler's
+# assume_constant_result does; calling it would import the whole compiler, and triton with it.
+resolve._dynamo_marked_constant = True
 
 
 def doctor() -> dict[str, str]:

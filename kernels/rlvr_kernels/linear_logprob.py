@@ -79,6 +79,8 @@ def linear_token_logprobs(
         check_ids_in_range(ids, valid, weight.shape[0])
 
     fits = ids.numel() * weight.shape[0] * 4 <= max_buffer_mb * _MIB
+    # autograd gives the weight's dtype; only the op can give another.
+    fits = fits and grad_weight_dtype in (None, weight.dtype)
     is_cpu_torch = hidden.device.type == "cpu" and chosen_backend == "torch"
     # A compiled graph cannot hold a number of rows that depends on the data; the op hides it.
     if is_cpu_torch and fits and not torch.compiler.is_compiling():

@@ -164,9 +164,8 @@ def linear_dlogits_kernel(
     rows = (group * GROUP_M + within % group_rows) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = (within // group_rows) * BLOCK_N + tl.arange(0, BLOCK_N)
     safe_rows = tl.minimum(rows, n_rows - 1)
-    safe_columns = tl.minimum(columns, n_columns - 1)
     z = logits_tile(
-        hidden_ptr, weight_ptr, bias_ptr, safe_rows, safe_columns,
+        hidden_ptr, weight_ptr, bias_ptr, safe_rows, tl.minimum(columns, n_columns - 1),
         n_hidden, stride_hidden, stride_weight, cap,
         HAS_BIAS, HAS_CAP, EVEN_K, UPCAST, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
@@ -177,7 +176,7 @@ def linear_dlogits_kernel(
     at_target = tl.load(coefficients_ptr + 3 * n_rows + safe_rows)
     dz = dlogit(
         z * scale, ref[:, None], level[:, None], slope[:, None],
-        safe_columns[None, :] == ids[:, None], at_target[:, None],
+        columns[None, :] == ids[:, None], at_target[:, None],
     )  # fmt: skip
     if HAS_CAP:
         dz *= 1 - (z / cap) * (z / cap)
@@ -199,7 +198,7 @@ def forward_sums(
     config = _tile(LINEAR_FORWARD, hidden_TD, bias_V, softcap)
     tiles_m = triton.cdiv(n_rows, config.block_m)
     n_tiles_n = triton.cdiv(n_vocab, config.block_n)
-    n_splits = choose_splits(tiles_m, n_tiles_n, _processors(hidden_TD))
+    n_splits = choose_splits(tiles_m, n_tiles_n, _processors(hidden_TD), n_rows)
     split_size = triton.cdiv(n_tiles_n, n_splits) * config.block_n
     n_splits = triton.cdiv(n_vocab, split_size)
     partials = hidden_TD.new_empty((4, n_splits, n_rows), dtype=torch.float32)
@@ -238,14 +237,15 @@ def slab_dlogits(
         )  # fmt: skip
 
 
-def choose_splits(tiles_m: int, tiles_n: int, processors: int) -> int:
+def choose_splits(tiles_m: int, tiles_n: int, processors: int, n_rows: int) -> int:
     """Splits of the vocabulary that leave the fewest processors idle in the last wave.
 
-    Each split has at least four tiles, so that its partial sums cost little beside them; among
+    Each split has at least four tiles, so that its partial sums cost little beside them, and all
+    partial sums together take at most 16 MiB where there are fewer than a million rows; among
     equals the fewest splits win.
     """
     best, best_time = 1, float("inf")
-    for splits in range(1, min(64, max(1, tiles_n // 4)) + 1):
+    for splits in range(1, max(1, min(tiles_n // 4, (1 << 20) // n_rows)) + 1):
         waves = -(-tiles_m * splits // processors)
         time = waves * -(-tiles_n // splits)
         if time < best_time:

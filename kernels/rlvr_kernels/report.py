@@ -2,8 +2,8 @@
 
 Compiles for sm_80 and sm_90 on any Linux machine with triton, GPU or not, and exits with 1 where a
 kernel spills, outgrows the chip's shared memory, uses double precision, loads narrowly, misses the
-tensor cores, or takes more than 1.3 exponentials an element. A name as argument limits the rows to
-kernels whose name contains it.
+tensor cores, or takes more than 1.3 exponentials an element. `--brief` compiles one case of every
+kernel and chip; a name limits the rows to kernels whose name contains it.
 """
 
 import os
@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> int:
         return 2
     from .aot import compile_and_inspect, shipped_kernels
 
-    wanted = arguments[0] if arguments else ""
+    is_brief = "--brief" in arguments
+    wanted = next((word for word in arguments if not word.startswith("-")), "")
+    seen: set[tuple[str, int]] = set()
     print(f"triton {triton.__version__}, compiled ahead of time, not run on a GPU\n")
     print(
         "| kernel | case | chip | dtype | registers | spills | shared KiB "
@@ -30,8 +32,10 @@ def main(arguments: list[str]) -> int:
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     n_rows = n_failed = 0
     for shipped in shipped_kernels():
-        if wanted not in shipped.name:
+        kind = shipped.name, shipped.capability
+        if wanted not in shipped.name or (is_brief and kind in seen):
             continue
+        seen.add(kind)
         machine = compile_and_inspect(shipped)
         exps = "-" if machine.exp_per_element is None else f"{machine.exp_per_element:.2f}"
         print(
