@@ -481,28 +481,31 @@ def sample(
     threads = _integer("threads", threads, 1, 1024)
     if p_dist not in ("uniform", "log"):
         raise ValueError(f'p_dist must be "uniform" or "log", got {p_dist!r}')
-    first_p = max(min_p, 5 if exclude_trivial else 2)
-    group = _listed if max_p <= LISTED_MAX_P else _intervals
-    groups = group(first_p, max_p, p_dist)
-    if not groups[0].size:
-        raise ValueError(f"no prime between {first_p} and {max_p}")
-    draw = kernels.draw_listed if group is _listed else kernels.draw_tested
-    # A jitted function returns uint64 as a Python int, which must not become a signed one.
-    key = np.uint64(kernels.stream_key(np.uint64(seed)))
     dtype = np.int32 if max_p < 2**31 else np.int64
-    p, x = np.empty(n, dtype=dtype), np.empty(n, dtype=dtype)
-    trivial = np.uint64(bool(exclude_trivial))
-    cuts = [n * part // threads for part in range(threads + 1)]
-
-    def fill(part: int) -> None:
-        rows = slice(cuts[part], cuts[part + 1])
-        draw(key, np.uint64(start + cuts[part]), *groups, trivial, p[rows], x[rows])
-
-    if threads == 1:
-        fill(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, range(threads)))
-    y = np.empty(n, dtype=dtype)
+    p, x, y = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
+    _draw(p, x, max_p, min_p, seed, start, bool(exclude_trivial), p_dist, threads)
     _in_parts(_inversion_kernel(max_p), threads, x, p, y)
     return Problems(p, x, y)
+
+
+def _draw(p, x, max_p, min_p, seed, start, exclude_trivial, p_dist, threads) -> None:
+    """Fill p and x with the rows of `sample`, whose arguments these are, checked."""
+    lowest = max(min_p, 5 if exclude_trivial else 2)
+    is_listed = max_p <= LISTED_MAX_P
+    groups = (_listed if is_listed else _intervals)(lowest, max_p, p_dist)
+    if not groups[0].size:
+        raise ValueError(f"no prime between {lowest} and {max_p}")
+    kernel = kernels.draw_listed if is_listed else kernels.draw_tested
+    # Numba returns a Python int, whose type in the next call would depend on its size.
+    key = np.uint64(kernels.stream_key(np.uint64(seed)))
+    trivial = np.uint64(exclude_trivial)
+    cuts = [p.size * part // threads for part in range(threads + 1)]
+
+    def fill(a: int, b: int) -> None:
+        kernel(key, np.uint64(start + a), *groups, trivial, p[a:b], x[a:b])
+
+    if threads == 1:
+        fill(0, p.size)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, cuts[:-1], cuts[1:]))
