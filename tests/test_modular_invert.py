@@ -309,3 +309,11 @@ def test_lists_never_pass_through_floats():
         modular.invert([1, 2**63], [7, 7])
     with pytest.raises(ValueError, match=r"x\[1\]"):
         modular.invert(np.array([1, 2**63], dtype=np.uint64), [7, 7])
+
+
+def test_nothing_is_compiled_with_fastmath():
+    """Reassociation may keep every value that a test looks at and still void the proof."""
+    compiled = [f for m in (simd, kernels) for f in vars(m).values() if hasattr(f, "py_func")]
+    assert len(compiled) > 15
+    assert not any(f.targetoptions.get("fastmath") for f in compiled)
+    assert not any(f.targetoptions.get("parallel") for f in compiled)

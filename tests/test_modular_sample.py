@@ -131,6 +131,9 @@ def test_a_problem_is_a_function_of_seed_and_index(arguments, expected):
 def test_seeds_and_questions_differ():
     digests = {digest(modular.sample(100, 2**31 - 1, seed=seed)) for seed in range(50)}
     assert len(digests) == 50
+    # Keys on both sides of 2**63 must reach one compiled version, of unsigned words.
+    assert {str(signature[0]) for signature in kernels.draw_listed.signatures} <= {"uint64"}
+    assert {str(signature[0]) for signature in kernels.draw_tested.signatures} == {"uint64"}
     p, x, _ = modular.sample(1000, 2**61, seed=0)
     assert len({*p.tolist()}) == len({*x.tolist()}) == 1000
 
