@@ -109,11 +109,16 @@ def _cross_entropy_logprobs(
 ) -> Tensor:
     if temperature != 1:
         logits = logits / temperature
-    # Rows are cleaned first: a NaN in an ignored row would reach the gradient as 0 * NaN.
-    clean = torch.where(valid[..., None], logits.float(), 0)
-    target = torch.where(valid, ids, -100).long()
+    logits, target = logits.float(), ids.long()
+    # Rows are cleaned where any is ignored: a NaN there would reach the gradient as 0 * NaN.
+    if torch.compiler.is_compiling() or not bool(valid.all()):
+        logits = torch.where(valid[..., None], logits, 0)
+        target = torch.where(valid, target, -100)
     nll = F.cross_entropy(
-        clean.reshape(-1, clean.shape[-1]), target.reshape(-1), reduction="none", ignore_index=-100
+        logits.reshape(-1, logits.shape[-1]),
+        target.reshape(-1),
+        reduction="none",
+        ignore_index=-100,
     )
     return -nll.reshape(ids.shape)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 # Elements of a chunk: 2 MiB of float32 fits a CPU core's cache; a GPU wants launches that fill it.
 _CHUNK_ELEMENTS = {"cpu": 1 << 19}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
+# Of a row with no other column than the target: far below any logit, and finite.
+_NO_TOP = -1.0e30
 
 
 def chunk_rows(n_vocab: int, device: torch.device) -> int:
@@ -28,17 +30,23 @@ def score(z_TV: Tensor, ids_T: Tensor, with_entropy: bool) -> tuple[Tensor, Tens
     column_T1 = ids_T.clamp(0, n_vocab - 1)[:, None]
     chosen = torch.where(in_range, z_TV.gather(1, column_T1)[:, 0], float("nan"))
     z_TV.scatter_(1, column_T1, -torch.inf)
-    others = torch.logsumexp(z_TV, 1)
+    # Relative to the largest other logit: sums that neither overflow nor cancel.
+    top = z_TV.amax(1).clamp(min=_NO_TOP)
+    gap = z_TV.sub_(top[:, None])
+    e = gap.exp()
+    rest = e.sum(1)
+    others = top + rest.log()
     logp = -F.softplus(others - chosen, threshold=80)
     lse = torch.logaddexp(others, chosen)
     if not with_entropy:
         return logp, None, lse
-    gap = z_TV.sub_(lse[:, None])
-    p = gap.exp()
-    lean = (p * gap.clamp_(min=-200)).sum(1)  # -inf * 0 is NaN: a forbidden token counts nothing
+    # -inf * 0 is NaN: a forbidden token counts nothing.
+    tilt = e.mul_(gap.clamp_(min=-200)).sum(1)
+    # sum p log p = share * (tilt + rest * (top - lse)) + p_y log p_y, share = exp(top - lse).
+    gap_of_top = top - lse
+    lean = torch.where(rest == 0, 0, gap_of_top.exp() * (tilt + rest * gap_of_top))
     p_chosen = logp.exp()
-    lean += torch.where(p_chosen == 0, 0, p_chosen * logp)
-    return logp, -lean, lse
+    return logp, -(lean + torch.where(p_chosen == 0, 0, p_chosen * logp)), lse
 
 
 def forward(
@@ -83,15 +91,24 @@ def coefficients(
 
 
 def dlogits(
-    z: Tensor, ref: Tensor, level: Tensor, slope: Tensor, at_target: Tensor, column: Tensor
+    z: Tensor,
+    ref: Tensor,
+    level: Tensor,
+    slope: Tensor | None,
+    at_target: Tensor,
+    column: Tensor,
 ) -> Tensor:
     """Gradient to z [T, C], overwriting z, with p = exp(z - ref).
 
+    `slope` None is 0: no gradient to an entropy.
     `column` [T] is the target's, outside [0, C) where the target is not among these columns.
     """
     gap = z.sub_(ref[:, None])
-    p = gap.exp()
-    dz = gap.clamp_(min=-200).mul_(slope[:, None]).add_(level[:, None]).mul_(p)
+    if slope is None:
+        dz = gap.exp_().mul_(level[:, None])
+    else:
+        p = gap.exp()
+        dz = gap.clamp_(min=-200).mul_(slope[:, None]).add_(level[:, None]).mul_(p)
     here = (column >= 0) & (column < z.shape[1])
     spot = column.clamp(0, z.shape[1] - 1)[:, None]
     kept = torch.where(here[:, None], at_target[:, None], dz.gather(1, spot))
@@ -110,16 +127,19 @@ def backward(
     """Write the gradient of the logits into `out_TV`, which may be `logits_TV` itself."""
     logp, entropy, lse = saved
     level, slope, at_target = coefficients(logp, entropy, *grads)
+    has_entropy = grads[1] is not None
     step = chunk_rows(logits_TV.shape[1], logits_TV.device)
     for first in range(0, ids_T.numel(), step):
         part = slice(first, first + step)
         z = _scaled(logits_TV[part], temperature)
-        dz = dlogits(z, lse[part], level[part], slope[part], at_target[part], ids_T[part])
+        lean = slope[part] if has_entropy else None
+        dz = dlogits(z, lse[part], level[part], lean, at_target[part], ids_T[part])
         if temperature != 1:
             dz.mul_(1 / temperature)
-        out_TV[part] = torch.where(valid_T[part, None], dz, 0)
+        out_TV[part] = dz.masked_fill_(~valid_T[part, None], 0)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     """A float32 copy of the logits, divided by the temperature: free to be overwritten."""
-    return logits.to(torch.float32, copy=True).mul_(1 / temperature)
+    z = logits.to(torch.float32, copy=True)
+    return z if temperature == 1 else z.mul_(1 / temperature)

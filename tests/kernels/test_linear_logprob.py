@@ -71,6 +71,8 @@ def assert_equals_float64(place, hidden, weight, bias, ids, *, grad_error=None, 
 )
 @pytest.mark.parametrize("buffer_mb", [TINY_BUFFER_MB, 256])
 def test_values_and_gradients(place, n_vocab, n_hidden, dtype, buffer_mb):
+    if place.name == "interpreted" and buffer_mb == 256:
+        pytest.skip("one slab or several is the same kernel, and the interpreter is slow")
     hidden, weight, _, ids = make(place, n_vocab, n_hidden, dtype)
     assert_equals_float64(
         place, hidden, weight, None, ids, temperature=0.7, max_buffer_mb=buffer_mb

@@ -14,7 +14,7 @@ from rlvr_kernels.loss import _OPTIONS, fused_policy_loss
 NAN = float("nan")
 CASES = [
     dict(),
-    dict(reduction="sum", clip_low=0.1, clip_high=0.3, log_ratio_clamp=1.0),
+    dict(reduction="sum", clip_low=0.1, clip_high=0.3, log_ratio_clamp=0.3),
     dict(reduction="seq-mean", dual_clip=3.0),
     dict(reduction="seq-mean", denom=11.0, kl="k2", kl_coef=0.1, entropy_coef=0.05),
     dict(denom=7.0, kl="k1", kl_coef=0.2),
