@@ -116,6 +116,13 @@ def test_the_noise_is_uniform_and_uncorrelated(across):
     assert chi_square_p(counts, [0.01] * 100) > 1e-3
 
 
+def test_every_bit_of_a_key_counts():
+    keys = [0, *(1 << bit for bit in range(64))]
+    rows = RowSampling.of([Sampling(max_new_tokens=1)] * 65, keys, torch.device("cpu"))
+    u = uniforms(rows.keys, torch.zeros(65, dtype=torch.int64))
+    assert torch.equal(u, noise(keys, [0] * 65)) and len(set(u.tolist())) == 65
+
+
 LOGITS = torch.tensor([2.0, -1.0, 0.3, 1.1, -3.0, 0.0, 1.9, -0.4, 0.9, -8.0])
 
 
