@@ -40,6 +40,8 @@ class RunConfig:
     """Type of the weights and of the forward pass. bfloat16 is for GPUs; on a CPU it is slower."""
     threads: int = 1
     """Torch threads on the CPU. On a shared two-core machine two threads ran 3x slower than one."""
+    watchdog_s: float = 900.0
+    """Seconds without a finished step after which all stacks go to stacks.txt; 0 turns it off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,18 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SaveConfig:
+    """Checkpoints, each of which a run can go on from exactly."""
+
+    every: int = 100
+    """Steps between two checkpoints; 0 saves at the end and when stopped only."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0 keeps none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is shown and kept."""
 
@@ -234,6 +248,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -245,8 +260,8 @@ class CommandLine:
     preset: str
     """File the configuration started from."""
     dry_run: bool
-    is_default: bool
-    """True where the user gave no argument at all."""
+    resume: str = ""
+    """Run directory to go on with, or "auto"; empty for a new run."""
 
 
 def preset_path(name: str) -> Path:
@@ -401,12 +416,13 @@ def validate(config: Config) -> None:
         "warmup.batch_size rollout.slots selfplay.proposals_per_type selfplay.estimate_samples "
         "selfplay.solver_tasks_per_type selfplay.solver_samples_per_task selfplay.buffer_size "
         "selfplay.seed_tasks selfplay.seed_rounds optim.epochs optim.minibatches "
-        "optim.micro_batch_tokens optim.max_bad_updates eval.every log.every"
+        "optim.micro_batch_tokens optim.max_bad_updates eval.every log.every save.keep_last"
     ).split():
         need(_get(config, name) >= 1, name, "must be at least 1")
     for name in (
         "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens eval.samples "
-        "optim.warmup_steps optim.weight_decay loss.entropy_coef loss.kl_coef loss.tis_cap"
+        "optim.warmup_steps optim.weight_decay loss.entropy_coef loss.kl_coef loss.tis_cap "
+        "save.every save.keep_every run.watchdog_s"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
     for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):
@@ -475,7 +491,14 @@ USAGE = """Absolute Zero self-play: one model proposes tasks and learns to solve
 
 With no argument: a tiny model teaches itself modular inverses on the CPU in minutes.
   --config FILE.toml   start from a preset (configs/*.toml) or from a file of yours
+  --resume RUN         go on with a run exactly where its last checkpoint is, with its options;
+                       `auto`: with the newest run of this name, or start one
   --dry-run            print the resolved configuration and the memory plan, then stop"""
+
+FREE_ON_RESUME = (
+    "steps", "eval.every", "save.", "log.", "run.name", "run.root", "run.device", "run.watchdog_s",
+)  # fmt: skip
+"""Options that may differ from those of the run that is resumed."""
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
@@ -485,7 +508,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     SystemExit(0) for --help.
     """
     rest: list[str] = []
-    preset, dry_run = DEFAULT_PRESET, False
+    preset, resume, dry_run = "", "", False
     arguments = iter(argv)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -493,11 +516,22 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
             preset = value if equals else next(arguments, "")
             if not preset:
                 raise ConfigError("--config needs a TOML file, e.g. --config cpu-prime.toml")
+        elif flag == "--resume":
+            resume = value if equals else next(arguments, "")
+            if not resume:
+                raise ConfigError("--resume needs a run directory, e.g. runs/latest, or auto")
         elif argument in ("--dry-run", "--dry_run"):
             dry_run = True
         else:
             rest.append(argument)
-    path = preset_path(preset)
+    if resume and resume != "auto":
+        path = Path(resume) / "config.toml"
+        if not path.is_file():
+            raise ConfigError(f"--resume {resume}: no run directory (it has no config.toml)")
+        if preset:
+            path = preset_path(preset)
+    else:
+        path = preset_path(preset or DEFAULT_PRESET)
     config = tyro.cli(
         Config,
         args=rest,
@@ -509,7 +543,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     if not config.run.name:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=path.stem))
     validate(config)
-    return CommandLine(config=config, preset=str(path), dry_run=dry_run, is_default=not argv)
+    return CommandLine(config=config, preset=str(path), dry_run=dry_run, resume=resume)
 
 
 def differences(config: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -522,3 +556,17 @@ def differences(config: Any, other: Any, where: str = "") -> list[tuple[str, Any
         elif a != b:
             found.append((where + f.name, a, b))
     return found
+
+
+def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
+    """Raises ConfigError listing the options that would make a resumed run another run."""
+    changed = [
+        f"--{name} is {value!r}, was {before!r}"
+        for name, value, before in differences(config, saved)
+        if not name.startswith(FREE_ON_RESUME)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume {run_dir}: other options than those of the run: {'; '.join(changed)}. Only "
+            "steps, the cadence of eval, save and log, name and device may differ"
+        )

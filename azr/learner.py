@@ -5,7 +5,7 @@ the loss still counts every sample. That is exact for any loss, because gradient
 up in the gather that repeats the log-probs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from azr.config import LossConfig, OptimConfig
+from azr.errors import RunError
 from azr.keys import generator
 from azr.model.attention import arange_positions, head_weight, hidden_states
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(RunError):
     """Too many updates in a row had a loss or gradient that is not finite."""
+
+    batch: Sequence["Experience"] = ()
+    """What the last of them was to train on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ class Learner:
             fused=True,
         )
         self.skipped_updates = 0
-        self._bad_in_a_row = 0
+        self.bad_in_a_row = 0
 
     def learning_rate(self, step: int) -> float:
         """Returns the rate of step 1, 2, ...: a linear ramp, a plateau, a linear decay."""
@@ -71,6 +75,30 @@ class Learner:
         start = c.decay_start_frac * self.total_steps
         past = max(0.0, step - start) / max(1.0, self.total_steps - start)
         return c.lr * ramp * (1 - (1 - c.final_lr_frac) * min(1.0, past))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns copies on the CPU of the optimiser's moments, by parameter name."""
+        return {
+            f"optimizer/{kind}/{name}": value.detach().to("cpu", copy=True)
+            for name, parameter in self.model.named_parameters()
+            for kind, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor], skipped: int, bad_in_a_row: int) -> None:
+        """Takes back `state_tensors` and the two counters."""
+        for name, parameter in self.model.named_parameters():
+            own = {
+                kind: tensors[f"optimizer/{kind}/{name}"]
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer/{kind}/{name}" in tensors
+            }
+            if own:
+                self.optimizer.state[parameter] = {
+                    # AdamW keeps its step count in fp32, on the device where it is fused.
+                    kind: value.to(parameter.device, copy=True)
+                    for kind, value in own.items()
+                }
+        self.skipped_updates, self.bad_in_a_row = skipped, bad_in_a_row
 
     def update(self, batch: Sequence[Experience], step: int) -> dict[str, float]:
         """Trains on the batch; returns metrics named as in docs/metrics.md.
@@ -146,16 +174,18 @@ class Learner:
         loss = sum(float(values["loss"]) for values in metrics)
         if np.isfinite(loss) and bool(torch.isfinite(norm)):
             self.optimizer.step()
-            self._bad_in_a_row = 0
+            self.bad_in_a_row = 0
         else:
             self.skipped_updates += 1
-            self._bad_in_a_row += 1
-            if self._bad_in_a_row >= self.config.max_bad_updates:
-                raise TrainingDiverged(
-                    f"{self._bad_in_a_row} updates in a row had a loss of {loss} and a gradient "
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row >= self.config.max_bad_updates:
+                error = TrainingDiverged(
+                    f"{self.bad_in_a_row} updates in a row had a loss of {loss} and a gradient "
                     f"norm of {float(norm)}; the weights are those before them. Lower --optim.lr "
                     f"{self.config.lr}, or raise --optim.max-bad-updates"
                 )
+                error.batch = [batch[i] for i in part]
+                raise error
         self.optimizer.zero_grad(set_to_none=True)
         totals.add(metrics, loss, float(norm))
 

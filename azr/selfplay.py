@@ -99,6 +99,32 @@ class SelfPlay:
                 raise ConfigError(f"--env: no seed task of type {task_type!r} could be found")
         return seeding
 
+    # State for an exact resume
+
+    def state(self) -> dict:
+        """Returns a copy of everything that a step depends on but the weights, as JSON values."""
+        return {
+            "buffers": {t: [self._entry(e) for e in b.entries()] for t, b in self.buffers.items()},
+            "previous_tasks": {
+                t: [self._entry(e) for e in entries] for t, entries in self.previous_tasks.items()
+            },
+            "recent_keys": list(self.recent_keys),
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Takes back what `state` returned, into a fresh object."""
+        for task_type, entries in state["buffers"].items():
+            for key, task, step in entries:
+                self.buffers[task_type].add(key, self.environment.from_json(task), step)
+        self.previous_tasks = {
+            t: [Entry(key, self.environment.from_json(task), step) for key, task, step in entries]
+            for t, entries in state["previous_tasks"].items()
+        }
+        self.recent_keys = list(state["recent_keys"])
+
+    def _entry(self, entry: Entry) -> list:
+        return [entry.key, self.environment.to_json(entry.task), entry.step]
+
     # One step
 
     def play(self, step: int) -> StepResult:

@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import Config, ConfigError
 from azr.keys import generator, make_key
+from azr.learner import Learner
 from azr.memory import Part, available_bytes, check_fit, memory_plan
 from azr.model.load import (
     check_words,
@@ -19,16 +21,20 @@ from azr.model.load import (
     tiny_config,
 )
 from azr.model.warmup import format_warmup
+from azr.rollout import RolloutEngine
+from azr.selfplay import SelfPlay
 from azr.tasks import Environment
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def prepare_device(config: Config) -> torch.device:
-    """Pins the threads and returns the device; raises ConfigError where it is not there."""
+    """Pins the threads, seeds torch, returns the device; raises ConfigError where it is absent."""
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
     torch.set_num_threads(config.run.threads)
+    # Every draw here has a keyed generator; only a model's own dropout would use torch's.
+    torch.manual_seed(make_key(config.run.seed, "torch") >> 1)
     return torch.device(config.run.device)
 
 
@@ -84,6 +90,40 @@ def warm_up(
         return environment.warmup_rows(generator(config.run.seed, "warmup", step), n)
 
     return format_warmup(model, tokenizer, rows, config.warmup, on_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """A model with everything that plays and trains it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    engine: RolloutEngine
+    selfplay: SelfPlay
+    learner: Learner
+
+
+def assemble(
+    config: Config,
+    environment: Environment,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reference: PreTrainedModel | None,
+) -> Trainee:
+    """Puts engine, self-play and learner around a model; `reference` is None without a KL term."""
+    engine = RolloutEngine(model, slots=config.rollout.slots, pad_id=tokenizer.pad_token_id)
+    learner = Learner(
+        model,
+        reference,
+        loss=config.loss,
+        optim=config.optim,
+        temperature=config.rollout.temperature,
+        total_steps=config.steps,
+        seed=config.run.seed,
+        pad_id=tokenizer.pad_token_id,
+    )
+    selfplay = SelfPlay(config, environment, engine, tokenizer)
+    return Trainee(model, tokenizer, engine, selfplay, learner)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,112 +1,178 @@
 """`python -m azr.train`: Absolute Zero self-play, the whole loop on one screen.
 
     config -> environment -> model -> format warm-up -> seeds -> [propose -> validate -> estimate ->
-    solve -> whiten -> update -> evaluate -> record] -> save
+    solve -> whiten -> update -> evaluate -> record -> save]
 
 Heavy imports come after the command line is read, so that `--help` and a wrong flag answer at once.
 """
 
 import dataclasses
+import faulthandler
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from azr.config import Config, ConfigError, differences, parse_command_line, to_toml, validate
+from azr.config import (
+    CommandLine,
+    Config,
+    ConfigError,
+    check_resumable,
+    differences,
+    load_toml,
+    parse_command_line,
+    to_toml,
+    validate,
+)
+from azr.errors import RunError
+from azr.stopping import StopRequest
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a finished run left; `before` and `after` map (split, task type) to its Accuracy."""
+    """What a run left; `before` and `after` map (split, task type) to its Accuracy."""
 
     run_dir: Path
     checkpoint: Path
-    steps: int
+    step: int
+    """The last finished step: below `config.steps` where the run was asked to stop."""
     seconds: float
     before: dict
     after: dict
 
 
 def run(
-    config: Config, *, started: float | None = None, notes: Sequence[tuple[str, str]] = ()
+    config: Config,
+    *,
+    resume: Path | None = None,
+    stop: StopRequest | None = None,
+    started: float | None = None,
+    notes: Sequence[tuple[str, str]] = (),
 ) -> RunSummary:
     """Trains as configured; everything it writes is in the run directory.
 
-    `started` is the time.monotonic() from which time is counted, `notes` are further lines of the
-    banner. Raises ConfigError for what cannot be run, where possible before anything is written.
+    `resume` is the directory of a run to go on with from its last checkpoint; `stop` ends the run
+    after the step in which a signal comes; `started` is the time.monotonic() from which time is
+    counted; `notes` are further lines of the banner. Raises ConfigError for what cannot be run,
+    where possible before anything is written, and RunError for what ends a run on its way.
     """
     started = time.monotonic() if started is None else started
     validate(config)
+    from azr import resume as resuming
     from azr import start
-    from azr.checkpoint import save_checkpoint
+    from azr.checkpoint import CheckpointWriter, load_newest
+    from azr.errors import naming_memory_errors
     from azr.evaluate import evaluate
-    from azr.learner import Learner
+    from azr.learner import TrainingDiverged
     from azr.log import RunLog
-    from azr.model.load import save_model
-    from azr.rollout import RolloutEngine
-    from azr.selfplay import SelfPlay
     from azr.step_metrics import seeding_metrics
     from azr.tasks import load_environment
 
     device = start.prepare_device(config)
     environment = load_environment(config.task)
+    damaged: list[str] = []
+    checkpoint = load_newest(resume, damaged.append) if resume else None
     architecture, parameters, plan = start.plan_memory(config, environment)
-    model, tokenizer = start.build_model(config, environment, device)
+    if checkpoint:
+        trainee = resuming.restore(config, environment, checkpoint, resume)
+    else:
+        model, tokenizer = start.build_model(config, environment, device)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
-    log = RunLog(config, started=started, to_json=environment.to_json, universe=universe)
+    log = RunLog(
+        config,
+        started=started,
+        to_json=environment.to_json,
+        universe=universe,
+        resumed=resume,
+        state=checkpoint.state["log"] if checkpoint else None,
+    )
+    watchdog = _Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
+    writer = CheckpointWriter(
+        log.run_dir, keep_last=config.save.keep_last, keep_every=config.save.keep_every
+    )
     try:
         log.banner([*notes, *_facts(config, architecture, parameters)], plan)
-        if not config.model.path:
-            start.warm_up(config, environment, model, tokenizer)
-        reference = start.frozen_copy(model) if config.loss.kl != "none" else None
-        engine = RolloutEngine(model, slots=config.rollout.slots, pad_id=tokenizer.pad_token_id)
-        selfplay = SelfPlay(config, environment, engine, tokenizer)
-        learner = Learner(
-            model,
-            reference,
-            loss=config.loss,
-            optim=config.optim,
-            temperature=config.rollout.temperature,
-            total_steps=config.steps,
-            seed=config.run.seed,
-            pad_id=tokenizer.pad_token_id,
-        )
-        before = after = evaluate(config, environment, engine, tokenizer, 0)
-        seeding = selfplay.seed()
-        log.start(before, seeding_metrics(seeding))
-        log.samples(0, seeding.tasks, seeding.rows)
-        if config.selfplay.seed_source == "model" and any(seeding.added.values()):
-            log.console.warn(
-                f"the model proposed too few valid seeds in {config.selfplay.seed_rounds} rounds "
-                f"(--selfplay.seed-rounds); the environment added {seeding.added}"
-            )
+        step = checkpoint.step if checkpoint else 0
+        for message in damaged:
+            log.warn(step, message)
+        if checkpoint:
+            log.console.print(f"going on after step {step}, from {checkpoint.path}")
+        else:
+            if not config.model.path:
+                start.warm_up(config, environment, model, tokenizer)
+            resuming.save_start(model, tokenizer, log.run_dir)
+            reference = start.frozen_copy(model) if config.loss.kl != "none" else None
+            trainee = start.assemble(config, environment, model, tokenizer, reference)
+            before = evaluate(config, environment, trainee.engine, tokenizer, 0)
+            seeding = trainee.selfplay.seed()
+            log.start(before, seeding_metrics(seeding))
+            log.samples(0, seeding.tasks, seeding.rows)
+            if config.selfplay.seed_source == "model" and any(seeding.added.values()):
+                log.warn(
+                    0,
+                    f"the model proposed too few valid seeds in {config.selfplay.seed_rounds} "
+                    f"rounds (--selfplay.seed-rounds); the environment added {seeding.added}",
+                )
+        engine, selfplay, learner = trainee.engine, trainee.selfplay, trainee.learner
 
-        for step in range(1, config.steps + 1):
+        while step < config.steps and not (stop and stop.signal):
+            step += 1
+            watchdog.rearm()
             clock = _Clock(engine)
-            result = selfplay.play(step)
+            with naming_memory_errors("rollouts", "--rollout.slots"):
+                result = selfplay.play(step)
             clock.split("play")
-            update = learner.update(result.experience(config.selfplay.roles), step)
+            with naming_memory_errors("the update", "--optim.micro-batch-tokens"):
+                update = learner.update(result.experience(config.selfplay.roles), step)
             clock.split("update")
-            is_evaluated = step % config.eval.every == 0 or step == config.steps
-            if is_evaluated:
-                after = evaluate(config, environment, engine, tokenizer, step)
+            accuracy = None
+            if step % config.eval.every == 0 or step == config.steps:
+                accuracy = evaluate(config, environment, engine, trainee.tokenizer, step)
             clock.split("eval")
             log.samples(step, result.tasks, result.rows)
-            clock.split("log")
             metrics = result.metrics | update | clock.metrics(result.seconds, update)
-            log.step(step, metrics, after if is_evaluated else None)
+            log.step(step, metrics, accuracy)
+            writer.check()
+            if config.save.every and step % config.save.every == 0 and step < config.steps:
+                writer.save(resuming.snapshot(trainee, log, step))
 
-        checkpoint = save_checkpoint(
-            log.run_dir, config.steps, lambda folder: save_model(model, tokenizer, folder)
-        )
-        log.finish(before, checkpoint)
+        saved = writer.save(resuming.snapshot(trainee, log, step))
+        writer.wait()
+        log.finish(step, saved)
+    except TrainingDiverged as error:
+        path = log.save_bad_batch(step, [dataclasses.asdict(e) for e in error.batch])
+        raise RunError(f"{error}. The batch is in {path}") from error
     finally:
+        watchdog.disarm()
         log.close()
     seconds = time.monotonic() - started
-    return RunSummary(log.run_dir, checkpoint, config.steps, seconds, before, after)
+    return RunSummary(log.run_dir, saved, step, seconds, dict(log.before), dict(log.latest))
+
+
+class _Watchdog:
+    """Writes the stacks of all threads to a file when a step takes too long; never ends a run.
+
+    faulthandler's timer is a thread of its own in C: it works where Python is stuck in a call.
+    """
+
+    def __init__(self, path: Path, seconds: float):
+        self._seconds = seconds
+        self._file = open(path, "w") if seconds else None  # noqa: SIM115 - kept for the timer
+        self.rearm()
+
+    def rearm(self) -> None:
+        if self._file:
+            faulthandler.dump_traceback_later(self._seconds, repeat=True, file=self._file)
+
+    def disarm(self) -> None:
+        if self._file:
+            faulthandler.cancel_dump_traceback_later()
+            self._file.close()
+            if not Path(self._file.name).stat().st_size:
+                Path(self._file.name).unlink()
 
 
 class _Clock:
@@ -182,18 +248,49 @@ def _dry_run(config: Config) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done, 1 error, 2 bad usage or config."""
+    """Runs the command line; returns the exit code.
+
+    0 done, 1 error, 2 bad usage or configuration, 75 saved after SIGTERM, 130 saved after Ctrl-C.
+    """
     started = time.monotonic()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        command = parse_command_line(arguments)
-        if command.dry_run:
-            return _dry_run(command.config)
-        run(command.config, started=started, notes=[("preset", command.preset)])
+        with StopRequest() as stop:
+            command = parse_command_line(arguments)
+            if command.dry_run:
+                return _dry_run(command.config)
+            config, run_dir = command.config, _resumable(command)
+            if run_dir and (done := _last_step(run_dir)) >= config.steps:
+                print(f"{run_dir} is at step {done} already; --steps {done + 1} or more goes on")
+                return 0
+            notes = [("preset", command.preset)]
+            run(config, resume=run_dir, stop=stop, started=started, notes=notes)
+            return stop.exit_code
     except ConfigError as error:
         print(f"azr: {error}", file=sys.stderr)
         return EXIT_USAGE
-    return 0
+    except RunError as error:
+        print(f"azr: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _resumable(command: CommandLine) -> Path | None:
+    """Returns the run to go on with, None for a new one; refuses other options than its own."""
+    if not command.resume:
+        return None
+    from azr.log.run_dir import find_resumable
+
+    run_dir = find_resumable(command.resume, command.config)
+    if run_dir:
+        check_resumable(command.config, load_toml(run_dir / "config.toml"), run_dir)
+    return run_dir
+
+
+def _last_step(run_dir: Path) -> int:
+    """Returns the step of the newest checkpoint that has its marker, -1 where there is none."""
+    from azr.checkpoint import newest_marked_step
+
+    return newest_marked_step(run_dir)
 
 
 if __name__ == "__main__":

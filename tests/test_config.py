@@ -50,7 +50,7 @@ def test_any_value_survives_toml(tmp_path_factory, name, seed, coefficient, flag
 
 def test_no_argument_means_the_cpu_preset():
     command = parse_command_line([])
-    assert command.is_default and not command.dry_run
+    assert not command.dry_run and not command.resume
     assert command.config.run.name == "cpu-prime"
     assert command.config.run.device == "cpu"
     assert command.config.task.prime.max_p == 23

@@ -58,6 +58,7 @@ def test_the_run_directory_holds_what_the_design_names(finished):
         "log.txt",
         "checkpoints",
         "learning_curve.png",
+        "start",
     }  # fmt: skip - and neither a journal nor a temporary file
     assert summary.checkpoint == folder / "checkpoints" / "step_000003"
     assert (summary.checkpoint / "COMPLETE").exists()
@@ -67,11 +68,11 @@ def test_the_run_directory_holds_what_the_design_names(finished):
 
 
 def test_the_checkpoint_is_an_ordinary_hf_folder(finished):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     summary, _ = finished
     model = AutoModelForCausalLM.from_pretrained(summary.checkpoint / "hf")
-    tokenizer = AutoTokenizer.from_pretrained(summary.checkpoint / "hf")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(summary.checkpoint / "hf")
     ids = tokenizer("S D 13 4 =", return_tensors="pt")["input_ids"]
     out = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert out.shape[1] > ids.shape[1]

@@ -2,23 +2,37 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
+
+from azr.errors import naming_disk_errors
 
 
 class MetricsLog:
     """Appends steps to metrics.jsonl; a NaN or Inf (no sample to average, say) becomes null."""
 
-    def __init__(self, path: Path):
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+    def __init__(self, path: Path, keep_bytes: int | None = None):
+        """`keep_bytes`: everything after so many bytes is dropped, as a resumed run needs it."""
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+        if keep_bytes is not None:
+            self._file.truncate(keep_bytes)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one line for a step."""
         row: dict[str, Any] = {"step": step}
         for name, value in metrics.items():
             row[name] = value if math.isfinite(value) else None
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with naming_disk_errors(self.path):
+            self._file.write((json.dumps(row) + "\n").encode())
+            self._file.flush()
+
+    def position(self) -> int:
+        """Returns the bytes written so far, all of them safe on the disk."""
+        with naming_disk_errors(self.path):
+            os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Closes the file."""

@@ -10,23 +10,28 @@ invalid, malformed or held_out for proposals; correct, wrong or malformed for an
 NULL where a sample enters no statistic.
 """
 
+import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from azr.errors import naming_disk_errors
+
 _SCHEMA = """
-CREATE TABLE tasks (id INTEGER PRIMARY KEY, type TEXT NOT NULL, key TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS tasks (id INTEGER PRIMARY KEY, type TEXT NOT NULL, key TEXT NOT NULL,
     step INTEGER NOT NULL, data TEXT NOT NULL);
-CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
-CREATE TABLE samples (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, role TEXT NOT NULL,
-    type TEXT NOT NULL, prompt_id INTEGER NOT NULL REFERENCES prompts(id), task_key TEXT,
-    text TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, solve_rate REAL,
-    reward REAL, advantage REAL, tokens INTEGER NOT NULL, finish TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS samples (id INTEGER PRIMARY KEY, step INTEGER NOT NULL,
+    role TEXT NOT NULL, type TEXT NOT NULL, prompt_id INTEGER NOT NULL REFERENCES prompts(id),
+    task_key TEXT, text TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    solve_rate REAL, reward REAL, advantage REAL, tokens INTEGER NOT NULL, finish TEXT NOT NULL,
     is_estimate INTEGER NOT NULL, count INTEGER NOT NULL);
 """
+
+_TABLES = ("tasks", "prompts", "samples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +56,34 @@ class SampleRow:
 class RunDb:
     """Writes run.db, one transaction a step."""
 
-    def __init__(self, path: Path, to_json: Callable[[object], dict]):
+    def __init__(
+        self,
+        path: Path,
+        to_json: Callable[[object], dict],
+        keep: Mapping[str, int] | None = None,
+    ):
+        """`keep`: what `position` returned; rows after it are dropped, as a resumed run needs."""
+        self._path = path
         self._db = sqlite3.connect(path)
         # The journal survives a crash of the process; fsync at every step would slow a short step.
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(_SCHEMA)
         self._to_json = to_json
-        self._prompts: dict[str, int] = {}
+        with self._db:
+            for table in _TABLES if keep else ():
+                self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
+        # Digests, not texts: the prompts of a long run would fill the memory.
+        self._prompts = {
+            _digest(text): number
+            for number, text in self._db.execute("SELECT id, text FROM prompts")
+        }
 
     def write(
         self, step: int, tasks: Iterable[tuple[str, str, object]], samples: Iterable[SampleRow]
     ) -> None:
         """Adds the (type, key, task) that entered the buffers, and the samples, of one step."""
-        with self._db:
+        with naming_disk_errors(self._path), self._db:
             self._db.executemany(
                 "INSERT INTO tasks (type, key, step, data) VALUES (?, ?, ?, ?)",
                 [(t, key, step, json.dumps(self._to_json(task))) for t, key, task in tasks],
@@ -84,12 +103,26 @@ class RunDb:
             )  # fmt: skip
 
     def _prompt_id(self, text: str) -> int:
-        if text not in self._prompts:
+        digest = _digest(text)
+        if digest not in self._prompts:
             cursor = self._db.execute("INSERT INTO prompts (text) VALUES (?)", (text,))
-            self._prompts[text] = cursor.lastrowid
-        return self._prompts[text]
+            self._prompts[digest] = cursor.lastrowid
+        return self._prompts[digest]
+
+    def position(self) -> dict[str, int]:
+        """Returns the last row number of each table, all rows safe on the disk."""
+        with naming_disk_errors(self._path):
+            self._db.execute("PRAGMA wal_checkpoint(FULL)")
+            return {
+                table: self._db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]
+                for table in _TABLES
+            }
 
     def close(self) -> None:
         """Writes everything back into the one file run.db."""
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

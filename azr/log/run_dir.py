@@ -1,5 +1,6 @@
 """The run directory: where it is, and what is written to it at the start of a run."""
 
+import fcntl
 import json
 import os
 import platform
@@ -37,6 +38,42 @@ def create_run_dir(config: Config) -> Path:
         raise ConfigError(f"--run.root {config.run.root}: cannot write there: {error}") from error
     (folder / "config.toml").write_text(to_toml(config))
     return folder
+
+
+def find_resumable(resume: str, config: Config) -> Path | None:
+    """Returns the run directory that `--resume` means.
+
+    For "auto" that is the newest one of this name, or None where there is none yet.
+    """
+    if resume != "auto":
+        return Path(resume).resolve()
+    found = sorted(Path(config.run.root).glob(f"????????-??????-{config.run.name}*/config.toml"))
+    return found[-1].parent.resolve() if found else None
+
+
+class RunLock:
+    """Keeps other processes from writing into a run directory."""
+
+    def __init__(self, folder: Path):
+        """Raises ConfigError where another process holds it."""
+        self._file = open(folder / "lock", "a+")  # noqa: SIM115 - held as long as the run lasts
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another"
+            self._file.close()
+            raise ConfigError(
+                f"--resume {folder}: process {owner} is writing to it; stop that one first"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Lets go."""
+        Path(self._file.name).unlink(missing_ok=True)
+        self._file.close()
 
 
 def describe_machine() -> dict:

@@ -1,5 +1,7 @@
 """One run's record: everything that is shown and everything that is written, step by step."""
 
+import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -7,12 +9,14 @@ from pathlib import Path
 
 from azr import __version__
 from azr.accuracy import Accuracy, as_metrics
-from azr.config import Config
+from azr.config import Config, to_toml
+from azr.diagnosis import Diagnosis
+from azr.errors import naming_disk_errors
 from azr.log.console import RunConsole
 from azr.log.curves import plot_learning_curve
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
-from azr.log.run_dir import create_run_dir, describe_machine, write_json
+from azr.log.run_dir import RunLock, create_run_dir, describe_machine, write_json
 from azr.memory import GIB, Part
 
 Accuracies = Mapping[tuple[str, str], Accuracy]
@@ -28,21 +32,47 @@ class RunLog:
         started: float,
         to_json: Callable[[object], dict],
         universe: Mapping[str, int],
+        resumed: Path | None = None,
+        state: Mapping | None = None,
     ):
         """`started` is time.monotonic() at the first line of the program; `universe` maps task
-        types to the number of their training tasks, where that is known."""
-        self.config, self.universe, self.started = config, dict(universe), started
-        self.run_dir = create_run_dir(config)
-        self.machine = describe_machine()
-        write_json(self.run_dir / "env.json", self.machine)
+        types to the number of their training tasks, where that is known. A resumed run gives its
+        directory and what `state` returned; what was written after that is rolled back."""
+        self.config, self.universe = config, dict(universe)
+        self.run_dir = resumed or create_run_dir(config)
+        self._lock = RunLock(self.run_dir)
         self.console = RunConsole(
             self.run_dir / "log.txt", plain=config.log.plain, every=config.log.every
         )
-        self._metrics = MetricsLog(self.run_dir / "metrics.jsonl")
-        self._db = RunDb(self.run_dir / "run.db", to_json) if config.log.samples else None
-        self._loop_started = started
-        self._latest: Accuracies = {}
-        self._proposals: list[SampleRow] = []
+        self.machine = describe_machine()
+        state = state or {}
+        self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
+        self._db = None
+        if config.log.samples:
+            self._db = RunDb(self.run_dir / "run.db", to_json, state.get("db"))
+        self.before: Accuracies = _accuracies(state.get("before", []))
+        self.latest: Accuracies = _accuracies(state.get("latest", []))
+        self._proposals = [SampleRow(**row) for row in state.get("proposals", [])]
+        self.started = started - state.get("elapsed_s", 0.0)
+        self._loop_started, self._first_step = time.monotonic(), state.get("step", 0)
+        self._diagnosis = Diagnosis(config.task.types)
+        if resumed:
+            (self.run_dir / "config.toml").write_text(to_toml(config))
+            self.event(self._first_step, "resumed", json.dumps(self.machine))
+        else:
+            write_json(self.run_dir / "env.json", self.machine)
+
+    def state(self, step: int) -> dict:
+        """Returns, as JSON values, how far the record has come; all of it is safe on the disk."""
+        return {
+            "step": step,
+            "metrics_bytes": self._metrics.position(),
+            "db": self._db.position() if self._db else None,
+            "before": _accuracy_rows(self.before),
+            "latest": _accuracy_rows(self.latest),
+            "proposals": [dataclasses.asdict(row) for row in self._proposals],
+            "elapsed_s": time.monotonic() - self.started,
+        }
 
     def banner(self, facts: list[tuple[str, str]], plan: list[Part]) -> None:
         """Shows what runs, where and why, and the memory plan."""
@@ -57,9 +87,20 @@ class RunLog:
         ]
         self.console.banner(__version__, m, lines, plan)
 
+    def event(self, step: int, kind: str, message: str) -> None:
+        """Appends a line to events.jsonl: warnings, resumes and the like."""
+        path = self.run_dir / "events.jsonl"
+        with naming_disk_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, "message": message}) + "\n")
+
+    def warn(self, step: int, message: str) -> None:
+        """Shows a warning and keeps it in events.jsonl."""
+        self.console.warn(message)
+        self.event(step, "warning", message)
+
     def start(self, results: Accuracies, seeding: Mapping[str, float]) -> None:
         """Shows and records step 0: the start model beside chance, and the seeding."""
-        self._latest = results
+        self.before = self.latest = results
         start = {s: a for s, a in results.items() if s[0] == "train"}
         self.console.start_table(start, "Before self-play: it knows the format, and no arithmetic")
         elapsed = time.monotonic() - self.started
@@ -75,7 +116,7 @@ class RunLog:
         """Records the tasks that entered the buffers, and the samples, of a step."""
         rows = list(samples)
         valid = [r for r in rows if r.outcome == "valid" and r.solve_rate is not None]
-        self._proposals = (self._proposals + valid)[-200:]
+        self._proposals = (self._proposals + valid)[-SHOWN_FROM:]
         if self._db:
             self._db.write(step, tasks, rows)
 
@@ -84,52 +125,80 @@ class RunLog:
         now = time.monotonic()
         row = dict(metrics)
         if accuracy is not None:
-            self._latest = accuracy
+            self.latest = accuracy
             row |= as_metrics(accuracy)
         row["time/elapsed_s"] = now - self.started
-        row["perf/host_rss_gib"] = host_rss_bytes() / GIB
+        row |= process_metrics()
         self._metrics.write(step, row)
-        spent = now - self._loop_started
+        a_step = (now - self._loop_started) / max(1, step - self._first_step)
         self.console.step(
             step,
             self.config.steps,
             now - self.started,
-            spent / step * (self.config.steps - step),
+            a_step * (self.config.steps - step),
             row,
-            self._latest,
+            self.latest,
             self.config.task.types,
             self.universe,
         )
+        for message in self._diagnosis.observe(row):
+            self.warn(step, message)
 
-    def finish(self, before: Accuracies, checkpoint: Path) -> None:
+    def save_bad_batch(self, step: int, batch: list[dict]) -> Path:
+        """Writes a batch that could not be trained on, as JSON, for inspection."""
+        path = self.run_dir / f"bad_batch_step_{step:06d}.json"
+        with naming_disk_errors(path):
+            path.write_text(json.dumps(batch, default=lambda array: array.tolist()) + "\n")
+        return path
+
+    def finish(self, step: int, checkpoint: Path) -> None:
         """Shows the result, draws the learning curve, and says where everything is."""
         self.console.stop()
-        self.console.end_table(before, self._latest)
+        self.console.end_table(self.before, self.latest)
         shown = self._proposals[-1 :: -max(1, len(self._proposals) // 5)][:5]
         self.console.proposals(
             [(r.type, r.text, r.task_key or "", f"{r.solve_rate:.2f}") for r in shown]
         )
-        types = self.config.task.types
-        curve = plot_learning_curve(self.run_dir, types, self.universe)
+        with naming_disk_errors(self.run_dir / "learning_curve.png"):
+            curve = plot_learning_curve(self.run_dir, self.config.task.types, self.universe)
         elapsed = time.monotonic() - self.started
         self.console.print(
-            f"{self.config.steps} steps in {elapsed:.0f} s\n"
+            f"{step} of {self.config.steps} steps in {elapsed:.0f} s\n"
             f"learning curve  {curve}\n"
             f"model           {checkpoint / 'hf'}"
         )
 
     def close(self) -> None:
-        """Closes every file."""
+        """Closes every file and lets go of the run directory."""
         self.console.close()
         self._metrics.close()
         if self._db:
             self._db.close()
+        self._lock.release()
 
 
-def host_rss_bytes() -> int:
-    """Returns the resident memory of this process, 0 where it cannot be told."""
+SHOWN_FROM = 200
+"""The last valid proposals, from which the end's five are taken."""
+
+
+def process_metrics() -> dict[str, float]:
+    """Returns resident memory, open files and child processes; what cannot be told is left out."""
+    proc = Path("/proc/self")
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int((proc / "statm").read_text().split()[1])
+        children = (proc / "task" / str(os.getpid()) / "children").read_text().split()
+        return {
+            "perf/host_rss_gib": pages * os.sysconf("SC_PAGE_SIZE") / GIB,
+            "perf/open_files": float(len(os.listdir(proc / "fd"))),
+            "perf/children": float(len(children)),
+        }
     except (OSError, ValueError):
-        return 0  # not Linux
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        return {}  # not Linux
+
+
+def _accuracy_rows(results: Accuracies) -> list:
+    return [[*cell, dataclasses.asdict(a)] for cell, a in results.items()]
+
+
+def _accuracies(rows: Iterable) -> dict[tuple[str, str], Accuracy]:
+    return {(split, task_type): Accuracy(**values) for split, task_type, values in rows}

@@ -184,15 +184,22 @@ def check_words(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], path
             )
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Writes an HF folder that `AutoModelForCausalLM.from_pretrained` opens.
+
+    `weights` is a copy of the model's state to write instead of its state of the moment.
 
     The attention implementation is ours, not the model's: it is not part of what is saved. The
     tokenizer of a tiny model opens with `PreTrainedTokenizerFast.from_pretrained` (see
     `load_tokenizer`).
     """
     transformers_logging.disable_progress_bar()  # it would break into the table on the screen
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 

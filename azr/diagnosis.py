@@ -1,0 +1,250 @@
+"""Early signs that a run goes wrong, each a single warning that names the cause and the option.
+
+`docs/metrics.md` lists them. They look at the metrics alone and never stop a run.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import median
+
+Metrics = Mapping[str, float]
+
+WINDOW = 20
+"""Steps over which a rate must be bad before it is called bad."""
+
+
+class Diagnosis:
+    """Watches the metrics of the steps in turn."""
+
+    def __init__(self, types: tuple[str, ...]):
+        self.types = types
+        self._recent: deque[Metrics] = deque(maxlen=WINDOW)
+        self._first: list[Metrics] = []
+        self._evaluations: list[tuple[float, float]] = []
+        self._given: set[str] = set()
+
+    def observe(self, metrics: Metrics) -> list[str]:
+        """Returns the warnings that this step is the first to call for."""
+        self._recent.append(metrics)
+        if len(self._first) < 3 * WINDOW:
+            self._first.append(metrics)
+        self._note_evaluation(metrics)
+        found = []
+        for check in _CHECKS:
+            name = check.__name__
+            if name not in self._given and (message := check(self)):
+                self._given.add(name)
+                found.append(message)
+        return found
+
+    def mean(self, pattern: str, *, full: bool = True) -> float:
+        """Returns the mean of a metric over the window and all types ("{type}" in the name).
+
+        NaN until the window is full, unless `full` is off, and where nothing was measured.
+        """
+        if full and len(self._recent) < WINDOW:
+            return math.nan
+        values = [
+            value
+            for metrics in self._recent
+            for name in {pattern.replace("{type}", t) for t in self.types}
+            if (value := metrics.get(name)) is not None and not math.isnan(value)
+        ]
+        return sum(values) / len(values) if values else math.nan
+
+    def first(self, name: str) -> list[float]:
+        """Returns a metric over the steps after the first WINDOW, before the third."""
+        return [m[name] for m in self._first[WINDOW:] if name in m]
+
+    def latest(self, name: str) -> list[float]:
+        """Returns a metric over the window, empty until both windows are full."""
+        if len(self._recent) < WINDOW or len(self._first) < 3 * WINDOW:
+            return []
+        return [m[name] for m in self._recent if name in m]
+
+    def _note_evaluation(self, metrics: Metrics) -> None:
+        def average(is_train: bool) -> float:
+            values = [
+                v
+                for k, v in metrics.items()
+                if k.startswith("eval/")
+                and k.endswith("/greedy_accuracy")
+                and k.startswith("eval/train/") == is_train
+            ]
+            return sum(values) / len(values) if values else math.nan
+
+        train, held_out = average(True), average(False)
+        if not math.isnan(train + held_out):
+            self._evaluations.append((train, held_out))
+
+    @property
+    def evaluations(self) -> list[tuple[float, float]]:
+        """(training accuracy, held-out accuracy) of every evaluation so far."""
+        return self._evaluations
+
+
+def truncation(d: Diagnosis) -> str | None:
+    share = d.mean("completions/clipped_ratio")
+    if 0.5 < share < 1:
+        return (
+            f"{share:.0%} of the completions hit the length limit and count as malformed: raise "
+            "--rollout.max-new-tokens"
+        )
+    return None
+
+
+def no_end_of_text(d: Diagnosis) -> str | None:
+    if d.mean("completions/clipped_ratio", full=False) == 1 and len(d._recent) >= 3:
+        return (
+            "no completion has ended itself in 3 steps: the model does not know the end-of-text "
+            "token; raise --warmup.steps, or see the tokenizer of --model"
+        )
+    return None
+
+
+def nothing_well_formed(d: Diagnosis) -> str | None:
+    if len(d._recent) >= 3 and d.mean("solve/{type}/format_rate", full=False) == 0:
+        return (
+            "no answer has been well formed in 3 steps: the model does not know the format; raise "
+            "--warmup.steps, or use another --model or --task.style"
+        )
+    return None
+
+
+def nothing_valid(d: Diagnosis) -> str | None:
+    if d.mean("propose/{type}/valid_rate") == 0:
+        return (
+            f"no proposal has been valid in {WINDOW} steps: only seeds are solved; see the reasons "
+            "in propose/*/rejected, and --selfplay.seed-source"
+        )
+    return None
+
+
+def flat_cell(d: Diagnosis) -> str | None:
+    for role in ("propose", "solve"):
+        for task_type in d.types:
+            std = [m.get(f"reward/{role}/{task_type}/std", math.nan) for m in d._recent]
+            means = [m.get(f"reward/{role}/{task_type}/mean", math.nan) for m in d._recent]
+            if len(std) == WINDOW and max(std) < 1e-6 and max(means) < 0:
+                return (
+                    f"all rewards of {role}/{task_type} have been {means[-1]:.2f} for {WINDOW} "
+                    "steps, so it learns nothing: make it easier (--task.prime.max-p), or raise "
+                    "--selfplay.solver-samples-per-task"
+                )
+    return None
+
+
+def ratio_far_from_one(d: Diagnosis) -> str | None:
+    ratio = d.mean("policy/ratio_mean")
+    if abs(ratio - 1) > 0.2:
+        return (
+            f"the policy ratio is {ratio:.2f} on average: the updates of one step move too far; "
+            "lower --optim.lr or --optim.epochs"
+        )
+    return None
+
+
+def mismatch(d: Diagnosis) -> str | None:
+    kl = d.mean("mismatch/kl")
+    if kl > 0.05:
+        return (
+            f"rollouts and training differ by {kl:.3f} nats a token: use --run.dtype float32, no "
+            "truncated sampling, and keep --loss.tis-cap on"
+        )
+    return None
+
+
+def entropy_collapse(d: Diagnosis) -> str | None:
+    entropy, accuracy = d.mean("policy/entropy"), d.mean("solve/{type}/accuracy")
+    first = d._first[0].get("policy/entropy", math.nan)
+    if entropy < 0.02 * first and accuracy < 0.7:
+        return (
+            f"the policy is sure of itself (entropy {entropy:.3f}, {first:.2f} at the start) at "
+            f"{accuracy:.0%} accuracy, and no longer explores: raise --loss.kl-coef (with "
+            "--loss.kl k2) or --loss.entropy-coef, or lower --optim.lr"
+        )
+    return None
+
+
+def proposer_collapse(d: Diagnosis) -> str | None:
+    unique, valid = d.mean("propose/{type}/unique_rate"), d.mean("propose/{type}/valid_rate")
+    if unique < 0.15 and valid > 0.5:
+        return (
+            f"only {unique:.0%} of the valid proposals of a step are distinct: the proposer "
+            "collapses; raise --loss.kl-coef or --task.references"
+        )
+    return None
+
+
+def overfitting(d: Diagnosis) -> str | None:
+    if len(d.evaluations) < 5:
+        return None
+    best_train, best_held_out = max(d.evaluations[:-1], key=lambda pair: pair[1])
+    last = d.evaluations[-3:]
+    if all(h < best_held_out - 0.2 and t > best_train for t, h in last):
+        return (
+            f"held-out accuracy fell from {best_held_out:.2f} to {last[-1][1]:.2f} while training "
+            "accuracy rises: lower --steps or --optim.lr"
+        )
+    return None
+
+
+def slower_steps(d: Diagnosis) -> str | None:
+    # Per token, so that longer completions alone are no warning.
+    def per_token(rows: list[Metrics]) -> float:
+        values = [
+            (m["time/step_s"] - m["time/eval_s"])
+            / max(1.0, m["completions/samples"] * m["completions/mean_length"])
+            for m in rows
+            if "time/step_s" in m and "completions/samples" in m
+        ]
+        return median(values) if values else math.nan
+
+    if not d.latest("time/step_s"):
+        return None
+    before, now = per_token(d._first[WINDOW:]), per_token(list(d._recent))
+    if now > 2 * before:
+        return (
+            f"a step takes {now / before:.1f} times as long per token as at the start: see time/* "
+            "for the phase, and whether other programs share the machine"
+        )
+    return None
+
+
+def growing_memory(d: Diagnosis) -> str | None:
+    before, now = d.first("perf/host_rss_gib"), d.latest("perf/host_rss_gib")
+    if before and now and min(now) > 1.5 * max(before) and min(now) > max(before) + 0.5:
+        return (
+            f"host memory grew from {max(before):.1f} to {now[-1]:.1f} GiB: lower "
+            "--selfplay.buffer-size, and stop and --resume to be safe"
+        )
+    return None
+
+
+def growing_handles(d: Diagnosis) -> str | None:
+    for name, what in (("perf/open_files", "open files"), ("perf/children", "child processes")):
+        before, now = d.first(name), d.latest(name)
+        if before and now and min(now) > max(before) + 50:
+            return (
+                f"{what} grew from {max(before):.0f} to {now[-1]:.0f}: something leaks; stop and "
+                "--resume to be safe, and report it"
+            )
+    return None
+
+
+_CHECKS: tuple[Callable[[Diagnosis], str | None], ...] = (
+    truncation,
+    no_end_of_text,
+    nothing_well_formed,
+    nothing_valid,
+    flat_cell,
+    ratio_far_from_one,
+    mismatch,
+    entropy_collapse,
+    proposer_collapse,
+    overfitting,
+    slower_steps,
+    growing_memory,
+    growing_handles,
+)

@@ -1,0 +1,46 @@
+"""Errors of a run that has started: one line that names the thing and what to do."""
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; what is saved stands. The command ends with code 1."""
+
+
+@contextmanager
+def naming_disk_errors(path: Path) -> Iterator[None]:
+    """Turns a failed write into a RunError that names the file and how to go on."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if full else "see that it can be written"
+        raise RunError(
+            f"cannot write {path}: {reason}; {advice}, then go on from the last checkpoint with "
+            "--resume RUN"
+        ) from error
+
+
+@contextmanager
+def naming_memory_errors(phase: str, option: str) -> Iterator[None]:
+    """Turns running out of memory into a RunError that names the phase and its option."""
+    try:
+        yield
+    except MemoryError as error:
+        raise RunError(_out_of_memory(phase, option, str(error))) from error
+    except RuntimeError as error:
+        # torch.OutOfMemoryError on a GPU; the CPU allocator raises a plain RuntimeError.
+        kind = type(error).__name__
+        if kind != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            raise
+        raise RunError(_out_of_memory(phase, option, str(error))) from error
+
+
+def _out_of_memory(phase: str, option: str, detail: str) -> str:
+    first = detail.strip().splitlines()[0] if detail.strip() else "no memory"
+    return f"out of memory during {phase} ({first}): lower {option}, then go on with --resume RUN"

@@ -1,0 +1,401 @@
+"""A resumed run is the uninterrupted run: weights, optimiser, buffers, metrics and records."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from azr.checkpoint import MARKER, load_newest
+from azr.config import ConfigError, load_toml, parse_command_line
+from azr.errors import RunError
+from azr.log.metrics import read_metrics
+from azr.train import main, run
+
+FLAGS = [
+    "--steps", "6", "--warmup.steps", "20", "--warmup.batch-size", "64",
+    "--selfplay.proposals-per-type", "6",
+    "--selfplay.solver-tasks-per-type", "8", "--selfplay.seed-tasks", "4", "--eval.every", "2",
+    "--eval.samples", "1", "--task.prime.max-p", "13", "--save.every", "2", "--log.plain", "True",
+    "--task.references", "1", "--save.keep-last", "3",
+]  # fmt: skip
+
+
+def config(root, *flags):
+    return parse_command_line([*FLAGS, "--run.root", str(root), *flags]).config
+
+
+class StopAfter:
+    """Asks to stop once `steps` steps have run, as a signal in the last of them would."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    @property
+    def signal(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run that all others are compared with."""
+    return run(config(tmp_path_factory.mktemp("whole"))).run_dir
+
+
+def state_of(run_dir):
+    """Returns everything of the end of a run that must be equal bit for bit."""
+    newest = load_newest(run_dir, pytest.fail)
+    saved = json.loads(json.dumps(newest.state))
+    for volatile in ("elapsed_s", "metrics_bytes"):
+        saved["log"].pop(volatile)  # a clock's digits have no fixed length
+    metrics = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))}
+        for row in read_metrics(run_dir / "metrics.jsonl")
+    ]
+    with sqlite3.connect(run_dir / "run.db") as db:
+        tables = {
+            t: db.execute(f"SELECT * FROM {t}").fetchall() for t in ("tasks", "prompts", "samples")
+        }
+    return (
+        newest.step,
+        saved,
+        metrics,
+        tables,
+        newest.tensors,
+        load_file(newest.path / "hf" / "model.safetensors"),
+    )
+
+
+def assert_same(run_dir, whole):
+    for mine, theirs in zip(state_of(run_dir), state_of(whole), strict=True):
+        if isinstance(theirs, dict) and any(isinstance(v, torch.Tensor) for v in theirs.values()):
+            assert mine.keys() == theirs.keys()
+            for name in theirs:
+                assert torch.equal(mine[name], theirs[name]), name
+        else:
+            assert mine == theirs
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 4])
+def test_a_stopped_run_goes_on_bit_for_bit(whole, stopped_at, tmp_path):
+    first = run(config(tmp_path), stop=StopAfter(stopped_at))
+    assert first.step == stopped_at
+    second = run(config(tmp_path), resume=first.run_dir)
+    assert second.run_dir == first.run_dir and second.step == 6
+    assert_same(second.run_dir, whole)
+    events = (second.run_dir / "events.jsonl").read_text().splitlines()
+    assert [json.loads(e)["kind"] for e in events] == ["resumed"]
+
+
+def test_it_can_be_stopped_and_resumed_at_every_step(whole, tmp_path):
+    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+    for _ in range(5):
+        run(config(tmp_path), resume=run_dir, stop=StopAfter(1))
+    assert_same(run_dir, whole)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--selfplay.solver-samples", "fresh", "--selfplay.solve-lag", "1"],
+        ["--optim.minibatches", "2", "--optim.epochs", "2", "--selfplay.sampling", "recency"],
+        ["--loss.kl", "none", "--loss.kl-coef", "0", "--selfplay.buffer-size", "6"],
+    ],
+    ids=["lag", "several updates, recency", "no reference, full buffer"],
+)
+def test_every_kind_of_state_survives(flags, tmp_path):
+    through = run(config(tmp_path / "a", *flags)).run_dir
+    stopped = run(config(tmp_path / "b", *flags), stop=StopAfter(3)).run_dir
+    run(config(tmp_path / "b", *flags), resume=stopped)
+    assert_same(stopped, through)
+
+
+def test_what_was_written_after_the_checkpoint_is_rolled_back(whole, tmp_path):
+    first = run(config(tmp_path), stop=StopAfter(4)).run_dir
+    with open(first / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "torn')
+    with sqlite3.connect(first / "run.db") as db:
+        db.execute("INSERT INTO tasks (type, key, step, data) VALUES ('deduction', 'x', 5, '{}')")
+        db.execute("INSERT INTO prompts (text) VALUES ('never asked')")
+    db.close()
+    run(config(tmp_path), resume=first)
+    assert_same(first, whole)
+
+
+DAMAGE = {
+    "no marker": lambda c: (c / MARKER).unlink(),
+    "half a marker": lambda c: (c / MARKER).write_text("{"),
+    "truncated weights": lambda c: os.truncate(c / "hf" / "model.safetensors", 1000),
+    "one bit of the optimiser": lambda c: flip_bit(c / "train_state.safetensors"),
+    "no state": lambda c: (c / "state.json").unlink(),
+}
+
+
+def flip_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, damage, tmp_path):
+    run_dir = run(config(tmp_path), stop=StopAfter(4)).run_dir
+    damage(run_dir / "checkpoints" / "step_000004")
+    run(config(tmp_path), resume=run_dir)
+    assert_same(run_dir, whole)
+    warnings = [json.loads(e) for e in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert "step_000004 is not used: " in warnings[1]["message"]
+    assert warnings[1]["step"] == 2
+
+
+def test_without_any_whole_checkpoint_it_says_so(tmp_path):
+    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+    (run_dir / "checkpoints" / "step_000001" / MARKER).unlink()
+    with pytest.raises(RunError, match="has no whole checkpoint to go on from"):
+        run(config(tmp_path), resume=run_dir)
+
+
+def test_other_options_are_refused_by_name_and_free_ones_are_not(tmp_path, capsys):
+    run_dir = run(config(tmp_path), stop=StopAfter(2)).run_dir
+    assert main(["--resume", str(run_dir), "--optim.lr", "0.5", "--task.prime.max-p", "17"]) == 2
+    err = capsys.readouterr().err
+    assert "--optim.lr is 0.5, was 0.002" in err and "--task.prime.max_p is 17, was 13" in err
+    free = ["--steps", "3", "--eval.every", "5", "--save.every", "0", "--log.every", "1"]
+    assert main(["--resume", str(run_dir), *free, "--run.name", "x"]) == 0
+    assert read_metrics(run_dir / "metrics.jsonl")[-1]["step"] == 3
+    assert load_toml(run_dir / "config.toml").steps == 3
+
+
+def test_resume_takes_the_options_of_the_run_and_a_finished_one_says_so(tmp_path, capsys):
+    run_dir = run(config(tmp_path, "--steps", "2")).run_dir
+    before = (run_dir / "metrics.jsonl").read_text()
+    assert main(["--resume", str(run_dir)]) == 0
+    assert "at step 2 already; --steps 3 or more goes on" in capsys.readouterr().out
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_resume_auto_starts_then_continues_then_is_done(whole, tmp_path, capsys):
+    flags = [*FLAGS, "--run.root", str(tmp_path), "--resume", "auto"]
+    assert main([*flags, "--steps", "6"]) == 0
+    (run_dir,) = [p for p in tmp_path.iterdir() if not p.is_symlink()]
+    assert_same(run_dir, whole)
+    assert main(flags) == 0 and "already" in capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 2  # the run and `latest`
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "no run directory" in capsys.readouterr().err
+
+
+def test_a_run_that_is_being_written_is_refused(tmp_path):
+    import fcntl
+
+    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+    with open(run_dir / "lock", "w") as other:
+        other.write("4711")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="process 4711 is writing to it"):
+            run(config(tmp_path), resume=run_dir)
+
+
+def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path):
+    flags = ["--save.every", "1", "--save.keep-last", "1", "--save.keep-every", "3"]
+    run_dir = run(config(tmp_path, *flags)).run_dir
+    kept = sorted(p.name for p in (run_dir / "checkpoints").iterdir())
+    assert kept == ["step_000003", "step_000006"]
+
+
+def start_process(root, *flags):
+    return subprocess.Popen(
+        [sys.executable, "-m", "azr.train", *FLAGS, "--run.root", str(root), *flags],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(root, step, process):
+    """Waits until a step is in the metrics; returns the run directory."""
+    for _ in range(1200):
+        for path in Path(root).glob("2*/metrics.jsonl"):
+            if path.read_text().count("\n") > step:
+                return path.parent
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError("no step came")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves_with_its_code(number, code, tmp_path):
+    process = start_process(tmp_path, "--steps", "100000", "--save.every", "0")
+    run_dir = wait_for_step(tmp_path, 2, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "finishing the step and saving" in err
+    step = read_metrics(run_dir / "metrics.jsonl")[-1]["step"]
+    assert load_newest(run_dir, pytest.fail).step == step
+    assert not (run_dir / "lock").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stands(tmp_path):
+    # A step of its own length: the first signal alone would wait for its end.
+    process = start_process(tmp_path, "--steps", "9", "--save.every", "1", "--eval.every", "1")
+    run_dir = wait_for_step(tmp_path, 2, process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)  # 130: the step ended between the two
+    assert load_newest(run_dir, lambda message: None).step >= 1
+
+
+def kill_and_resume(root, whole, moments):
+    """Kills runs with SIGKILL at random moments, resumes each, and compares the end."""
+    rng = random.Random(0)
+    flags = ["--resume", "auto", "--save.every", "1"]
+    for moment in range(moments):
+        folder = root / str(moment)
+        process = start_process(folder, *flags)
+        wait_for_step(folder, rng.randrange(1, 5), process)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        process = start_process(folder, *flags)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        (run_dir,) = [p for p in folder.iterdir() if not p.is_symlink()]
+        assert_same(run_dir, whole)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
+    kill_and_resume(tmp_path, whole, moments=3)
+
+
+@pytest.mark.soak
+def test_a_run_killed_at_thirty_moments_goes_on_bit_for_bit(whole, tmp_path):
+    kill_and_resume(tmp_path, whole, moments=30)
+
+
+FULL_DISK = """
+import resource, sys
+from azr.train import main
+import azr.checkpoint as checkpoint
+write = checkpoint._write_all
+def limited(*arguments):
+    # As if the disk were full: no file can grow beyond 64 KiB from the first save on.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+    write(*arguments)
+checkpoint._write_all = limited
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_ends_the_run_with_one_clear_line_and_it_resumes(whole, tmp_path):
+    run_dir = run(config(tmp_path), stop=StopAfter(2)).run_dir
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, "--resume", str(run_dir)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("azr: ")]
+    assert "cannot write" in line and "--resume RUN" in line
+    assert "Traceback" not in done.stderr
+    assert not list((run_dir / "checkpoints").glob("*.tmp"))
+    run(config(tmp_path), resume=run_dir)
+    assert_same(run_dir, whole)
+
+
+def test_a_batch_that_cannot_be_trained_on_is_kept_for_inspection(tmp_path, monkeypatch):
+    import azr.learner
+
+    def broken(*args, **kwargs):
+        loss, metrics = real(*args, **kwargs)
+        return loss * float("nan"), metrics | {"loss": metrics["loss"] * float("nan")}
+
+    real = azr.learner.policy_loss
+    monkeypatch.setattr(azr.learner, "policy_loss", broken)
+    with pytest.raises(RunError, match="3 updates in a row.*The batch is in .*bad_batch"):
+        run(config(tmp_path, "--optim.max-bad-updates", "3"))
+    (path,) = tmp_path.glob("2*/bad_batch_step_000003.json")
+    batch = json.loads(path.read_text())
+    assert set(batch[0]) == {"prompt_ids", "response_ids", "rollout_logprobs", "advantage"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "option"),
+    [("azr.rollout.engine.RolloutEngine.generate", "rollouts.*--rollout.slots"),
+     ("azr.learner.Learner.update", "the update.*--optim.micro-batch-tokens")],
+)  # fmt: skip
+def test_out_of_memory_names_the_phase_and_the_option(phase, option, tmp_path, monkeypatch):
+    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+
+    def out_of_memory(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(phase, out_of_memory)
+    with pytest.raises(RunError, match=f"out of memory during {option}.*--resume RUN"):
+        run(config(tmp_path), resume=run_dir)
+
+
+def test_saving_does_not_stop_training_for_longer_than_copying(tmp_path, monkeypatch):
+    """Steps go on while the disk is slow, until the next save is due."""
+    import threading
+
+    import azr.checkpoint as checkpoint
+
+    gate, seen = threading.Event(), []
+    real = checkpoint.write_checkpoint
+
+    def slow(folder, snapshot):
+        if snapshot.step == 2:
+            seen.append(gate.wait(60))
+        return real(folder, snapshot)
+
+    class Gate(StopAfter):
+        @property
+        def signal(self):
+            rows = list(tmp_path.glob("2*/metrics.jsonl"))
+            if rows and len(read_metrics(rows[0])) > 3:  # step 3 is done meanwhile
+                gate.set()
+            return None
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
+    summary = run(config(tmp_path, "--save.every", "2"), stop=Gate(0))
+    assert seen == [True] and summary.step == 6
+
+
+def test_the_watchdog_writes_all_stacks_when_a_step_hangs(tmp_path, monkeypatch):
+    from azr.selfplay import SelfPlay
+
+    play = SelfPlay.play
+
+    def slow(self, step):
+        if step == 2:
+            time.sleep(1.0)
+        return play(self, step)
+
+    monkeypatch.setattr(SelfPlay, "play", slow)
+    summary = run(config(tmp_path, "--steps", "3", "--run.watchdog-s", "0.5"))
+    text = (summary.run_dir / "stacks.txt").read_text()
+    assert "Timeout" in text and "in slow" in text and "in run" in text
+
+
+def test_a_config_knows_which_options_are_free():
+    base = parse_command_line([]).config
+    from azr.config import check_resumable
+
+    check_resumable(dataclasses.replace(base, steps=9), base, Path("r"))
+    with pytest.raises(ConfigError, match="--run.seed is 3, was 0"):
+        seeded = dataclasses.replace(base, run=dataclasses.replace(base.run, seed=3))
+        check_resumable(seeded, base, Path("r"))
