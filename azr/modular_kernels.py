@@ -150,15 +150,15 @@ def is_prime_word(n):
 def sort_out(n, out, left):
     """out[i] (bool) = whether trial division proves n[i] prime; the open cases go to left.
 
-    Returns how many indices of n the int64 array left then holds: of odd numbers above 37**2
-    without a prime factor up to 37. Negative numbers are not prime.
+    Returns how many indices of n the int64 array left then holds: of odd numbers from 17**2
+    on without a prime factor up to 13. Negative numbers are not prime.
     """
     count = 0
     for i in range(n.size):
         word = U64(max(n[i], 0))
-        is_open = word >= U64(1369)
+        is_open = word >= U64(289)
         is_prime = word > U64(1)
-        for small in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37):
+        for small in (2, 3, 5, 7, 11, 13):
             if word % U64(small) == U64(0):
                 is_open = False
                 is_prime = word == U64(small)
@@ -187,8 +187,14 @@ def product_32(a, b, n, n_inverse):
     return U64(t + np.int64(n) if t < 0 else t)
 
 
-def _strong_test(word_bits, product):
-    """The strong probable-prime test with Montgomery products of one word size, LANES at once."""
+def _strong_test(word_bits):
+    """The strong probable-prime test with Montgomery products of one word size, LANES at once.
+
+    The word size is a number and not a function, because Numba's disk cache knows a function that
+    varies again only in the process that made it.
+    """
+
+    is_narrow = word_bits == 32
 
     @jit
     def strong_test(n, left, count, bases):
@@ -210,11 +216,11 @@ def _strong_test(word_bits, product):
                 m = U64(n[left[first + i]])
                 modulus[i] = m
                 inverse[i] = inverse_of_odd(m)
-                one[i] = (U64(1) << U64(32)) % m if word_bits == 32 else (U64(0) - m) % m
+                one[i] = (U64(1) << U64(32)) % m if is_narrow else (U64(0) - m) % m
                 exponent[i] = m - U64(1)
                 all_bits |= m
                 low_bits |= (m - U64(1)) & (U64(1) - m)
-            if word_bits == 32:
+            if is_narrow:
                 for i in range(LANES):
                     inverse[i] &= _LOW_32
             top = word_bits - 1
@@ -223,7 +229,7 @@ def _strong_test(word_bits, product):
             passed_all[:] = U64(1)
             for base in bases:
                 # factor = base * one mod n: the base in Montgomery form.
-                if word_bits == 32:
+                if is_narrow:
                     for i in range(LANES):
                         factor[i] = base * one[i] % modulus[i]
                 else:
@@ -237,22 +243,39 @@ def _strong_test(word_bits, product):
                             f -= modulus[i] if f >= modulus[i] else U64(0)
                             factor[i] = f
                 for i in range(LANES):
-                    power[i] = one[i]
                     passed[i] = U64(factor[i] == U64(0))
                 # power = base ** (exponent >> shift), shift falling. The test looks at the
                 # exponents (n - 1) / 2**k, k >= 1: -1 at any of them or 1 at the odd one is a pass.
                 for shift in range(top, 0, -1):
                     bit = U64(1) << U64(shift)
-                    if base == U64(2):
+                    if shift == top:
                         for i in range(LANES):
-                            square = product(power[i], power[i], modulus[i], inverse[i])
+                            power[i] = factor[i] if exponent[i] & bit else one[i]
+                    elif base == U64(2):
+                        for i in range(LANES):
+                            r, m, v = power[i], modulus[i], inverse[i]
+                            square = (
+                                product_32(r, r, m, v)
+                                if is_narrow
+                                else montgomery_product(r, r, m, v)
+                            )
                             double = square + square
                             double -= modulus[i] if double >= modulus[i] else U64(0)
                             power[i] = double if exponent[i] & bit else square
                     else:
                         for i in range(LANES):
-                            square = product(power[i], power[i], modulus[i], inverse[i])
-                            times = product(square, factor[i], modulus[i], inverse[i])
+                            r, m, v = power[i], modulus[i], inverse[i]
+                            square = (
+                                product_32(r, r, m, v)
+                                if is_narrow
+                                else montgomery_product(r, r, m, v)
+                            )
+                            c = factor[i]
+                            times = (
+                                product_32(square, c, m, v)
+                                if is_narrow
+                                else montgomery_product(square, c, m, v)
+                            )
                             power[i] = times if exponent[i] & bit else square
                     if low_bits >> U64(shift):
                         for i in range(LANES):
@@ -271,8 +294,8 @@ def _strong_test(word_bits, product):
     return strong_test
 
 
-strong_test_32 = _strong_test(32, product_32)
-strong_test_64 = _strong_test(64, montgomery_product)
+strong_test_32 = _strong_test(32)
+strong_test_64 = _strong_test(64)
 
 
 @jit
