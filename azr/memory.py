@@ -38,7 +38,7 @@ def memory_plan(
         c.proposals_per_type * c.estimate_samples
         + c.solver_tasks_per_type * c.solver_samples_per_task
     )
-    rows = min(config.rollout.slots, solved)
+    rows = config.rollout.slots
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
     tokens = min(
         config.optim.micro_batch_tokens, (solved + types * c.proposals_per_type) * context_tokens

@@ -22,7 +22,7 @@ from azr.model.load import (
 )
 from azr.model.warmup import format_warmup
 from azr.rollout import RolloutEngine
-from azr.selfplay import SelfPlay
+from azr.selfplay import ROLES, SelfPlay, response_tokens
 from azr.tasks import Environment
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,12 +55,20 @@ def plan_memory(
 
 
 def longest_context(config: Config, environment: Environment) -> int:
-    """Returns the words of the longest prompt with its response, from the family's own rows."""
+    """Returns the words of the longest prompt of the family's own rows with its longest response.
+
+    Exact for prompts of the compact style, in which the rows are written.
+    """
     vocabulary = environment.vocabulary()
     tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
-    rows = environment.warmup_rows(generator("longest-context"), 256)
-    ids = tokenizer([prompt + response for prompt, response in rows])["input_ids"]
-    return max(map(len, ids)) + config.rollout.max_new_tokens + 1
+    rows = environment.warmup_rows(generator("longest-context"), 512)
+    prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
+    responses = [
+        response_tokens(config, environment, role, task_type)
+        for role in ROLES
+        for task_type in config.task.types
+    ]
+    return max(map(len, prompts)) + max(responses)
 
 
 def build_model(

@@ -68,7 +68,7 @@ def run(
     from azr.evaluate import evaluate
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
-    from azr.step_metrics import seeding_metrics
+    from azr.selfplay import seeding_metrics
     from azr.tasks import load_environment
 
     device = start.prepare_device(config)

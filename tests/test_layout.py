@@ -21,10 +21,14 @@ PURE = (
     "azr.tasks",
     "azr.reward",
     "azr.advantage",
+    "azr.accuracy",
+    "azr.diagnosis",
+    "azr.errors",
+    "azr.stopping",
 )
 DEVICE = ("azr.model", "azr.rollout", "azr.learner")
 SERVICES = ("azr.buffer", "azr.checkpoint", "azr.log")
-JOINERS = ("azr.selfplay", "azr.start", "azr.train", "azr.evaluate")
+JOINERS = ("azr.selfplay", "azr.start", "azr.resume", "azr.train", "azr.evaluate")
 PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")
 TENSORS = ("torch", "triton", "transformers", "tokenizers", "safetensors", "rlvr_kernels")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scripted import SMALL, changed, play, solution
 
-from azr.step_metrics import seeding_metrics
+from azr.selfplay import seeding_metrics
 from azr.tasks import Task
 from azr.tasks.prime import PrimeProblem
 

@@ -143,6 +143,8 @@ def load_model(
         )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"--model {path}: its tokenizer has no end-of-text token (eos_token)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any known id does
     try:
         use_azr_attention(model)
     except ValueError as error:

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from azr.advantage import CellStatistics, task_relative_advantages
 from azr.buffer import Entry, TaskBuffer
 from azr.config import Config, ConfigError
-from azr.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
 from azr.keys import generator, make_key
 from azr.reward import proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
-from azr.step_metrics import mean, step_metrics
+from azr.selfplay.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
+from azr.selfplay.metrics import mean, step_metrics
 from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
 from azr.text import prompt_ids, response_texts
 

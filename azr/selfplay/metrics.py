@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from azr.episode import Episode, Role, Seeding, StepResult
+from azr.selfplay.episode import Episode, Role, Seeding, StepResult
 
 
 def seeding_metrics(seeding: Seeding) -> dict[str, float]:

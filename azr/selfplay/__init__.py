@@ -1,0 +1,15 @@
+"""Self-play: one step's propose, estimate and solve phases, their records and their metrics."""
+
+from azr.selfplay.episode import ROLES, Episode, Seeding, StepResult
+from azr.selfplay.metrics import seeding_metrics
+from azr.selfplay.play import SelfPlay, response_tokens
+
+__all__ = [
+    "ROLES",
+    "Episode",
+    "Seeding",
+    "SelfPlay",
+    "StepResult",
+    "response_tokens",
+    "seeding_metrics",
+]
