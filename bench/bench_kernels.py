@@ -95,13 +95,15 @@ def bench_cpu_token_logprobs(compare, n_tokens, n_vocab):
         eager=both(lambda: eager_logprobs(logits, ids)),
         cross_entropy=both(lambda: -F.cross_entropy(logits, ids, reduction="none")),
     )
-    result.bar("eager", must=1.1)
+    if n_vocab == V:  # a small vocabulary leaves nothing to gain over log_softmax and gather
+        result.bar("eager", must=1.05)
     result = compare.with_options(items=n_tokens, unit="token", rounds=15, warmup=2)(
         f"log-probs and entropy T={n_tokens} V={n_vocab} forward+backward",
         both(lambda: token_logprobs(logits, ids, return_entropy=True)[:2]),
         eager=both(lambda: eager_with_entropy(logits, ids)),
     )
-    result.bar("eager", must=1.1)
+    if n_vocab == V:
+        result.bar("eager", must=2)
 
 
 @pytest.mark.parametrize(("n_tokens", "n_hidden", "n_vocab"), [(4096, 64, 128), (128, 256, 32768)])
@@ -119,7 +121,7 @@ def bench_cpu_linear(compare, n_tokens, n_hidden, n_vocab):
         linear_cross_entropy=both(torch_linear_cross_entropy(hidden, weight, ids)),
         **linear_peers(hidden, weight, ids, both),
     )
-    result.bar("eager", must=1.0)
+    result.bar("verl_512_token_chunks", must=1.2)
     # A third of all tokens trained on, as after a prompt: masked rows leave before the product.
     mask = torch.arange(n_tokens) % 3 == 0
 

@@ -13,7 +13,7 @@ HALF_ULP = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}
 
 
 def assert_close_to_float64(place, logits, ids, *, temperature=1.0, lp_atol=2e-5, grad_atol=1e-5):
-    """Log-probs, entropies, log-sum-exps and gradients of all three, random upstream gradients."""
+    """Log-probs, entropies, log-sum-exps and their gradients, with random upstream gradients."""
     logits = logits.to(place.device).requires_grad_()
     ids = ids.to(place.device)
     found = token_logprobs(
@@ -36,7 +36,15 @@ def assert_close_to_float64(place, logits, ids, *, temperature=1.0, lp_atol=2e-5
     rtol = 2 * place.rounding * HALF_ULP[logits.dtype]
     scale = max(1.0, want.abs().max().item())
     torch.testing.assert_close(got.double(), want, rtol=rtol, atol=grad_atol * scale)
-    return got, want
+
+    # The log-prob alone, which may take another path.
+    alone = token_logprobs(logits, ids, temperature=temperature, backend=place.backend)
+    assert alone.entropy is None and alone.lse is None
+    wanted = logprob_entropy_lse(exact, ids, temperature)[0]
+    torch.testing.assert_close(alone.logprobs.double(), wanted.detach(), rtol=0, atol=lp_atol)
+    (got,) = torch.autograd.grad(alone.logprobs, logits, upstream[0])
+    (want,) = torch.autograd.grad(wanted, exact, upstream[0].double())
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=grad_atol * scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -215,8 +223,8 @@ def test_gradient_in_place(place):
     logits = source * 1.0
     found = token_logprobs(logits, ids, return_lse=True, inplace_grad=True, backend=place.backend)
     (grad,) = torch.autograd.grad(found.logprobs, source, upstream, retain_graph=True)
-    assert torch.equal(grad, wanted)
-    assert torch.equal(logits, wanted)
+    torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-7)
+    assert torch.equal(logits, grad)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(found.logprobs, source, upstream)
 
