@@ -23,22 +23,16 @@ def plot_learning_curve(run_dir: Path, types: tuple[str, ...], universe: dict[st
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     solver, proposer = figure.subplots(1, 2)
+    splits = {name.split("/")[1] for row in rows for name in row if name.startswith("eval/")}
+    held_out = sorted(splits - {"train"})
     for task_type, colour in zip(types, COLOURS, strict=False):
         solver.plot(
             *series(rows, f"eval/train/{task_type}/greedy_accuracy"), color=colour, label=task_type
         )
         steps, chance = series(rows, f"eval/train/{task_type}/chance")
         solver.plot(steps, chance, color=colour, linestyle="--", linewidth=1)
-        held_out = sorted(
-            {
-                name
-                for row in rows
-                for name in row
-                if name.endswith(f"/{task_type}/greedy_accuracy") and "/train/" not in name
-            }
-        )
-        for name, style in zip(held_out, (":", "-."), strict=False):
-            steps, values = series(rows, name)
+        for split, style in zip(held_out, (":", "-."), strict=False):
+            steps, values = series(rows, f"eval/{split}/{task_type}/greedy_accuracy")
             solver.plot(steps, values, color=colour, linestyle=style, linewidth=1, alpha=0.6)
         steps, valid = series(rows, f"propose/{task_type}/valid_rate")
         proposer.plot(steps, _smooth(valid), color=colour, label=f"{task_type}: valid")
@@ -54,7 +48,9 @@ def plot_learning_curve(run_dir: Path, types: tuple[str, ...], universe: dict[st
     solver.set(title="Solver: greedy accuracy", xlabel="step", ylim=(0, 1.02))
     proposer.set(title="Proposer", xlabel="step", ylim=(0, 1.02))
     solver.plot([], [], color="#555555", linestyle="--", linewidth=1, label="chance")
-    solver.plot([], [], color="#555555", linestyle=":", linewidth=1, label="held out")
+    for split, style in zip(held_out, (":", "-."), strict=False):
+        label = split.replace("_", " ").replace("heldout", "held-out")
+        solver.plot([], [], color="#555555", linestyle=style, linewidth=1, label=label)
     proposer.plot([], [], color="#555555", linestyle="--", label="share of all tasks in the buffer")
     proposer.plot([], [], color="#555555", linestyle=":", label="distinct of the last 900 / all")
     for axes in (solver, proposer):
