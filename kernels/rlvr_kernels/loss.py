@@ -118,8 +118,15 @@ def policy_loss(
         raise ValueError("group_ids, group_stats: expected both or neither; got one")
     if group_ids is not None:
         check_expandable("group_ids", group_ids, tuple(logprobs.shape), "logprobs")
+        check_device("group_ids", group_ids, logprobs.device, "logprobs")
+        for name, statistic in zip(group_stats._fields, group_stats, strict=True):
+            check_dtype(f"group_stats.{name}", statistic, (torch.float32,))
+            check_device(f"group_stats.{name}", statistic, logprobs.device, "logprobs")
     if reduction == "sum" and denom is not None:
         raise ValueError(f"denom: expected None with reduction='sum'; got {denom}")
+    if isinstance(denom, Tensor):
+        check_shape("denom", denom, (), "one number")
+        check_device("denom", denom, logprobs.device, "logprobs")
     options = dict(
         clip_low=clip_low,
         clip_high=clip_high,

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from oracle import logprob_entropy_lse
 from rlvr_kernels import combine_partials, linear_token_logprob_partials, linear_token_logprobs
 from rlvr_kernels.linear_logprob import linear_logprob, slab_width
+from rlvr_kernels.vocab_parallel import linear_partials
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Relative error (Frobenius) of a gradient whose slab and result are stored in the input's dtype.
@@ -289,6 +290,28 @@ def test_opcheck(place):
         linear_logprob,
         (hidden, weight, bias, ids, valid, 0.8, 9.0, True, 0.001, None, place.backend),
     )
+
+
+def test_opcheck_of_a_shard(place):
+    hidden, weight, bias, ids = make(place, 40, 8, bias=True)
+    valid = torch.rand(ids.shape, device=place.device) > 0.3
+    torch.library.opcheck(
+        linear_partials,
+        (hidden, weight, bias, ids - 20, valid, 0.8, None, True, 0.001, None, place.backend),
+    )
+
+
+def test_ids_of_other_shards_are_legal_and_others_are_not(place):
+    """Unchecked, an id of no shard would sum to a target logit of 0: a plausible log-prob."""
+    hidden, weight, _, ids = make(place, 40, 8)
+    ids[0, 3] = 41
+    arguments = dict(vocab_start=0, n_vocab=41, backend=place.backend)
+    if place.device == "cpu":
+        with pytest.raises(IndexError, match=r"\[0, 41\); got 41"):
+            linear_token_logprob_partials(hidden, weight, ids, **arguments)
+    ids[0, 3] = 40  # of another shard
+    mine = linear_token_logprob_partials(hidden, weight, ids, **arguments)
+    assert mine[3, 0, 3] == 0 and torch.isfinite(mine).all()
 
 
 def compiled_equals_eager(place, compiler):

@@ -325,3 +325,8 @@ def test_errors_name_the_argument():
     stats = GroupStatistics(*torch.zeros(3, 1))
     with pytest.raises(ValueError, match=r"group_ids: .*got \[2\]"):
         policy_loss(x, x, x, on, group_ids=torch.zeros(2).long(), group_stats=stats)
+    with pytest.raises(TypeError, match="group_stats.mean: expected dtype float32; got float64"):
+        wide = GroupStatistics(*torch.zeros(3, 1).double())
+        policy_loss(x, x, x, on, group_ids=torch.zeros(2, 3).long(), group_stats=wide)
+    with pytest.raises(ValueError, match=r"denom: expected shape \[\] \(one number\); got \[1\]"):
+        policy_loss(x, x, x, on, denom=torch.ones(1))
