@@ -341,6 +341,7 @@ def test_compiles_without_a_graph_break(place):
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_compiles_with_inductor(place):
     compiled_equals_eager(place, "inductor")
 
