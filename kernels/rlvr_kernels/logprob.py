@@ -133,8 +133,12 @@ def _of_a_small_vocabulary(
         return TokenLogprobs(-nll_T.view(shape), None, lse)
     logp_TV = torch.log_softmax(z_TV, 1)
     chosen_T = logp_TV.gather(1, (ids_T if is_whole else torch.where(valid_T, ids_T, 0))[:, None])
-    # A logit of -inf has p = 0; -inf * 0 would be NaN.
-    entropy_T = -(logp_TV.exp() * logp_TV.clamp(min=-200)).sum(1)
+    # A logit of -inf has p = 0, and -inf * 0 would be NaN; a clamp costs three more passes.
+    bounded_TV = logp_TV
+    may_read = not torch.compiler.is_compiling() and logp_TV.numel() > 0
+    if not may_read or not bool(logp_TV.detach().amin() > -200):
+        bounded_TV = logp_TV.clamp(min=-200)
+    entropy_T = -(logp_TV.exp() * bounded_TV).sum(1)
     return TokenLogprobs(kept(chosen_T[:, 0]), kept(entropy_T), lse)
 
 
