@@ -8,7 +8,6 @@ exponentials an element. Run it in a process of its own without TRITON_INTERPRET
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,12 +161,3 @@ def _occupancy(registers: int, shared: int, num_warps: int, chip: dict[str, int]
         chip["blocks"],
     )
     return blocks * 32 * num_warps / chip["threads"]
-
-
-def shipped_kernels() -> Iterator[Shipped]:
-    """Every kernel, for every chip and dtype that it ships for, with the options of a real call."""
-    from . import shipped
-
-    yield from shipped.row_kernels()
-    yield from shipped.linear_kernels()
-    yield from shipped.loss_kernels()

@@ -19,7 +19,8 @@ def main(arguments: list[str]) -> int:
     except ImportError:
         print("triton is not installed: nothing to compile", file=sys.stderr)
         return 2
-    from .aot import compile_and_inspect, shipped_kernels
+    from .aot import compile_and_inspect
+    from .shipped import shipped_kernels
 
     is_brief = "--brief" in arguments
     wanted = next((word for word in arguments if not word.startswith("-")), "")

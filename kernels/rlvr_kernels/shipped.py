@@ -20,6 +20,13 @@ from .configs import (
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
+def shipped_kernels() -> Iterator[Shipped]:
+    """Every kernel, for every chip and dtype that it ships for, with the options of a real call."""
+    yield from row_kernels()
+    yield from linear_kernels()
+    yield from loss_kernels()
+
+
 def row_kernels() -> Iterator[Shipped]:
     strides = {
         "n_vocab": "i32 16",
