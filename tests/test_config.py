@@ -120,7 +120,7 @@ def test_a_bad_file_is_refused_by_name(text, message, tmp_path):
         (["--optim.lr", "nan"], "--optim.lr nan: must be above 0"),
         (["--rollout.top-p", "1.5"], r"--rollout.top_p 1.5: must be in \(0, 1\]"),
         (["--rollout.top-k", "5", "--loss.tis-cap", "0"], "needs the mismatch correction"),
-        (["--loss.kl", "none"], "--loss.kl_coef 0.3: does not go with --loss.kl none"),
+        (["--loss.kl", "none"], "--loss.kl_coef 0.4: does not go with --loss.kl none"),
         (["--selfplay.solve-lag", "1"], "use --selfplay.solver-samples fresh with a lag"),
         (["--selfplay.estimate-temperature", "0.5"], "must equal --rollout.temperature"),
         (["--selfplay.buffer-size", "3"], "must fit in --selfplay.buffer-size"),

@@ -15,6 +15,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +121,9 @@ class RunDb:
 
     def close(self) -> None:
         """Writes everything back into the one file run.db."""
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        # On a full disk the journal stays beside the file instead; nothing is lost.
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
 
 
