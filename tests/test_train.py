@@ -270,3 +270,25 @@ def test_a_terminal_gets_a_live_table(tmp_path):
     text = output.decode()
     assert "step 3/3" in text and "learnability" in text and "distinct of the last" in text
     assert "\x1b[" in text
+
+
+def test_the_curve_is_that_of_a_naive_loss_head(tmp_path, monkeypatch):
+    """Twenty steps with log-probs from full logits instead of the kernels' CPU path."""
+    import azr.learner
+    import azr.model.warmup
+    from rlvr_kernels import TokenLogprobs
+
+    def naive(hidden, weight, ids, *, temperature=1.0, mask=None, return_entropy=False):
+        logp = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
+        chosen = logp.gather(-1, ids[..., None]).squeeze(-1)
+        entropy = -(logp.exp() * logp).sum(-1) if return_entropy else None
+        return TokenLogprobs(chosen if mask is None else chosen * mask, entropy, None)
+
+    flags = ["--steps", "20", "--eval.every", "20"]
+    kernels = comparable(run(fast(tmp_path / "kernels", *flags)).run_dir)
+    monkeypatch.setattr(azr.learner, "linear_token_logprobs", naive)
+    monkeypatch.setattr(azr.model.warmup, "linear_token_logprobs", naive)
+    reference = comparable(run(fast(tmp_path / "naive", *flags)).run_dir)
+    for mine, theirs in zip(kernels[1:], reference[1:], strict=True):
+        for name in ("reward/mean", "policy/loss", "policy/entropy", "policy/kl"):
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-5), (mine["step"], name)
