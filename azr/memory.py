@@ -92,6 +92,6 @@ def check_fit(plan: list[Part], available: int | None, device: str) -> None:
 def readable(count: int) -> str:
     """Returns a number of bytes as text."""
     for unit, size in (("GiB", GIB), ("MiB", 2**20)):
-        if count >= size // 10:
+        if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 2**10:.0f} KiB"

@@ -263,7 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run_dir and (done := _last_step(run_dir)) >= config.steps:
                 print(f"{run_dir} is at step {done} already; --steps {done + 1} or more goes on")
                 return 0
-            notes = [("preset", command.preset)]
+            preset = Path(command.preset)
+            here = preset.is_relative_to(Path.cwd())
+            notes = [("preset", str(preset.relative_to(Path.cwd()) if here else preset))]
             run(config, resume=run_dir, stop=stop, started=started, notes=notes)
             return stop.exit_code
     except ConfigError as error:

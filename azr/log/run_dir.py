@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from azr import __version__
+from azr.checkpoint import newest_marked_step
 from azr.config import Config, ConfigError, to_toml
 
 
@@ -43,12 +44,14 @@ def create_run_dir(config: Config) -> Path:
 def find_resumable(resume: str, config: Config) -> Path | None:
     """Returns the run directory that `--resume` means.
 
-    For "auto" that is the newest one of this name, or None where there is none yet.
+    For "auto" that is the newest one of this name that has a checkpoint, or None where there is
+    none yet: a run that was killed before its first checkpoint has nothing to go on from.
     """
     if resume != "auto":
         return Path(resume).resolve()
     found = sorted(Path(config.run.root).glob(f"????????-??????-{config.run.name}*/config.toml"))
-    return found[-1].parent.resolve() if found else None
+    folders = [path.parent.resolve() for path in found]
+    return next((f for f in reversed(folders) if newest_marked_step(f) >= 0), None)
 
 
 class RunLock:

@@ -75,7 +75,6 @@ class RolloutEngine:
         self.generated_tokens = 0
         """Tokens sampled since the engine was made."""
 
-    @torch.inference_mode()
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yields samples in the order in which they finish.
 
@@ -84,8 +83,9 @@ class RolloutEngine:
         """
         waiting: deque[tuple[int, int, Request]] = deque()
         capacity = 1
+        context = self.model.config.get_text_config().max_position_embeddings
         for number, request in enumerate(requests):
-            self._check(number, request)
+            self._check(number, request, context)
             capacity = max(capacity, len(request.token_ids) + request.sampling.max_new_tokens)
             waiting.extend((number, index, request) for index in range(request.n))
         if not waiting:
@@ -97,13 +97,12 @@ class RolloutEngine:
         finally:
             self.model.train(was_training)
 
-    def _check(self, number: int, request: Request) -> None:
+    def _check(self, number: int, request: Request, context: int) -> None:
         if not request.token_ids:
             raise ValueError(f"request {number} has an empty prompt")
         if request.n < 1:
             raise ValueError(f"request {number} asks for n={request.n} samples")
         longest = len(request.token_ids) + request.sampling.max_new_tokens
-        context = self.model.config.get_text_config().max_position_embeddings
         if longest > context:
             raise ValueError(
                 f"request {number}: {len(request.token_ids)} prompt tokens + "
@@ -118,20 +117,24 @@ class RolloutEngine:
         cache = RowCache(self.model.config, slots, capacity, self.device, self.dtype)
         rows: Rows | None = None
         while waiting or rows is not None:
-            if waiting and (rows is None or len(rows) < slots):
-                count = min(slots - (0 if rows is None else len(rows)), len(waiting))
-                fresh = self._admit(cache, [waiting.popleft() for _ in range(count)])
-                rows = fresh if rows is None else rows.extended(fresh)
-            else:
-                positions = cache.start_step()[:, None]
-                hidden = hidden_states(self.model, rows.last_ids()[:, None], positions, cache)
-                rows.draw(self._logits(hidden[:, 0]))
-            ended = rows.ended()
-            self._check_stop_strings(rows, ended)
-            if bool(ended.any()):
-                yield from self._hand_out(rows, ended)
-                rows.done |= ended
-                rows = self._clean_up(cache, rows)
+            # Left before samples are handed out: the caller may want gradients of its own.
+            with torch.inference_mode():
+                samples: list[Sample] = []
+                if waiting and (rows is None or len(rows) < slots):
+                    count = min(slots - (0 if rows is None else len(rows)), len(waiting))
+                    fresh = self._admit(cache, [waiting.popleft() for _ in range(count)])
+                    rows = fresh if rows is None else rows.extended(fresh)
+                else:
+                    positions = cache.start_step()[:, None]
+                    hidden = hidden_states(self.model, rows.last_ids()[:, None], positions, cache)
+                    rows.draw(self._logits(hidden[:, 0]))
+                ended = rows.ended()
+                self._check_stop_strings(rows, ended)
+                if bool(ended.any()):
+                    samples = self._hand_out(rows, ended)
+                    rows.done |= ended
+                    rows = self._clean_up(cache, rows)
+            yield from samples
 
     def _admit(self, cache: RowCache, admitted: list[tuple[int, int, Request]]) -> Rows:
         """Prefills each distinct prompt once, opens a row per sample, draws its first token."""
@@ -164,22 +167,23 @@ class RolloutEngine:
                 if any(stop in text for stop in sampling.stop_strings):
                     rows.stopped[r] = ended[r] = True
 
-    def _hand_out(self, rows: Rows, ended: Tensor) -> Iterator[Sample]:
+    def _hand_out(self, rows: Rows, ended: Tensor) -> list[Sample]:
         numbers = ended.nonzero().squeeze(1)
         counts = rows.counts[numbers].tolist()
         tokens = rows.tokens[numbers].tolist()
         logprobs = rows.logprobs[numbers].cpu().numpy()
         stopped = rows.stopped[numbers].tolist()
         self.generated_tokens += sum(counts)
-        for i, r in enumerate(numbers.tolist()):
-            request, index, _ = rows.owners[r]
-            yield Sample(
-                request=request,
-                index=index,
+        return [
+            Sample(
+                request=rows.owners[r][0],
+                index=rows.owners[r][1],
                 token_ids=tuple(tokens[i][: counts[i]]),
                 logprobs=logprobs[i, : counts[i]].copy(),
                 finish_reason="stop" if stopped[i] else "length",
             )
+            for i, r in enumerate(numbers.tolist())
+        ]
 
     def _clean_up(self, cache: RowCache, rows: Rows) -> Rows | None:
         """Drops the rows that are done, once they are many: it copies the rest of the cache."""
