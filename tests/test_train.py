@@ -274,9 +274,10 @@ def test_a_terminal_gets_a_live_table(tmp_path):
 
 def test_the_curve_is_that_of_a_naive_loss_head(tmp_path, monkeypatch):
     """Twenty steps with log-probs from full logits instead of the kernels' CPU path."""
+    from rlvr_kernels import TokenLogprobs
+
     import azr.learner
     import azr.model.warmup
-    from rlvr_kernels import TokenLogprobs
 
     def naive(hidden, weight, ids, *, temperature=1.0, mask=None, return_entropy=False):
         logp = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
