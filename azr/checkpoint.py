@@ -45,8 +45,10 @@ class CheckpointWriter:
     The `keep_last` newest stay, and for good those at multiples of `keep_every` steps (0: none).
     """
 
-    def __init__(self, run_dir: Path, *, keep_last: int, keep_every: int):
+    def __init__(self, run_dir: Path, *, keep_last: int, keep_every: int, saved_step: int = -1):
+        """`saved_step` is the checkpoint that a resumed run came from."""
         self.folder = run_dir / "checkpoints"
+        self._saved_step = saved_step
         self.keep_last, self.keep_every = keep_last, keep_every
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -54,19 +56,27 @@ class CheckpointWriter:
     def save(self, snapshot: Snapshot) -> Path:
         """Starts writing; waits first for a save that is still under way.
 
-        Returns where it will be. Raises RunError where the save before failed.
+        Returns where it will be. A step that was saved already is not written again. Raises
+        RunError where the save before failed.
         """
         self.wait()
+        if snapshot.step == self._saved_step:
+            return checkpoint_path(self.folder, snapshot.step)
+        self._saved_step = snapshot.step
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
         self._thread.start()
         return checkpoint_path(self.folder, snapshot.step)
 
     def wait(self) -> None:
         """Waits for the save under way; raises RunError where it failed."""
+        self.join()
+        self.check()
+
+    def join(self) -> None:
+        """Waits for the save under way, whatever becomes of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
 
     def check(self) -> None:
         """Raises RunError where a save has failed; does not wait."""

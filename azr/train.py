@@ -90,12 +90,15 @@ def run(
         state=checkpoint.state["log"] if checkpoint else None,
     )
     watchdog = _Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
+    step = checkpoint.step if checkpoint else 0
     writer = CheckpointWriter(
-        log.run_dir, keep_last=config.save.keep_last, keep_every=config.save.keep_every
+        log.run_dir,
+        keep_last=config.save.keep_last,
+        keep_every=config.save.keep_every,
+        saved_step=step if checkpoint else -1,
     )
     try:
         log.banner([*notes, *_facts(config, architecture, parameters)], plan)
-        step = checkpoint.step if checkpoint else 0
         for message in damaged:
             log.warn(step, message)
         if checkpoint:
@@ -130,7 +133,8 @@ def run(
             clock.split("update")
             accuracy = None
             if step % config.eval.every == 0 or step == config.steps:
-                accuracy = evaluate(config, environment, engine, trainee.tokenizer, step)
+                with naming_memory_errors("evaluation", "--rollout.slots"):
+                    accuracy = evaluate(config, environment, engine, trainee.tokenizer, step)
             clock.split("eval")
             log.samples(step, result.tasks, result.rows)
             metrics = result.metrics | update | clock.metrics(result.seconds, update)
@@ -147,6 +151,7 @@ def run(
         raise RunError(f"{error}. The batch is in {path}") from error
     finally:
         watchdog.disarm()
+        writer.join()
         log.close()
     seconds = time.monotonic() - started
     return RunSummary(log.run_dir, saved, step, seconds, dict(log.before), dict(log.latest))

@@ -401,3 +401,12 @@ def test_a_config_knows_which_options_are_free():
     with pytest.raises(ConfigError, match="--run.seed is 3, was 0"):
         seeded = dataclasses.replace(base, run=dataclasses.replace(base.run, seed=3))
         check_resumable(seeded, base, Path("r"))
+
+
+def test_a_saved_step_is_not_written_again(tmp_path):
+    run_dir = run(config(tmp_path), stop=StopAfter(4)).run_dir  # saved by the cadence, then stopped
+    checkpoint = run_dir / "checkpoints" / "step_000004"
+    written = checkpoint.stat().st_ino, (checkpoint / MARKER).stat().st_mtime_ns
+    again = run(config(tmp_path), resume=run_dir, stop=StopAfter(0))
+    assert again.step == 4 and again.checkpoint == checkpoint
+    assert (checkpoint.stat().st_ino, (checkpoint / MARKER).stat().st_mtime_ns) == written

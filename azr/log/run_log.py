@@ -156,9 +156,10 @@ class RunLog:
         self.console.stop()
         self.console.end_table(self.before, self.latest)
         shown = self._proposals[-1 :: -max(1, len(self._proposals) // 5)][:5]
-        self.console.proposals(
-            [(r.type, r.text, r.task_key or "", f"{r.solve_rate:.2f}") for r in shown]
-        )
+        if shown:
+            self.console.proposals(
+                [(r.type, r.text, r.task_key or "", f"{r.solve_rate:.2f}") for r in shown]
+            )
         with naming_disk_errors(self.run_dir / "learning_curve.png"):
             curve = plot_learning_curve(self.run_dir, self.config.task.types, self.universe)
         elapsed = time.monotonic() - self.started

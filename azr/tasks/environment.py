@@ -20,9 +20,6 @@ from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 # Families of this package, so that a checkout that is not installed finds them as well.
 _BUILT_IN = {"prime": "azr.tasks.prime:PrimeEnvironment"}
 
-MAX_TEXT_CHARS = 65536
-"""No model text longer than this reaches any parser."""
-
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
