@@ -4,6 +4,8 @@ On the CPU: the torch paths. On a GPU: the Triton kernels against the chip's own
 rate, measured in the same rounds, with peak memory. T tokens, H hidden units, V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,20 @@ from rlvr_kernels import linear_token_logprobs, policy_loss, reference, token_lo
 from bench.peers import optional
 
 V = 151936  # Qwen2.5
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where the GPU benches run and how large; a test runs them small on the CPU."""
+
+    device: str
+    dtype: torch.dtype
+    n_vocab: int
+    n_tokens: int
+    length: int  # tokens of a sequence, where a peer wants a batch of them
+
+
+GPU = Scale("cuda", torch.bfloat16, V, 8192, 1024)
 
 # Peers warn, and so does what compiles them: as errors, warnings would fail their rows.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -49,10 +65,46 @@ def eager_with_entropy(logits, ids):
     return logp.gather(-1, ids[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
 
-def trl_selective_log_softmax(logits, ids):
-    """TRL's formula for 16-bit logits: a loop over rows, log-probs in the logits' dtype."""
+def trl_formula(logits, ids):
+    """TRL's for 16-bit logits [B, L, V]: a sequence at a time, log-probs in the logits' dtype."""
     rows = zip(logits, ids, strict=True)
-    return torch.stack([F.log_softmax(row, -1).gather(-1, id[None])[0] for row, id in rows])
+    return torch.stack([F.log_softmax(row, -1).gather(-1, id[:, None])[:, 0] for row, id in rows])
+
+
+def trl_rows(logits, ids, wrap):
+    """TRL's own function where it is installed, and its formula in any case."""
+
+    def batched(function):
+        def call():
+            view = logits.view(-1, GPU.length, logits.shape[-1])
+            return function(view, ids.view(-1, GPU.length)).view(-1)
+
+        return wrap(call)
+
+    return {
+        "trl": optional("trl.trainer.utils", lambda trl: batched(trl.selective_log_softmax)),
+        "trl_formula": batched(trl_formula),
+    }
+
+
+def cross_entropy_rows(logits, ids, wrap, inplace=False):
+    """Kernels of the row's cross-entropy, without entropy; every default that matters is passed."""
+
+    def flash(module):
+        options = dict(
+            label_smoothing=0.0, logit_scale=1.0, lse_square_scale=0.0, ignore_index=-100,
+            inplace_backward=inplace,
+        )  # fmt: skip
+        return wrap(lambda: -module.cross_entropy_loss(logits, ids, **options)[0])
+
+    def quack(module):
+        options = dict(ignore_index=-100, reduction="none", inplace_backward=inplace)
+        return wrap(lambda: -module.cross_entropy(logits, ids, **options))
+
+    return {
+        "flash_attn": optional("flash_attn.ops.triton.cross_entropy", flash),
+        "quack": optional("quack.cross_entropy", quack),
+    }
 
 
 def upstream_of(n_tokens, device, count=2):
@@ -149,12 +201,12 @@ def torch_linear_cross_entropy(hidden, weight, ids, **options):
 def linear_peers(hidden, weight, ids, both):
     def liger_scaled(module):
         function = module.LigerFusedLinearScaledCrossEntropyFunction
-        return both(lambda: function.apply(hidden, weight, ids, 1.0, -100, 1, True)[0])
+        return both(lambda: -function.apply(hidden, weight, ids, 1.0, -100, 1, True)[0])
 
     def verl_formula(module):
         """verl's 512-token chunks, as Liger carries them for chips without its CuTe kernel."""
         function = module._FusedLinearPPOFallbackFunction
-        return both(lambda: function.apply(hidden, weight, ids, 1.0, -100, True)[0])
+        return both(lambda: -function.apply(hidden, weight, ids, 1.0, -100, True)[0])
 
     def cce(module):
         kind = "cce" if hidden.is_cuda else "torch_compile"
@@ -173,39 +225,41 @@ def linear_peers(hidden, weight, ids, both):
 # ------------------------------------------------------------------------------------------ GPU
 
 
+def compiled_with_entropy():
+    return torch.compile(eager_with_entropy, mode="max-autotune-no-cudagraphs", dynamic=False)
+
+
 @pytest.mark.gpu
 def bench_gpu_row_forward(compare):
     """Bars as ratios to copying the logits, which moves twice the bytes that one read does."""
     from bench.measure import l2_flush
 
-    n_tokens = 8192
-    logits, ids = logits_and_ids(n_tokens, V, "cuda", torch.bfloat16)
+    logits, ids = logits_and_ids(GPU.n_tokens, GPU.n_vocab, GPU.device, GPU.dtype)
     target = torch.empty_like(logits)
-    size = logits.numel() * 2
-    rows = ("ours", "eager", "compiled", "trl", "flash_attn", "liger_forward_only")
-    options = compare.with_options(
-        device="cuda", rounds=60, before=l2_flush(), memory=True, unit="B",
-        items={"copy": 2 * size} | dict.fromkeys(rows, size),
-    )  # fmt: skip
-    compiled = torch.compile(eager_with_entropy, mode="max-autotune-no-cudagraphs", dynamic=False)
-
-    def flash(module):
-        return without_grad(lambda: module.cross_entropy_loss(logits, ids)[0])
+    size = logits.numel() * logits.element_size()
+    compiled = compiled_with_entropy()
 
     def liger(module):
-        shifted = torch.cat([logits, logits[:1]])[None]
+        # One more position than ids, as a model gives them; it is not read.
+        shifted = torch.cat([logits.detach(), logits.detach()[:1]])[None]
         return lambda: module.fused_selective_log_softmax(shifted, ids[None], 1.0, None)
 
-    result = options(
-        f"row forward with entropy T={n_tokens} V={V} bf16",
-        without_grad(lambda: token_logprobs(logits, ids, return_entropy=True)),
-        copy=without_grad(lambda: target.copy_(logits)),
+    peers = dict(
         eager=without_grad(lambda: eager_with_entropy(logits, ids)),
         compiled=without_grad(lambda: compiled(logits, ids)),
-        trl=without_grad(lambda: trl_selective_log_softmax(logits, ids)),
-        flash_attn=optional("flash_attn.ops.triton.cross_entropy", flash),
+        **trl_rows(logits, ids, without_grad),
+        **cross_entropy_rows(logits, ids, without_grad),
         liger_forward_only=optional("liger_kernel.ops.grpo_loss", liger),
     )
+    result = compare.with_options(
+        device="cuda", rounds=60, before=l2_flush(), memory=True, unit="B",
+        items={"copy": 2 * size} | dict.fromkeys(["ours", *peers], size),
+    )(
+        f"row forward with entropy T={GPU.n_tokens} V={GPU.n_vocab} bf16",
+        without_grad(lambda: token_logprobs(logits, ids, return_entropy=True)),
+        copy=without_grad(lambda: target.copy_(logits)),
+        **peers,
+    )  # fmt: skip
     result.bar("copy", must=2 * 0.85, reach=2 * 0.95)
     result.bar("eager", must=8, reach=12)
     result.bar("compiled", must=1.0, reach=1.5)
@@ -217,15 +271,14 @@ def bench_gpu_row_backward(compare):
     """One read and one write: the bytes of a copy."""
     from bench.measure import l2_flush
 
-    n_tokens = 8192
-    logits, ids = logits_and_ids(n_tokens, V, "cuda", torch.bfloat16)
-    target, upstream = torch.empty_like(logits), upstream_of(n_tokens, "cuda")
+    logits, ids = logits_and_ids(GPU.n_tokens, GPU.n_vocab, GPU.device, GPU.dtype)
+    target, upstream = torch.empty_like(logits), upstream_of(GPU.n_tokens, GPU.device)
     found = token_logprobs(logits, ids, return_entropy=True)[:2]
     result = compare.with_options(
         device="cuda", rounds=60, before=l2_flush(), memory=True, unit="B",
-        items=4 * logits.numel(),
+        items=2 * logits.numel() * logits.element_size(),
     )(
-        f"row backward with entropy T={n_tokens} V={V} bf16",
+        f"row backward with entropy T={GPU.n_tokens} V={GPU.n_vocab} bf16",
         lambda: torch.autograd.grad(found, logits, upstream, retain_graph=True),
         copy=without_grad(lambda: target.copy_(logits)),
     )  # fmt: skip
@@ -234,36 +287,128 @@ def bench_gpu_row_backward(compare):
 
 @pytest.mark.gpu
 def bench_gpu_row_both(compare):
-    n_tokens = 4096
-    logits, ids = logits_and_ids(n_tokens, V, "cuda", torch.bfloat16)
-    upstream = upstream_of(n_tokens, "cuda")
-    compiled = torch.compile(eager_with_entropy, mode="max-autotune-no-cudagraphs", dynamic=False)
+    n_tokens = GPU.n_tokens // 2
+    logits, ids = logits_and_ids(n_tokens, GPU.n_vocab, GPU.device, GPU.dtype)
+    upstream = upstream_of(n_tokens, GPU.device)
+    compiled = compiled_with_entropy()
 
     def both(function):
         return with_backward(function, logits, upstream)
 
-    result = compare.with_options(device="cuda", rounds=60, memory=True)(
-        f"row forward+backward with entropy T={n_tokens} V={V} bf16",
+    options = compare.with_options(device="cuda", rounds=60, memory=True)
+    result = options(
+        f"row forward+backward with entropy T={n_tokens} V={GPU.n_vocab} bf16",
         both(lambda: token_logprobs(logits, ids, return_entropy=True)[:2]),
         eager=both(lambda: eager_with_entropy(logits, ids)),
         compiled=both(lambda: compiled(logits, ids)),
     )
     result.bar("eager", must=4)
     result.bar("compiled", must=1.3)
+    options(
+        f"row forward+backward without entropy T={n_tokens} V={GPU.n_vocab} bf16",
+        both(lambda: token_logprobs(logits, ids).logprobs),
+        eager=both(lambda: eager_logprobs(logits, ids)),
+        **trl_rows(logits, ids, both),
+        **cross_entropy_rows(logits, ids, both),
+    )
+
+
+@pytest.mark.gpu
+def bench_gpu_row_in_place(compare):
+    """Gradient over the logits, which are restored before every call: no tensor of their size."""
+    n_tokens = GPU.n_tokens // 2
+    logits, ids = logits_and_ids(n_tokens, GPU.n_vocab, GPU.device, GPU.dtype)
+    kept, upstream = logits.detach().clone(), upstream_of(n_tokens, GPU.device)
+
+    def both(function):
+        return with_backward(function, logits, upstream)
+
+    def liger(module):
+        # weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap
+        arguments = (None, -100, 0.0, 0.0, "none", None)
+        function = module.LigerCrossEntropyFunction
+        return both(lambda: -function.apply(logits, ids, *arguments)[0])
+
+    compare.with_options(
+        device="cuda", rounds=60, memory=True, before=without_grad(lambda: logits.copy_(kept))
+    )(
+        f"row forward+backward in place T={n_tokens} V={GPU.n_vocab} bf16",
+        both(lambda: token_logprobs(logits, ids, inplace_grad=True).logprobs),
+        liger=optional("liger_kernel.ops.cross_entropy", liger),
+        **cross_entropy_rows(logits, ids, both, inplace=True),
+    )
+
+
+@pytest.mark.gpu
+def bench_gpu_row_and_loss(compare):
+    """From the logits of a batch to the gradient of the clipped loss with a k3 penalty."""
+    shape = (GPU.n_tokens // GPU.length, GPU.length)
+    batch = (shape[0], GPU.length + 1, GPU.n_vocab)
+    rows, _ = logits_and_ids(batch[0] * batch[1], GPU.n_vocab, GPU.device, GPU.dtype)
+    logits = rows.detach().view(batch).requires_grad_()
+    generator = torch.Generator(GPU.device).manual_seed(2)
+    random = dict(device=GPU.device, generator=generator)
+    ids = torch.randint(0, GPU.n_vocab, shape, **random)
+    mask = torch.rand(shape, **random) > 0.3
+    advantages = torch.randn(shape[0], **random)
+    # The last position predicts nothing. Masked, it costs less than a slice, whose gradient
+    # autograd pads with zeros to a second tensor of the logits' size.
+    padded = F.pad(ids, (0, 1), value=-100)
+    padded_mask = F.pad(mask, (0, 1))
+    with torch.no_grad():
+        now = token_logprobs(logits, padded).logprobs[:, :-1]
+        old = now + 0.2 * torch.randn(shape, **random)
+        ref = now + 0.2 * torch.randn(shape, **random)
+    inputs = (old, advantages[:, None], mask)
+    options = dict(clip_low=0.2, clip_high=0.28, ref_logprobs=ref, kl="k3", kl_coef=0.04)
+
+    def ours():
+        found = token_logprobs(logits, padded, mask=padded_mask).logprobs[:, :-1]
+        return policy_loss(found, *inputs, **options)[0]
+
+    def eager():
+        logp = torch.log_softmax(logits[:, :-1].float(), -1)
+        chosen = logp.gather(-1, ids[..., None])[..., 0]
+        return reference.policy_loss(chosen, *inputs, **options)[0]
+
+    def liger(module):
+        int_mask = mask.int()
+
+        def call():
+            return module.triton_grpo_loss(
+                logits, old, ref, ids, advantages, int_mask, temperature=1.0, beta=0.04,
+                eps_low=0.2, eps_high=0.28, inplace=False, loss_type="dapo",
+                max_completion_length=None, importance_sampling_level="token", reduce=True,
+                sapo_temperature_pos=1.0, sapo_temperature_neg=1.05, vllm_is_ratio=None,
+                delta=None, use_bias_correction_kl=False, num_items_in_batch=None,
+            )[0]  # fmt: skip
+
+        return both(call)
+
+    def both(function):
+        return with_backward(function, logits, [torch.ones((), device=GPU.device)])
+
+    compare.with_options(device="cuda", rounds=60, memory=True)(
+        f"row and policy loss forward+backward T={GPU.n_tokens} V={GPU.n_vocab} bf16",
+        both(ours),
+        eager=both(eager),
+        liger_grpo=optional("liger_kernel.transformers.grpo_loss", liger),
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("n_hidden", [2048, 3584])
 def bench_gpu_linear_forward(compare, n_hidden):
-    n_tokens = 8192
-    hidden, weight, ids = hidden_weight_ids(n_tokens, n_hidden, V, "cuda", torch.bfloat16)
-    out = torch.empty(n_tokens, V, device="cuda", dtype=torch.bfloat16)
-    peers = linear_peers(hidden, weight, ids, lambda function: without_grad(function))
+    hidden, weight, ids = hidden_weight_ids(
+        GPU.n_tokens, n_hidden, GPU.n_vocab, GPU.device, GPU.dtype
+    )
+    out = torch.empty(GPU.n_tokens, GPU.n_vocab, device=GPU.device, dtype=GPU.dtype)
+    peers = linear_peers(hidden, weight, ids, without_grad)
     result = compare.with_options(
         device="cuda", rounds=60, budget_s=60, memory=True, unit="FLOP",
-        items=2 * n_tokens * n_hidden * V,
+        items=2 * GPU.n_tokens * n_hidden * GPU.n_vocab,
     )(
-        f"linear forward with entropy T={n_tokens} H={n_hidden} V={V} bf16",
+        f"linear forward with entropy T={GPU.n_tokens} H={n_hidden} V={GPU.n_vocab} bf16",
         without_grad(lambda: linear_token_logprobs(hidden, weight, ids, return_entropy=True)),
         matmul=without_grad(lambda: torch.mm(hidden, weight.T, out=out)),
         linear_cross_entropy=without_grad(torch_linear_cross_entropy(hidden, weight, ids)),
@@ -276,10 +421,11 @@ def bench_gpu_linear_forward(compare, n_hidden):
 @pytest.mark.parametrize("n_hidden", [2048, 3584])
 def bench_gpu_linear_both(compare, n_hidden):
     """Four products: forward, its recomputation, and one for each gradient."""
-    n_tokens = 8192
-    hidden, weight, ids = hidden_weight_ids(n_tokens, n_hidden, V, "cuda", torch.bfloat16)
-    upstream = upstream_of(n_tokens, "cuda")
-    out = torch.empty(n_tokens, V, device="cuda", dtype=torch.bfloat16)
+    hidden, weight, ids = hidden_weight_ids(
+        GPU.n_tokens, n_hidden, GPU.n_vocab, GPU.device, GPU.dtype
+    )
+    upstream = upstream_of(GPU.n_tokens, GPU.device)
+    out = torch.empty(GPU.n_tokens, GPU.n_vocab, device=GPU.device, dtype=GPU.dtype)
 
     def both(function):
         return with_backward(function, (hidden, weight), upstream)
@@ -289,10 +435,22 @@ def bench_gpu_linear_both(compare, n_hidden):
             for _ in range(4):
                 torch.mm(hidden, weight.T, out=out)
 
-    def liger_flce(module):
-        function = module.LigerFusedLinearCrossEntropyFunction
-        arguments = (None, None, -100, 0.0, 0.0, "none")
-        return both(lambda: function.apply(hidden, weight, ids, *arguments)[0])
+    def liger_flce(chunk_mem_const):
+        def build(module):
+            function = module.LigerFusedLinearCrossEntropyFunction
+            # bias, ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap,
+            # return_z_loss, accum_dtype, use_token_scaling, return_token_accuracy,
+            # return_predicted_tokens, ce_impl, ce_mode. A chunk holds about chunk_mem_const x T x H
+            # logits: with its default of 1 a few tokens of a large vocabulary.
+            arguments = (None, None, -100, 0.0, 0.0, "none", None, False, None, False, False)
+            arguments += (False, None, None, chunk_mem_const)
+            return both(lambda: -function.apply(hidden, weight, ids, *arguments)[0])
+
+        return optional("liger_kernel.ops.fused_linear_cross_entropy", build)
+
+    def quack_summed(module):
+        function = module.chunked_linear_cross_entropy
+        return both(lambda: -function(hidden, weight, ids, reduction="sum").expand(ids.shape))
 
     def cce_unfiltered(module):
         def call():
@@ -304,9 +462,9 @@ def bench_gpu_linear_both(compare, n_hidden):
 
     result = compare.with_options(
         device="cuda", rounds=60, budget_s=120, memory=True, unit="FLOP",
-        items=8 * n_tokens * n_hidden * V,
+        items=8 * GPU.n_tokens * n_hidden * GPU.n_vocab,
     )(
-        f"linear forward+backward T={n_tokens} H={n_hidden} V={V} bf16",
+        f"linear forward+backward T={GPU.n_tokens} H={n_hidden} V={GPU.n_vocab} bf16",
         both(lambda: linear_token_logprobs(hidden, weight, ids, return_entropy=True)[:2]),
         four_matmuls=four_products,
         linear_cross_entropy=both(torch_linear_cross_entropy(hidden, weight, ids)),
@@ -315,7 +473,9 @@ def bench_gpu_linear_both(compare, n_hidden):
                 hidden, weight, ids, batch_chunk_size=1024, acc_policy="accurate"
             )
         ),
-        liger_flce=optional("liger_kernel.ops", liger_flce),
+        liger_flce=liger_flce(1),
+        liger_flce_larger_chunks=liger_flce(16),
+        quack_summed=optional("quack.linear_cross_entropy", quack_summed),
         cut_cross_entropy_unfiltered=optional("cut_cross_entropy", cce_unfiltered),
         **linear_peers(hidden, weight, ids, both),
     )  # fmt: skip
@@ -328,21 +488,21 @@ def bench_gpu_linear_both(compare, n_hidden):
 @pytest.mark.gpu
 def bench_gpu_policy_loss(compare):
     """Bound by launches: 32768 tokens are 0.8 MB."""
-    shape = (32, 1024)
-    logprobs = (-torch.rand(shape, device="cuda")).requires_grad_()
-    old = logprobs.detach() + 0.1 * torch.randn(shape, device="cuda")
-    advantages = torch.randn(32, 1, device="cuda")
-    mask = torch.rand(shape, device="cuda") > 0.3
+    shape = (32, GPU.length)
+    logprobs = (-torch.rand(shape, device=GPU.device)).requires_grad_()
+    old = logprobs.detach() + 0.1 * torch.randn(shape, device=GPU.device)
+    advantages = torch.randn(32, 1, device=GPU.device)
+    mask = torch.rand(shape, device=GPU.device) > 0.3
     arguments = (logprobs, old, advantages, mask)
     kl = dict(ref_logprobs=old, kl="k2", kl_coef=0.1)
     compiled = torch.compile(reference.policy_loss)
-    upstream = [torch.ones((), device="cuda")]
+    upstream = [torch.ones((), device=GPU.device)]
 
     def both(function):
         return with_backward(function, logprobs, upstream)
 
     result = compare.with_options(device="cuda", rounds=60)(
-        "policy loss, 32768 tokens, forward+backward",
+        f"policy loss, {32 * GPU.length} tokens, forward+backward",
         both(lambda: policy_loss(*arguments, **kl)[0]),
         eager=both(lambda: reference.policy_loss(*arguments, **kl)[0]),
         compiled=both(lambda: compiled(*arguments, **kl)[0]),
