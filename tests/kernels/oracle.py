@@ -17,6 +17,19 @@ def logprob_entropy_lse(logits, ids, temperature=1.0):
     return chosen - lse, torch.log(total) - expected_gap, lse
 
 
+def logprob_of_a_gemm(hidden, weight, ids):
+    """Log-probs, float64, of logits that one product of the given values left in float32.
+
+    On CUDA by cuBLAS from 16-bit inputs as they are; elsewhere `out_dtype` has no kernel, and the
+    product is of the same values in float32.
+    """
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = hidden.float() @ weight.float().T
+    return logprob_entropy_lse(logits, ids)[0]
+
+
 def policy_loss(case: dict) -> tuple[float, list[float], list[float], dict[str, float]]:
     """(loss, gradient to log-probs, gradient to entropies, metrics) of one token at a time.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import logprob_entropy_lse
+from oracle import logprob_entropy_lse, logprob_of_a_gemm
 from rlvr_kernels import combine_partials, linear_token_logprob_partials, linear_token_logprobs
 from rlvr_kernels.linear_logprob import linear_logprob, slab_width
 from rlvr_kernels.vocab_parallel import linear_partials
@@ -139,6 +139,23 @@ def test_logits_are_not_rounded(place, dtype):
     assert (rounded - exact).abs().max().item() > 100 * error
 
 
+def test_accuracy_is_that_of_a_gemm(place):
+    """At most twice the error of a product with float32 logits and a float64 softmax, and 3e-4."""
+    hidden, weight, _, ids = make(place, 700, 512, torch.bfloat16, shape=(24,))
+    found = linear_token_logprobs(
+        hidden, weight, ids, max_buffer_mb=TINY_BUFFER_MB, backend=place.backend
+    ).logprobs
+    exact = logprob_entropy_lse(hidden.double() @ weight.double().T, ids)[0]
+    logprobs = logprob_of_a_gemm(hidden, weight, ids)
+    assert logprobs.dtype == torch.float64
+    allowed = (logprobs - exact).abs().max().item()
+    assert 0 < allowed < 2e-5  # the measure itself did not round its logits to bf16
+    # The log-prob is returned in float32: half a unit in its last place comes on top.
+    half_unit = 2**-24 * exact.abs().max().item()
+    error = (found.double() - exact).abs().max().item()
+    assert error <= min(2 * allowed + half_unit, 3e-4), (error, allowed)
+
+
 @pytest.mark.parametrize("buffer_mb", [TINY_BUFFER_MB, 256])
 def test_masked_rows_are_dropped(place, buffer_mb):
     hidden, weight, _, ids = make(place, 300, 32)
@@ -233,6 +250,12 @@ def test_rows_beyond_two_to_the_31_elements(place):
     ).logprobs
     wanted = logprob_entropy_lse(hidden.double() @ weight.double().T, ids)[0]
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
+
+
+def test_more_token_tiles_than_one_group(place):
+    """Tiles of tokens walk a slab in groups of 16; the interpreter's tile has 32 tokens."""
+    hidden, weight, _, ids = make(place, 70, 16, shape=(520,))
+    assert_equals_float64(place, hidden, weight, None, ids, max_buffer_mb=0.07)
 
 
 @pytest.mark.parametrize("buffer_mb", [TINY_BUFFER_MB, 256])

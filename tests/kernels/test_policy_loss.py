@@ -104,6 +104,19 @@ def test_sizes_around_a_block(place, reduction):
         assert_equals_oracle(place, make_case(*shape, reduction=reduction, rollout=True))
 
 
+def test_more_sequences_than_a_block_of_records(place):
+    """A program leaves one record; their sums and extremes are merged 64 at a time."""
+    case = make_case(67, 2, reduction="seq-mean", rollout=True)
+    # The extremes lie in the first block of 64, sums in both.
+    for row, spread in ((0, 2.0), (5, -2.0), (66, 0.0)):
+        case["mask"][row] = [True] * 2
+        for name in ("logprobs", "advantages"):
+            case[name][row] = [-0.5, -0.25]
+        case["old_logprobs"][row] = [x + spread for x in case["logprobs"][row]]
+        case["rollout_logprobs"][row] = [x - spread for x in case["old_logprobs"][row]]
+    assert_equals_oracle(place, case)
+
+
 @pytest.mark.parametrize("reduction", ["token", "seq-mean", "sum"])
 def test_no_tokens(place, reduction):
     """Nothing to learn from is a zero loss with a zero gradient, not a division by zero."""
