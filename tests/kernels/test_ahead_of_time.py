@@ -59,6 +59,30 @@ print("caught")
 """
 
 
+ONES = """
+import dataclasses
+from rlvr_kernels import aot, shipped
+seen = set()
+for case in shipped.shipped_kernels():
+    if case.capability != 90 or case.dtype not in ("bf16", "fp32") or case.name in seen:
+        continue
+    seen.add(case.name)
+    sizes = [n for n, kind in case.arguments.items() if kind[0] == "i" and n != "first_column"]
+    ones = {name: 1 for name in sizes if name in case.kernel.arg_names}
+    if "EVEN_K" in case.constants:
+        ones["EVEN_K"] = False
+    aot.compile_and_inspect(dataclasses.replace(case, constants=case.constants | ones))
+print(len(seen), "compiled")
+"""
+
+
+@needs_triton
+def test_sizes_of_one_compile():
+    """The launcher turns an integer argument of 1 into a constant: one row, column, record."""
+    done = python("-c", ONES)
+    assert done.stdout.strip() == "8 compiled", done.stdout + done.stderr
+
+
 @needs_triton
 def test_the_gates_can_fail():
     """Each of them, on a kernel made to fail it."""
