@@ -22,7 +22,15 @@ from .checks import (
     check_positive,
     check_shape,
 )
-from .logprob import check_ids, token_logprobs, valid_rows, wants_range_check
+from .logprob import (
+    SMALL_VOCABULARY,
+    check_ids,
+    every_row_counts,
+    of_a_small_vocabulary,
+    token_logprobs,
+    valid_rows,
+    wants_range_check,
+)
 from .records import TokenLogprobs
 
 _MIB = 1 << 20
@@ -74,16 +82,21 @@ def linear_token_logprobs(
     if grad_weight_dtype is not None and grad_weight_dtype not in FLOATS:
         raise TypeError(f"grad_weight_dtype: expected a float dtype; got {grad_weight_dtype}")
     chosen_backend = resolve(backend, hidden.device)
-    valid = valid_rows(ids, mask, ignore_index)
-    if wants_range_check(validate, ids.device):
-        check_ids_in_range(ids, valid, weight.shape[0])
-
     fits = ids.numel() * weight.shape[0] * 4 <= max_buffer_mb * _MIB
     # autograd gives the weight's dtype; only the op can give another.
     fits = fits and grad_weight_dtype in (None, weight.dtype)
-    is_cpu_torch = hidden.device.type == "cpu" and chosen_backend == "torch"
     # A compiled graph cannot hold a number of rows that depends on the data; the op hides it.
-    if is_cpu_torch and fits and not torch.compiler.is_compiling():
+    is_compiling = torch.compiler.is_compiling()
+    is_direct = hidden.device.type == "cpu" and chosen_backend == "torch" and not is_compiling
+    is_direct = is_direct and fits
+    if is_direct and every_row_counts(ids, mask, ignore_index, weight.shape[0]):
+        return _direct(
+            hidden, weight, bias, ids, None, temperature, softcap, return_entropy, return_lse
+        )
+    valid = valid_rows(ids, mask, ignore_index)
+    if wants_range_check(validate, ids.device):
+        check_ids_in_range(ids, valid, weight.shape[0])
+    if is_direct:
         return _direct(
             hidden, weight, bias, ids, valid, temperature, softcap, return_entropy, return_lse
         )
@@ -95,26 +108,32 @@ def linear_token_logprobs(
 
 
 def _direct(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, valid: Tensor,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, valid: Tensor | None,
     temperature: float, softcap: float | None, return_entropy: bool, return_lse: bool,
 ) -> TokenLogprobs:  # fmt: skip
-    """Keep the logits of the valid rows: three products instead of four where memory allows."""
-    rows = valid.reshape(-1).nonzero()[:, 0]
-    kept = hidden.reshape(-1, hidden.shape[-1])
-    kept_ids = ids.reshape(-1)
-    is_whole = rows.numel() == ids.numel()
-    if not is_whole:
+    """Keep the logits of the valid rows: three products instead of four where memory allows.
+
+    `valid` None: every row.
+    """
+    rows = None if valid is None else kept_rows(valid)
+    kept, kept_ids = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1)
+    if rows is not None:
         kept, kept_ids = kept.index_select(0, rows), kept_ids.index_select(0, rows)
     logits = F.linear(kept.float(), weight.float(), None if bias is None else bias.float())
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    found = token_logprobs(
-        logits, kept_ids, temperature=temperature, ignore_index=-1,
-        return_entropy=return_entropy, return_lse=return_lse, backend="torch",
-    )  # fmt: skip
+    if weight.shape[0] <= SMALL_VOCABULARY:  # the ids are known to be in range
+        found = of_a_small_vocabulary(
+            logits, kept_ids, None, temperature, return_entropy, return_lse
+        )
+    else:
+        found = token_logprobs(
+            logits, kept_ids, temperature=temperature, ignore_index=-1,
+            return_entropy=return_entropy, return_lse=return_lse, backend="torch",
+        )  # fmt: skip
 
     def in_place(values: Tensor | None) -> Tensor | None:
-        if values is None or is_whole:
+        if values is None or rows is None:
             return values if values is None else values.view(ids.shape)
         return values.new_zeros(ids.numel()).index_copy(0, rows, values).view(ids.shape)
 

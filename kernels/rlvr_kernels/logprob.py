@@ -1,5 +1,7 @@
 """Log-probs of chosen tokens from logits: the public function, its op and its gradient."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ from .records import TokenLogprobs
 
 # Up to here log_softmax's serial float32 sum stays within 2e-6 of float64, rows stay in the cache,
 # and on the CPU torch's own operations are the fastest path.
-_SMALL_VOCABULARY = 4096
+SMALL_VOCABULARY = 4096
 
 
 def token_logprobs(
@@ -65,13 +67,15 @@ def token_logprobs(
     check_choice("validate", validate, ("async", "sync"))
     n_vocab = logits.shape[-1]
     chosen_backend = resolve(backend, logits.device)
+    is_cpu_torch = logits.device.type == "cpu" and chosen_backend == "torch"
+    is_small = is_cpu_torch and n_vocab <= SMALL_VOCABULARY and not inplace_grad
+    if is_small and every_row_counts(ids, mask, ignore_index, n_vocab):
+        return of_a_small_vocabulary(logits, ids, None, temperature, return_entropy, return_lse)
     valid = valid_rows(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
         check_ids_in_range(ids, valid, n_vocab)
-
-    is_cpu_torch = logits.device.type == "cpu" and chosen_backend == "torch"
-    if is_cpu_torch and n_vocab <= _SMALL_VOCABULARY and not inplace_grad:
-        return _of_a_small_vocabulary(logits, ids, valid, temperature, return_entropy, return_lse)
+    if is_small:
+        return of_a_small_vocabulary(logits, ids, valid, temperature, return_entropy, return_lse)
     if torch.compiler.is_compiling():
         inplace_grad = False
     logprobs, entropy, lse = row_logprob(
@@ -97,6 +101,15 @@ def valid_rows(ids: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
     return valid if mask is None else valid & mask
 
 
+def every_row_counts(ids: Tensor, mask: Tensor | None, ignore_index: int, n_vocab: int) -> bool:
+    """Whether no row is left out and all ids are in range, by two short reductions; False where
+    that cannot be told cheaply. Reads values: for the CPU."""
+    if torch.compiler.is_compiling() or not ids.numel() or 0 <= ignore_index < n_vocab:
+        return False
+    low, high = ids.aminmax()
+    return int(low) >= 0 and int(high) < n_vocab and (mask is None or bool(mask.all()))
+
+
 def wants_range_check(validate: str, device: torch.device) -> bool:
     """Whether ids are checked on the host first; a compiled graph cannot branch on them."""
     if torch.compiler.is_compiling():
@@ -104,22 +117,25 @@ def wants_range_check(validate: str, device: torch.device) -> bool:
     return validate == "sync" or device.type == "cpu"
 
 
-def _of_a_small_vocabulary(
+def of_a_small_vocabulary(
     logits: Tensor,
     ids: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     temperature: float,
     return_entropy: bool,
     return_lse: bool,
 ) -> TokenLogprobs:
-    """The CPU's path: plain differentiable torch, without the op's recomputation."""
+    """The CPU's path: plain differentiable torch, without the op's recomputation.
+
+    `valid` None: every row counts.
+    """
     shape, n_vocab = ids.shape, logits.shape[-1]
-    z_TV, ids_T, valid_T = logits.float().reshape(-1, n_vocab), ids.reshape(-1), valid.reshape(-1)
-    ids_T = ids_T.long()
+    z_TV, ids_T = logits.float().reshape(-1, n_vocab), ids.reshape(-1).long()
+    valid_T = None if valid is None else valid.reshape(-1)
     if temperature != 1:  # in float32: a bf16 quotient would round the logits
         z_TV = z_TV / temperature
     # Rows are cleaned where any is ignored: a NaN there would reach the gradient as 0 * NaN.
-    is_whole = not torch.compiler.is_compiling() and bool(valid_T.all())
+    is_whole = valid_T is None or (not torch.compiler.is_compiling() and bool(valid_T.all()))
     if not is_whole:
         z_TV = torch.where(valid_T[:, None], z_TV, 0)
 
@@ -133,12 +149,11 @@ def _of_a_small_vocabulary(
         return TokenLogprobs(-nll_T.view(shape), None, lse)
     logp_TV = torch.log_softmax(z_TV, 1)
     chosen_T = logp_TV.gather(1, (ids_T if is_whole else torch.where(valid_T, ids_T, 0))[:, None])
-    # A logit of -inf has p = 0, and -inf * 0 would be NaN; a clamp costs three more passes.
-    bounded_TV = logp_TV
-    may_read = not torch.compiler.is_compiling() and logp_TV.numel() > 0
-    if not may_read or not bool(logp_TV.detach().amin() > -200):
-        bounded_TV = logp_TV.clamp(min=-200)
-    entropy_T = -(logp_TV.exp() * bounded_TV).sum(1)
+    p_TV = logp_TV.exp()
+    entropy_T = -(p_TV * logp_TV).sum(1)
+    # A logit of -inf has p = 0, and -inf * 0 is NaN. A clamp costs three more passes: only then.
+    if torch.compiler.is_compiling() or math.isnan(entropy_T.detach().sum().item()):
+        entropy_T = -(p_TV * logp_TV.clamp(min=-200)).sum(1)
     return TokenLogprobs(kept(chosen_T[:, 0]), kept(entropy_T), lse)
 
 

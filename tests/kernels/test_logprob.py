@@ -114,6 +114,17 @@ def test_masked_rows_give_zero_and_swallow_nan(place, wants_more):
     assert (everything_off.logprobs == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_an_ignore_index_inside_the_vocabulary(place, dtype):
+    """All ids are in range, and still some rows are left out."""
+    logits = torch.randn(6, 130, device=place.device, requires_grad=True)
+    ids = torch.tensor([5, 0, 129, 5, 7, 5], dtype=dtype, device=place.device)
+    found = token_logprobs(logits, ids, ignore_index=5, backend=place.backend).logprobs
+    assert (found == 0).tolist() == (ids == 5).tolist()
+    (grad,) = torch.autograd.grad(found.sum(), logits)
+    assert (grad == 0).all(1).tolist() == (ids == 5).tolist()
+
+
 def test_forbidden_tokens_have_no_mass(place):
     """A logit of -inf has p = 0 and adds nothing to the entropy or the gradient."""
     logits = torch.randn(2, 300)
