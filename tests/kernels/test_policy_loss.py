@@ -202,6 +202,27 @@ def test_groups_are_whitened_in_the_loss(place, per_sequence):
     torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-7)
 
 
+def test_groups_of_one_are_silent_and_unknown_groups_are_not(place):
+    """A group of one has no spread to whiten by; an id of no group must not pass for one."""
+    case = tensors_of(make_case(3, 6), place)
+    case["mask"][0] = torch.tensor([True, False, True, True, True, True])
+    with torch.no_grad():
+        for name in ("logprobs", "old_logprobs", "advantages"):
+            case[name][0] = 0.5
+    groups = torch.zeros(3, 6, dtype=torch.int64, device=place.device)
+    groups[0] = 1
+    numbers = torch.tensor([[0.1, 0.2], [1.0, 0.5], [9.0, 1.0]], device=place.device)
+    options = dict(group_stats=GroupStatistics(*numbers), backend=place.backend)
+    loss, _ = policy_loss(**case, group_ids=groups, **options)
+    (grad,) = torch.autograd.grad(loss, case["logprobs"])
+    assert (grad[0] == 0).all() and (grad[2] != 0).any()
+    for wrong in (2, -1):
+        for column, is_seen in ((1, False), (2, True)):
+            other = groups.clone()
+            other[0, column] = wrong
+            assert torch.isnan(policy_loss(**case, group_ids=other, **options)[0]) == is_seen
+
+
 def test_nan_log_probs_are_not_hidden(place):
     """A poisoned row must reach the loss, not be clamped to a number."""
     case = tensors_of(make_case(2, 8), place)
