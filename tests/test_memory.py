@@ -134,7 +134,13 @@ def test_what_is_free_is_told_in_bytes():
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 KiB"), (2048, "2 KiB"), (3 * 2**20, "3.0 MiB"), (GIB // 2, "0.5 GiB")],
+    [
+        (0, "0 KiB"),
+        (2048, "2 KiB"),
+        (3 * 2**20, "3.0 MiB"),
+        (GIB // 2, "512.0 MiB"),
+        (GIB * 3 // 2, "1.5 GiB"),
+    ],
 )
 def test_sizes_are_readable(count, text):
     assert readable(count) == text
