@@ -22,8 +22,6 @@ def evaluate(
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
     step: int,
-    *,
-    splits: tuple[str, ...] | None = None,
 ) -> dict[tuple[str, str], Accuracy]:
     """Returns the accuracy by (split, task type); splits without tasks are left out.
 
@@ -31,7 +29,7 @@ def evaluate(
     """
     wanted = [
         (split, task_type, index, task)
-        for split in splits or environment.splits()
+        for split in environment.splits()
         for task_type in config.task.types
         for index, task in enumerate(environment.eval_tasks(split, task_type))
     ]

@@ -74,9 +74,10 @@ def save_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run_d
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns copies on the CPU; tensors that share their memory still do."""
     copies: dict[tuple, Tensor] = {}
-    return {
-        name: copies.setdefault(
-            (t.data_ptr(), t.shape, t.stride()), t.detach().to("cpu", copy=True)
-        )
-        for name, t in state.items()
-    }
+    copied = {}
+    for name, t in state.items():
+        place = (t.data_ptr(), t.shape, t.stride())
+        if place not in copies:
+            copies[place] = t.detach().to("cpu", copy=True)
+        copied[name] = copies[place]
+    return copied

@@ -132,11 +132,8 @@ class RunConsole:
 
     def _line(self, step, steps, elapsed_s, eta_s, m, accuracy, types, universe) -> str:
         parts = []
-        for name, split in (("acc", "train"), ("held", "heldout")):
-            values = [
-                _mean([a.greedy for (s, t), a in accuracy.items() if t == ty and _in(s, split)])
-                for ty in types
-            ]
+        for name, is_train in (("acc", True), ("held", False)):
+            values = [_greedy(accuracy, t, is_train) for t in types]
             parts.append(f"{name} " + "/".join(_share(v) for v in values))
         parts.append("valid " + _share(_mean([m[f"propose/{t}/valid_rate"] for t in types])))
         parts.append("learn " + _share(_mean([m[f"propose/{t}/learnability"] for t in types])))
@@ -154,7 +151,7 @@ class RunConsole:
             Text(f"step {step}/{steps}", style="bold"),
             ProgressBar(total=steps, completed=step, width=28),
             f"{_clock(elapsed_s)}, ETA {_clock(eta_s)}",
-            Text(_phase(m, accuracy, types), style="dim"),
+            Text(_phase(accuracy), style="dim"),
         )
         table = Table(box=None, padding=(0, 2))
         columns = (
@@ -165,13 +162,12 @@ class RunConsole:
             table.add_column(column, justify="left" if column == "type" else "right")
         for t in types:
             train = accuracy.get(("train", t))
-            held = [a.greedy for (s, ty), a in accuracy.items() if ty == t and s != "train"]
             table.add_row(
                 t,
                 Text(_share(train.greedy if train else None), style="bold green"),
                 _share(train.sampled if train else None),
                 _share(train.chance if train else None),
-                _share(_mean(held)),
+                _share(_greedy(accuracy, t, is_train=False)),
                 _share(m[f"solve/{t}/format_rate"]),
                 _share(m[f"propose/{t}/valid_rate"]),
                 _share(m[f"propose/{t}/learnability"]),
@@ -232,8 +228,17 @@ class RunConsole:
         self.print(table)
 
 
-def _in(split: str, kind: str) -> bool:
-    return (split == "train") == (kind == "train")
+def _greedy(
+    accuracy: Mapping[tuple[str, str], Accuracy], task_type: str, is_train: bool
+) -> float | None:
+    """Returns a type's greedy accuracy, of training or averaged over the hold-outs."""
+    return _mean(
+        [
+            a.greedy
+            for (split, t), a in accuracy.items()
+            if t == task_type and (split == "train") == is_train
+        ]
+    )
 
 
 def _mean(values: list[float]) -> float | None:
@@ -254,7 +259,7 @@ def _distinct(m: Mapping[str, float]) -> str:
     return f"{m['propose/distinct_recent']:.0f} of {m['propose/recent']:.0f}"
 
 
-def _phase(m, accuracy, types) -> str:
+def _phase(accuracy: Mapping[tuple[str, str], Accuracy]) -> str:
     """Returns a word on what a newcomer sees: the first part of a run looks flat."""
     greedy = _mean([a.greedy for (s, _), a in accuracy.items() if s == "train"]) or 0.0
     if greedy < 0.35:
