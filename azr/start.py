@@ -119,7 +119,12 @@ def assemble(
     reference: PreTrainedModel | None,
 ) -> Trainee:
     """Puts engine, self-play and learner around a model; `reference` is None without a KL term."""
-    engine = RolloutEngine(model, slots=config.rollout.slots, pad_id=tokenizer.pad_token_id)
+    engine = RolloutEngine(
+        model,
+        slots=config.rollout.slots,
+        pad_id=tokenizer.pad_token_id,
+        decode=tokenizer.decode,  # for stop strings
+    )
     learner = Learner(
         model,
         reference,
