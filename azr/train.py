@@ -65,7 +65,7 @@ def run(
     from azr import start
     from azr.checkpoint import CheckpointWriter, load_newest
     from azr.errors import naming_memory_errors
-    from azr.evaluate import evaluate
+    from azr.evaluation import evaluate
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
     from azr.selfplay import seeding_metrics

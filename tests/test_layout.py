@@ -28,7 +28,7 @@ PURE = (
 )
 DEVICE = ("azr.model", "azr.rollout", "azr.learner")
 SERVICES = ("azr.buffer", "azr.checkpoint", "azr.log")
-JOINERS = ("azr.selfplay", "azr.start", "azr.resume", "azr.train", "azr.evaluate")
+JOINERS = ("azr.selfplay", "azr.start", "azr.resume", "azr.evaluation", "azr.train", "azr.evaluate")
 PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")
 TENSORS = ("torch", "triton", "transformers", "tokenizers", "safetensors", "rlvr_kernels")
 

@@ -1,0 +1,121 @@
+"""Held-out and training accuracy of a model on its task family, greedy and sampled.
+
+The tasks are the family's own evaluation sets: every distinct task of a split where they can be
+listed, else a fixed sample. Greedy accuracy is the result; sampled accuracy is the fair start
+value, since the greedy answers of an untrained model are a lottery.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from azr.accuracy import Accuracy
+from azr.config import Config
+from azr.keys import make_key
+from azr.rollout import Request, RolloutEngine, Sampling
+from azr.selfplay import response_tokens
+from azr.tasks import Answer, Environment, Task
+from azr.text import prompt_ids, response_texts
+
+
+@dataclass(frozen=True, slots=True)
+class GradedTask:
+    """What became of the answers to one task."""
+
+    split: str
+    task: Task
+    greedy: str
+    """Outcome of the greedy answer."""
+    sampled: tuple[str, ...]
+    """Outcomes of the sampled answers, in the order of their indices."""
+
+
+def evaluate(
+    config: Config,
+    environment: Environment,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    step: int,
+) -> dict[tuple[str, str], Accuracy]:
+    """Returns the accuracy by (split, task type); splits without tasks are left out."""
+    return accuracies(environment, grade_tasks(config, environment, engine, tokenizer, step))
+
+
+def grade_tasks(
+    config: Config,
+    environment: Environment,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    step: int,
+) -> list[GradedTask]:
+    """Returns the graded tasks of all splits and types, in the order of the family's own lists.
+
+    Each task is answered once greedily and `eval.samples` times at temperature 1, with noise keyed
+    by (seed, step, split, type, index of the task).
+    """
+    wanted = [
+        (split, index, task)
+        for split in environment.splits()
+        for task_type in config.task.types
+        for index, task in enumerate(environment.eval_tasks(split, task_type))
+    ]
+    prompts = [environment.solve_prompt(task, config.task.style) for _, _, task in wanted]
+    ids = prompt_ids(tokenizer, prompts)
+    requests = []
+    for temperature, n in ((0.0, 1), (1.0, config.eval.samples)):
+        sampling = {
+            t: Sampling(
+                temperature=temperature,
+                max_new_tokens=response_tokens(config, environment, "solve", t),
+                stop_token_ids=(tokenizer.eos_token_id,),
+            )
+            for t in config.task.types
+        }
+        for (split, index, task), prompt in zip(wanted, ids, strict=True) if n else ():
+            key = make_key(config.run.seed, step, "eval", split, task.type, index)
+            requests.append(Request(token_ids=prompt, sampling=sampling[task.type], key=key, n=n))
+    samples = sorted(engine.generate(requests), key=lambda s: (s.request, s.index))
+    answers = [
+        Answer(
+            task=wanted[s.request % len(wanted)][2],
+            text=text,
+            finished=s.finish_reason == "stop",
+        )
+        for s, text in zip(
+            samples, response_texts(tokenizer, [s.token_ids for s in samples]), strict=True
+        )
+    ]
+    outcomes: list[list[str]] = [[] for _ in requests]
+    for sample, grade in zip(samples, environment.submit_grade(answers).result(), strict=True):
+        outcomes[sample.request].append(grade.outcome)
+    greedy, sampled = outcomes[: len(wanted)], outcomes[len(wanted) :] or [()] * len(wanted)
+    return [
+        GradedTask(split, task, outcome, tuple(drawn))
+        for (split, _, task), (outcome,), drawn in zip(wanted, greedy, sampled, strict=True)
+    ]
+
+
+def accuracies(
+    environment: Environment, graded: Sequence[GradedTask]
+) -> dict[tuple[str, str], Accuracy]:
+    """Returns the accuracy by (split, task type), in the order in which they come."""
+    cells: dict[tuple[str, str], list[GradedTask]] = {}
+    for g in graded:
+        cells.setdefault((g.split, g.task.type), []).append(g)
+    return {
+        (split, task_type): Accuracy(
+            tasks=len(cell),
+            samples=len(cell[0].sampled),
+            greedy=_share(greedy := [g.greedy for g in cell], "correct"),
+            greedy_format_rate=1 - _share(greedy, "malformed"),
+            sampled=_share(sampled := [o for g in cell for o in g.sampled], "correct"),
+            sampled_format_rate=1 - _share(sampled, "malformed"),
+            chance=environment.chance(task_type, split),
+        )
+        for (split, task_type), cell in cells.items()
+    }
+
+
+def _share(outcomes: list[str], outcome: str) -> float:
+    return outcomes.count(outcome) / len(outcomes) if outcomes else float("nan")
