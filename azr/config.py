@@ -64,8 +64,9 @@ class TaskConfig:
     """Task types that take part; a subset is the paper's ablation."""
     references: int = 6
     """K: tasks from the buffer shown to the proposer."""
-    style: str = "compact"
-    """How prompts are dressed; the environment names the styles it has."""
+    style: str = "auto"
+    """How prompts are dressed: `compact` for a tiny model's own vocabulary, `r1` in plain text,
+    `chat` in the tokenizer's chat template. `auto` is settled at start by the model."""
     prime: PrimeConfig = field(default_factory=PrimeConfig)
 
 
@@ -103,7 +104,10 @@ class RolloutConfig:
     """0 is off."""
     min_p: float = 0.0
     max_new_tokens: int = 0
-    """0 takes the environment's own length for each role and type."""
+    """0 takes the environment's own length for each role and type; text prompts need a number."""
+    max_prompt_tokens: int = 0
+    """Longest prompt; 0 is what `max_new_tokens` leaves of the model's context. A longer one drops
+    references until it fits; a task whose own prompt is longer is no valid task."""
     slots: int = 1024
     """Completions that are decoded together; bounds the KV cache."""
 
@@ -420,9 +424,9 @@ def validate(config: Config) -> None:
     ).split():
         need(_get(config, name) >= 1, name, "must be at least 1")
     for name in (
-        "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens eval.samples "
-        "optim.warmup_steps optim.weight_decay loss.entropy_coef loss.kl_coef loss.tis_cap "
-        "save.every save.keep_every run.watchdog_s"
+        "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens "
+        "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.weight_decay "
+        "loss.entropy_coef loss.kl_coef loss.tis_cap save.every save.keep_every run.watchdog_s"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
     for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):
@@ -564,6 +568,7 @@ def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
         f"--{name} is {value!r}, was {before!r}"
         for name, value, before in differences(config, saved)
         if not name.startswith(FREE_ON_RESUME)
+        and (name, value) != ("task.style", "auto")  # the run has settled it
     ]
     if changed:
         raise ConfigError(

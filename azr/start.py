@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from azr.config import Config, ConfigError
+from azr.config import Config, ConfigError, load_toml
 from azr.keys import generator, make_key
 from azr.learner import Learner
 from azr.memory import Part, available_bytes, check_fit, memory_plan
@@ -15,6 +16,7 @@ from azr.model.load import (
     check_words,
     load_architecture,
     load_model,
+    load_tokenizer,
     make_tiny_model,
     make_tokenizer,
     parameter_count,
@@ -24,6 +26,8 @@ from azr.model.warmup import format_warmup
 from azr.rollout import RolloutEngine
 from azr.selfplay import ROLES, SelfPlay, response_tokens
 from azr.tasks import Environment
+from azr.tasks.envelope import CHAT, COMPACT, R1, TEXT_STYLES
+from azr.text import prompt_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,6 +40,41 @@ def prepare_device(config: Config) -> torch.device:
     # Every draw here has a keyed generator; only a model's own dropout would use torch's.
     torch.manual_seed(make_key(config.run.seed, "torch") >> 1)
     return torch.device(config.run.device)
+
+
+def settle_style(config: Config, resumed: Path | None = None) -> tuple[Config, str]:
+    """Returns (configuration with the prompt style named, why it is that one).
+
+    Raises ConfigError for a style that the model or its tokenizer cannot do.
+    """
+    style, reason = config.task.style, "as asked by --task.style"
+    if style == "auto" and resumed:
+        style, reason = load_toml(resumed / "config.toml").task.style, "as in the run resumed"
+    if style == "auto" and not config.model.path:
+        style, reason = COMPACT, "the vocabulary of a model from scratch"
+    if style == COMPACT or not config.model.path:
+        if style in TEXT_STYLES:
+            raise ConfigError(
+                f"--task.style {style}: a model from scratch knows the words of the compact style "
+                "only; give --model, or use --task.style compact"
+            )
+        return replace(config, task=replace(config.task, style=style)), reason
+    tokenizer = load_tokenizer(config.model.path)
+    if style == "auto":
+        if tokenizer.unk_token_id in tokenizer("Plain text: a < 2.")["input_ids"]:
+            style, reason = COMPACT, "the tokenizer has no tokens for plain text"
+        elif tokenizer.chat_template:
+            style, reason = CHAT, "the tokenizer has a chat template"
+        else:
+            style, reason = R1, "the tokenizer has no chat template"
+    if style in TEXT_STYLES:
+        prompt_ids(tokenizer, ["a"], style)  # raises where the template does not do
+        if not config.rollout.max_new_tokens:
+            raise ConfigError(
+                f"--rollout.max-new-tokens 0: prompts of style {style} ({reason}) have no longest "
+                "response; give the most tokens that a response may have, say 1024"
+            )
+    return replace(config, task=replace(config.task, style=style)), reason
 
 
 def plan_memory(
@@ -55,20 +94,43 @@ def plan_memory(
 
 
 def longest_context(config: Config, environment: Environment) -> int:
-    """Returns the words of the longest prompt of the family's own rows with its longest response.
+    """Returns the tokens of the longest prompt with its longest response.
 
-    Exact for prompts of the compact style, in which the rows are written.
+    Compact prompts are those of the family's own rows. Text prompts are those of its seed tasks,
+    the longest references together; tasks that a model proposes later may be longer, but no
+    longer than `--rollout.max-prompt-tokens` lets them be.
     """
-    vocabulary = environment.vocabulary()
-    tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
-    rows = environment.warmup_rows(generator("longest-context"), 512)
-    prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     responses = [
         response_tokens(config, environment, role, task_type)
         for role in ROLES
         for task_type in config.task.types
     ]
+    if config.task.style in TEXT_STYLES:
+        tokenizer = load_tokenizer(config.model.path)
+        prompts = prompt_ids(tokenizer, _long_prompts(config, environment), config.task.style)
+    else:
+        vocabulary = environment.vocabulary()
+        tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
+        rows = environment.warmup_rows(generator("longest-context"), 512)
+        prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     return max(map(len, prompts)) + max(responses)
+
+
+def _long_prompts(config: Config, environment: Environment) -> list[str]:
+    """Returns instructions of seed tasks, the proposer's with the longest of them as references."""
+    style = config.task.style
+    instructions = []
+    seeds = environment.seed_tasks(generator("longest-context"), 256)
+    for task_type in config.task.types:
+        by_length = sorted(
+            ((environment.solve_prompt(task, style), task) for task in seeds[task_type]),
+            key=lambda pair: len(pair[0]),
+            reverse=True,
+        )
+        references = [task for _, task in by_length[: config.task.references]]
+        instructions += [text for text, _ in by_length]
+        instructions.append(environment.propose_prompt(task_type, references, style))
+    return instructions
 
 
 def build_model(

@@ -1,30 +1,151 @@
-"""Between text and token ids, many at a time: prompts in, responses out."""
+"""Between text and token ids, many at a time: prompts in, responses out.
+
+A family writes instructions; a prompt of a text style (`azr.tasks.envelope`) is an instruction in
+a dressing, which needs the tokenizer:
+
+    compact   the instruction as it stands
+    r1        FRAME, `User: ` instruction, `Assistant: <think>`
+    chat      the tokenizer's chat template around instruction and FRAME, then `<think>`
+
+Both dressings end in the opened think tag, and the response goes on from there.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from azr.config import ConfigError
+from azr.tasks.envelope import CHAT, FRAME, R1, THINK
+
+_CONTENT = "AZR INSTRUCTION"
+"""Stands for the instruction while the chat template is rendered."""
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Returns the token ids of each prompt; equal prompts are encoded once."""
-    distinct = list(dict.fromkeys(prompts))
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str], style: str = "compact"
+) -> list[tuple[int, ...]]:
+    """Returns the token ids of each dressed instruction; equal ones are encoded once.
+
+    A control token's name inside an instruction is plain text, never that token: instructions may
+    show what a model wrote. Raises ConfigError for a chat template that cannot be used.
+    """
+    distinct = list(dict.fromkeys(instructions))
     if not distinct:
         return []
-    encoded = tokenizer(distinct, add_special_tokens=False)["input_ids"]
-    ids = {prompt: tuple(i) for prompt, i in zip(distinct, encoded, strict=True)}
-    return [ids[prompt] for prompt in prompts]
+    dressing = _dressing(tokenizer, style)
+    control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    plain = [i for i in distinct if not any(name in i for name in control)]
+    ids = {}
+    if plain:
+        texts = [f"{dressing.head}{i}{dressing.tail}" for i in plain]
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = {i: (*dressing.start, *e) for i, e in zip(plain, encoded, strict=True)}
+    for instruction in distinct:
+        if instruction not in ids:
+            parts = (
+                tokenizer(dressing.head, add_special_tokens=False)["input_ids"],
+                tokenizer(instruction, add_special_tokens=False, split_special_tokens=True)[
+                    "input_ids"
+                ],
+                tokenizer(dressing.tail, add_special_tokens=False)["input_ids"],
+            )
+            ids[instruction] = (*dressing.start, *(token for part in parts for token in part))
+    return [ids[instruction] for instruction in instructions]
+
+
+def prompt_texts(
+    tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str], style: str = "compact"
+) -> list[str]:
+    """Returns the text of each dressed instruction, as viewers show it.
+
+    A start-of-text token that the ids have in front and no template wrote is not shown.
+    """
+    dressing = _dressing(tokenizer, style)
+    return [f"{dressing.head}{i}{dressing.tail}" for i in instructions]
+
+
+@dataclass(frozen=True, slots=True)
+class _Dressing:
+    start: tuple[int, ...]
+    """Token ids before all text."""
+    head: str
+    tail: str
+
+
+def _dressing(tokenizer: PreTrainedTokenizerBase, style: str) -> _Dressing:
+    if style == R1:
+        start = _start_ids(tokenizer)
+        return _Dressing(start, f"{FRAME}\n\nUser: ", f"\n\nAssistant: {THINK}")
+    if style == CHAT:
+        head, tail = _chat_parts(tokenizer)
+        # The template writes a start-of-text token itself, where the model wants one.
+        return _Dressing((), head, tail)
+    return _Dressing((), "", "")
+
+
+def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Returns what the tokenizer puts before a text: Llama's start of text, nothing for Qwen.
+
+    What it would put after a text is left out, since the response goes on there.
+    """
+    whole = tokenizer("a")["input_ids"]
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for count in range(len(whole)):
+        if whole[count : count + len(bare)] == bare:
+            return tuple(whole[:count])
+    return ()
+
+
+def _chat_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Returns what the chat template writes before and after an instruction."""
+    advice = "use --task.style r1, which needs no template"
+    if not tokenizer.chat_template:
+        raise ConfigError(f"--task.style chat: the tokenizer has no chat template; {advice}")
+    messages = [{"role": "user", "content": f"{_CONTENT}\n\n{FRAME}"}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of somebody else's
+        first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise ConfigError(
+            f"--task.style chat: the tokenizer's chat template fails on one user message: "
+            f"{first_line}; {advice}"
+        ) from error
+    head, found, tail = text.partition(_CONTENT)
+    if not found or _CONTENT in tail or FRAME not in tail:
+        raise ConfigError(
+            f"--task.style chat: the tokenizer's chat template does not keep a user message as it "
+            f"is; {advice}"
+        )
+    # Templates of reasoning models open the think tag themselves.
+    return head, tail if tail.rstrip().endswith(THINK) else tail + THINK
+
+
+def end_ids(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> tuple[int, ...]:
+    """Returns the tokens that end a response: the tokenizer's, and those the model is shipped with.
+
+    Instruct models often have several (end of turn, end of text), listed in generation_config.
+    """
+    shipped = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = shipped if isinstance(shipped, list | tuple) else [shipped]
+    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *more) if i is not None))
 
 
 def response_texts(
-    tokenizer: PreTrainedTokenizerBase, responses: Sequence[tuple[int, ...]]
+    tokenizer: PreTrainedTokenizerBase,
+    responses: Sequence[tuple[int, ...]],
+    ends: Sequence[int] = (),
 ) -> list[str]:
     """Returns the text of each response without its end-of-text token; equal ones decoded once.
 
-    Any other special token stays visible in the text, so that no parser takes it for nothing.
+    `ends` are the tokens of `end_ids`; without them, the tokenizer's own. Any other special token
+    stays visible in the text, so that no parser takes it for nothing.
     """
-    eos = tokenizer.eos_token_id
+    stops = set(ends or (tokenizer.eos_token_id,))
     distinct = list(dict.fromkeys(responses))
-    bodies = [ids[:-1] if ids and ids[-1] == eos else ids for ids in distinct]
+    bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids in distinct]
     decoded = tokenizer.batch_decode([list(ids) for ids in bodies], skip_special_tokens=False)
     texts = dict(zip(distinct, decoded, strict=True))
     return [texts[ids] for ids in responses]

@@ -72,6 +72,7 @@ def run(
     from azr.tasks import load_environment
 
     device = start.prepare_device(config)
+    config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
     damaged: list[str] = []
     checkpoint = load_newest(resume, damaged.append) if resume else None
@@ -98,7 +99,8 @@ def run(
         saved_step=step if checkpoint else -1,
     )
     try:
-        log.banner([*notes, *_facts(config, architecture, parameters)], plan)
+        style = ("prompts", f"{config.task.style} ({style_reason})")
+        log.banner([*notes, *_facts(config, architecture, parameters), style], plan)
         for message in damaged:
             log.warn(step, message)
         if checkpoint:
@@ -243,6 +245,7 @@ def _dry_run(config: Config) -> int:
     from azr.tasks import load_environment
 
     start.prepare_device(config)
+    config, _ = start.settle_style(config)
     architecture, parameters, plan = start.plan_memory(config, load_environment(config.task))
     print(to_toml(config))
     print(f"# {architecture.model_type}, {parameters:,} parameters; memory plan:")

@@ -44,6 +44,8 @@ class ScriptedEngine:
     out in reverse order, as if the last request had finished first.
     """
 
+    model = None
+
     def __init__(self, tokenizer, policy):
         self.tokenizer, self.policy = tokenizer, policy
         self.calls: list[list] = []

@@ -285,7 +285,7 @@ def test_large_universes_are_evaluated_on_a_fixed_stratified_sample(max_p):
     [
         (TaskConfig(family="prim"), "did you mean prime"),
         (TaskConfig(types=("deduction", "x")), "'x'.*deduction"),
-        (TaskConfig(style="r1"), "'r1'.*compact"),
+        (TaskConfig(style="haiku"), "'haiku'.*compact"),
         (TaskConfig(prime=PrimeConfig(max_p=5)), "must be in"),
         (TaskConfig(prime=PrimeConfig(max_p=200_000)), "use --task.prime.number-tokens digit"),
     ],

@@ -16,7 +16,8 @@ from azr.keys import make_key
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.selfplay import response_tokens
 from azr.tasks import Answer, Environment, Task
-from azr.text import prompt_ids, response_texts
+from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
+from azr.text import end_ids, prompt_ids, response_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,16 @@ def grade_tasks(
         for index, task in enumerate(environment.eval_tasks(split, task_type))
     ]
     prompts = [environment.solve_prompt(task, config.task.style) for _, _, task in wanted]
-    ids = prompt_ids(tokenizer, prompts)
+    ids = prompt_ids(tokenizer, prompts, config.task.style)
+    ends = end_ids(tokenizer, engine.model)
     requests = []
     for temperature, n in ((0.0, 1), (1.0, config.eval.samples)):
         sampling = {
             t: Sampling(
                 temperature=temperature,
                 max_new_tokens=response_tokens(config, environment, "solve", t),
-                stop_token_ids=(tokenizer.eos_token_id,),
+                stop_token_ids=ends,
+                stop_strings=STOP_STRINGS if config.task.style in TEXT_STYLES else (),
             )
             for t in config.task.types
         }
@@ -83,7 +86,7 @@ def grade_tasks(
             finished=s.finish_reason == "stop",
         )
         for s, text in zip(
-            samples, response_texts(tokenizer, [s.token_ids for s in samples]), strict=True
+            samples, response_texts(tokenizer, [s.token_ids for s in samples], ends), strict=True
         )
     ]
     outcomes: list[list[str]] = [[] for _ in requests]

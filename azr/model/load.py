@@ -158,11 +158,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     One saved as plain `tokenizer.json` is taken as it is. AutoTokenizer would put the family's own
     rules in place of it for some architectures, Qwen2 among them, and number tokens would fall
     apart into digits (huggingface/transformers#45920 tells of others).
+    Raises ConfigError that says what is missing.
     """
-    declared = get_tokenizer_config(path).get("tokenizer_class")
-    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-        return PreTrainedTokenizerFast.from_pretrained(path)
-    return AutoTokenizer.from_pretrained(path)
+    try:
+        declared = get_tokenizer_config(path).get("tokenizer_class")
+        if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            return PreTrainedTokenizerFast.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # see load_model
+        raise ConfigError(_unreadable(path, error)) from error
 
 
 def _unreadable(path: str, error: Exception) -> str:

@@ -23,7 +23,8 @@ from azr.rollout import Request, RolloutEngine, Sample, Sampling
 from azr.selfplay.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics
 from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
-from azr.text import prompt_ids, response_texts
+from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
+from azr.text import end_ids, prompt_ids, prompt_texts, response_texts
 
 RECENT = 900
 """Valid proposals over which distinct ones are counted."""
@@ -44,6 +45,7 @@ class SelfPlay:
     ):
         self.config, self.environment = config, environment
         self.engine, self.tokenizer = engine, tokenizer
+        self.ends = end_ids(tokenizer, engine.model)
         self.types = config.task.types
         self.buffers = {t: TaskBuffer(config.selfplay.buffer_size) for t in self.types}
         self.cells = {
@@ -227,9 +229,11 @@ class SelfPlay:
         requests = [
             Request(token_ids=ids, sampling=sampling[task_type], key=key)
             for ids, (task_type, _), key in zip(
-                prompt_ids(self.tokenizer, prompts), shown, keys, strict=True
+                prompt_ids(self.tokenizer, prompts, task.style), shown, keys, strict=True
             )
         ]
+
+        dressed = prompt_texts(self.tokenizer, prompts, task.style)
 
         def submit(samples: list[Sample], texts: list[str]) -> Future[list[Verdict]]:
             return self.environment.submit_validate(
@@ -250,7 +254,7 @@ class SelfPlay:
                 Episode(
                     role="propose",
                     type=shown[sample.request][0],
-                    prompt=prompts[sample.request],
+                    prompt=dressed[sample.request],
                     text=text,
                     sample=sample,
                     prompt_ids=requests[sample.request].token_ids,
@@ -276,8 +280,12 @@ class SelfPlay:
                 key=make_key(self.config.run.seed, step, w.phase, w.entry.task.type, w.index),
                 n=w.samples,
             )
-            for ids, w in zip(prompt_ids(self.tokenizer, prompts), wanted, strict=True)
+            for ids, w in zip(
+                prompt_ids(self.tokenizer, prompts, self.config.task.style), wanted, strict=True
+            )
         ]
+
+        dressed = prompt_texts(self.tokenizer, prompts, self.config.task.style)
 
         def submit(samples: list[Sample], texts: list[str]) -> Future[list[Grade]]:
             return self.environment.submit_grade(
@@ -298,7 +306,7 @@ class SelfPlay:
                 Episode(
                     role="solve",
                     type=w.entry.task.type,
-                    prompt=prompts[sample.request],
+                    prompt=dressed[sample.request],
                     text=text,
                     sample=sample,
                     prompt_ids=requests[sample.request].token_ids,
@@ -325,7 +333,7 @@ class SelfPlay:
 
         def hand_over() -> float:
             start = perf_counter()
-            texts = response_texts(self.tokenizer, [s.token_ids for s in waiting])
+            texts = response_texts(self.tokenizer, [s.token_ids for s in waiting], self.ends)
             chunks.append((waiting, texts, submit(waiting, texts)))
             return perf_counter() - start
 
@@ -355,7 +363,8 @@ class SelfPlay:
             top_k=r.top_k,
             min_p=r.min_p,
             max_new_tokens=response_tokens(self.config, self.environment, role, task_type),
-            stop_token_ids=(self.tokenizer.eos_token_id,),
+            stop_token_ids=self.ends,
+            stop_strings=STOP_STRINGS if self.config.task.style in TEXT_STYLES else (),
         )
 
     def _remember(self, key: str) -> None:

@@ -42,7 +42,13 @@ class Environment(Protocol):
 
     task_types: tuple[str, ...]
     styles: tuple[str, ...]
-    """Ways to dress a prompt; the first one suits the family's own tiny model."""
+    """Ways in which prompts and responses are written, out of "compact", "r1" and "chat".
+
+    "compact" is the tiny model's own vocabulary. For the other two the family writes one and the
+    same instruction, which is dressed elsewhere (`azr.text`), and reads responses through
+    `azr.tasks.envelope`. A family reads responses of the style in its `TaskConfig`, where "auto"
+    means compact.
+    """
 
     def vocabulary(self) -> Vocabulary:
         """Returns the words of the tiny model."""
@@ -57,11 +63,11 @@ class Environment(Protocol):
         ...
 
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
-        """Returns the prompt that asks for a new task unlike the references."""
+        """Returns the instruction that asks for a new task unlike the references."""
         ...
 
     def solve_prompt(self, task: Task, style: str) -> str:
-        """Returns the prompt of a task; nothing of the answer is in it."""
+        """Returns the instruction of a task; nothing of the answer is in it."""
         ...
 
     def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
@@ -139,7 +145,7 @@ def load_environment(config: TaskConfig) -> Environment:
                 f"--task.types {task_type!r}: family {config.family!r} has "
                 f"{list(environment.task_types)}"
             )
-    if config.style not in environment.styles:
+    if config.style not in ("auto", *environment.styles):
         raise ConfigError(
             f"--task.style {config.style!r}: family {config.family!r} has "
             f"{list(environment.styles)}"

@@ -11,7 +11,8 @@ import numpy as np
 from azr import modular
 from azr.config import ConfigError, TaskConfig
 from azr.keys import generator, make_key
-from azr.tasks import prime_prompts
+from azr.tasks import prime_prompts, prime_text
+from azr.tasks.envelope import COMPACT, TEXT_STYLES
 from azr.tasks.environment import Vocabulary, done
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
@@ -54,18 +55,19 @@ class PrimeEnvironment:
     """
 
     task_types = ("deduction", "abduction", "induction")
-    styles = ("compact",)
+    styles = (COMPACT, *TEXT_STYLES)
 
     def __init__(self, config: TaskConfig):
         self.max_p = config.prime.max_p
         self.number_tokens = config.prime.number_tokens
         self.references = config.references
+        self.is_text = config.style in TEXT_STYLES
         if not 7 <= self.max_p < 2**31:
             raise ConfigError(
                 f"--task.prime.max-p {self.max_p}: must be in [7, 2^31); up to 5 there is "
                 "nothing to hold out"
             )
-        if self.number_tokens == "number" and self.max_p > MAX_NUMBER_TOKENS:
+        if self.number_tokens == "number" and not self.is_text and self.max_p > MAX_NUMBER_TOKENS:
             raise ConfigError(
                 f"--task.prime.max-p {self.max_p}: one token per integer goes up to "
                 f"{MAX_NUMBER_TOKENS}; use --task.prime.number-tokens digit"
@@ -121,8 +123,10 @@ class PrimeEnvironment:
 
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
         """Returns the prompt that asks for p and x."""
-        problems = [task.problem for task in references]
-        return prime_prompts.propose_prompt(task_type, [(q.p, q.x, q.y) for q in problems])
+        triples = [(q.p, q.x, q.y) for q in (task.problem for task in references)]
+        if style in TEXT_STYLES:
+            return prime_text.propose_instruction(task_type, triples, self.max_p)
+        return prime_prompts.propose_prompt(task_type, triples)
 
     def solve_prompt(self, task: Task, style: str) -> str:
         """Returns the prompt with the two known numbers of the task."""
@@ -132,21 +136,33 @@ class PrimeEnvironment:
             "abduction": (q.p, q.y),
             "induction": (q.x, q.y),
         }[task.type]
+        if style in TEXT_STYLES:
+            return prime_text.solve_instruction(task.type, first, second, self.max_p)
         return prime_prompts.solve_prompt(task.type, first, second)
+
+    def _read(
+        self, text: str, letters: tuple[str, ...], finished: bool
+    ) -> tuple[tuple[int, ...] | None, str]:
+        """Returns (the integers of a response, "") or (None, reason), in the run's style."""
+        if self.is_text:
+            return prime_text.parse_reply(text, letters, finished)
+        if not finished:
+            return None, "unfinished"
+        numbers = prime_prompts.parse_integers(text, len(letters))
+        return numbers, "" if numbers else "malformed"
 
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
         """Returns verdicts: p must be a prime up to max_p, 1 <= x < p; y is computed here.
 
-        Reasons: unfinished, malformed, p_out_of_range, not_prime, x_out_of_range, held_out.
+        Reasons: malformed, unfinished or another of the envelope's, p_out_of_range, not_prime,
+        x_out_of_range, held_out.
         """
         verdicts: list[Verdict | None] = [None] * len(proposals)
         parsed: list[tuple[int, int, int]] = []
         for i, proposal in enumerate(proposals):
-            numbers = prime_prompts.parse_integers(proposal.text, 2)
-            if not proposal.finished:
-                verdicts[i] = Verdict(task=None, status="malformed", reason="unfinished")
-            elif numbers is None:
-                verdicts[i] = Verdict(task=None, status="malformed", reason="malformed")
+            numbers, reason = self._read(proposal.text, ("p", "x"), proposal.finished)
+            if numbers is None:
+                verdicts[i] = Verdict(task=None, status="malformed", reason=reason)
             elif not 2 <= numbers[0] <= self.max_p:
                 verdicts[i] = Verdict(task=None, status="invalid", reason="p_out_of_range")
             else:
@@ -175,15 +191,17 @@ class PrimeEnvironment:
         return done(verdicts)
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
-        """Returns grades. Reasons: unfinished, malformed, wrong, out_of_range, not_prime."""
+        """Returns grades.
+
+        Reasons: malformed, unfinished or another of the envelope's, wrong, out_of_range, not_prime.
+        """
         grades: list[Grade | None] = [None] * len(answers)
         by_type: dict[str, list[tuple[int, int]]] = {t: [] for t in self.task_types}
         for i, answer in enumerate(answers):
-            numbers = prime_prompts.parse_integers(answer.text, 1)
-            if not answer.finished:
-                grades[i] = Grade(outcome="malformed", reason="unfinished")
-            elif numbers is None:
-                grades[i] = Grade(outcome="malformed", reason="malformed")
+            letters = prime_text.ASKED[answer.task.type]
+            numbers, reason = self._read(answer.text, letters, answer.finished)
+            if numbers is None:
+                grades[i] = Grade(outcome="malformed", reason=reason)
             elif numbers[0] > modular.MAX_P:
                 grades[i] = Grade(outcome="wrong", reason="out_of_range")
             else:
