@@ -36,4 +36,6 @@ def as_metrics(results: Mapping[tuple[str, str], Accuracy]) -> dict[str, float]:
         metrics[f"{name}/sampled_accuracy"] = a.sampled
         metrics[f"{name}/sampled_format_rate"] = a.sampled_format_rate
         metrics[f"{name}/chance"] = a.chance
+        metrics[f"{name}/tasks"] = float(a.tasks)
+        metrics[f"{name}/samples"] = float(a.tasks * a.samples)
     return metrics

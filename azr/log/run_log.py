@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from azr import __version__
@@ -56,11 +57,10 @@ class RunLog:
         self.started = started - state.get("elapsed_s", 0.0)
         self._loop_started, self._first_step = time.monotonic(), state.get("step", 0)
         self._diagnosis = Diagnosis(config.task.types)
+        self._is_resumed = resumed is not None
         if resumed:
             (self.run_dir / "config.toml").write_text(to_toml(config))
             self.event(self._first_step, "resumed", json.dumps(self.machine))
-        else:
-            write_json(self.run_dir / "env.json", self.machine)
 
     def state(self, step: int) -> dict:
         """Returns, as JSON values, how far the record has come; all of it is safe on the disk."""
@@ -75,8 +75,16 @@ class RunLog:
         }
 
     def banner(self, facts: list[tuple[str, str]], plan: list[Part]) -> None:
-        """Shows what runs, where and why, and the memory plan."""
+        """Shows what runs, where and why, and the memory plan; a new run keeps it in env.json."""
         m = self.machine
+        if not self._is_resumed:
+            environment = m | {
+                "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+                "facts": dict(facts),
+                "memory_plan_bytes": {part.name: part.bytes for part in plan},
+                "universe": self.universe,
+            }
+            write_json(self.run_dir / "env.json", environment)
         versions = " ".join(f"{name} {m[name]}" for name in ("torch", "transformers", "numba"))
         hardware = f"{m['processor']}, {m['cores']} cores" + (f", {m['gpu']}" if m["gpu"] else "")
         lines = [
