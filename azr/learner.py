@@ -6,6 +6,7 @@ up in the gather that repeats the log-probs.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from azr.config import LossConfig, OptimConfig
 from azr.errors import RunError
 from azr.keys import generator
 from azr.model.attention import arange_positions, head_weight, hidden_states
+from azr.model.recompute import recomputing
+from azr.optim import make_optimizer
 
 
 class TrainingDiverged(RunError):
@@ -58,13 +61,7 @@ class Learner:
         self.loss_config, self.config = loss, optim
         self.temperature, self.total_steps, self.seed = temperature, total_steps, seed
         self.pad_id = pad_id
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0
 
@@ -77,27 +74,12 @@ class Learner:
         return c.lr * ramp * (1 - (1 - c.final_lr_frac) * min(1.0, past))
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Returns copies on the CPU of the optimiser's moments, by parameter name."""
-        return {
-            f"optimizer/{kind}/{name}": value.detach().to("cpu", copy=True)
-            for name, parameter in self.model.named_parameters()
-            for kind, value in self.optimizer.state.get(parameter, {}).items()
-        }
+        """Returns copies on the CPU of the optimiser's state, by parameter name."""
+        return self.optimizer.state_tensors()
 
     def load_state(self, tensors: Mapping[str, Tensor], skipped: int, bad_in_a_row: int) -> None:
         """Takes back `state_tensors` and the two counters."""
-        for name, parameter in self.model.named_parameters():
-            own = {
-                kind: tensors[f"optimizer/{kind}/{name}"]
-                for kind in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimizer/{kind}/{name}" in tensors
-            }
-            if own:
-                self.optimizer.state[parameter] = {
-                    # AdamW keeps its step count in fp32, on the device where it is fused.
-                    kind: value.to(parameter.device, copy=True)
-                    for kind, value in own.items()
-                }
+        self.optimizer.load_tensors(tensors)
         self.skipped_updates, self.bad_in_a_row = skipped, bad_in_a_row
 
     def update(self, batch: Sequence[Experience], step: int) -> dict[str, float]:
@@ -121,7 +103,8 @@ class Learner:
                 order = generator(self.seed, step, "minibatch", epoch).permutation(len(batch))
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
-                    self._one_update(batch, part.tolist(), old, totals)
+                    with recomputing(self.model) if self.config.recompute else nullcontext():
+                        self._one_update(batch, part.tolist(), old, totals)
         return totals.metrics() | {
             "policy/lr": rate,
             "policy/skipped_updates": float(self.skipped_updates),
@@ -170,7 +153,7 @@ class Learner:
             )
             loss.backward()
             metrics.append(values)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        norm = self.optimizer.clip(self.config.grad_clip)
         loss = sum(float(values["loss"]) for values in metrics)
         if np.isfinite(loss) and bool(torch.isfinite(norm)):
             self.optimizer.step()

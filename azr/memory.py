@@ -45,20 +45,39 @@ def memory_plan(
     )
     # What a decoder layer keeps for its backward: about 12 tensors of the hidden size (norms,
     # queries, keys, values, attention output, residuals) and 4 of the feed-forward size.
-    per_token = text.num_hidden_layers * (12 * text.hidden_size + 4 * text.intermediate_size)
+    layer = 12 * text.hidden_size + 4 * text.intermediate_size
+    per_token = text.num_hidden_layers * layer
+    if config.optim.recompute:
+        # The input of every layer, and all of the one whose backward is under way.
+        per_token = text.num_hidden_layers * text.hidden_size + layer
     is_reference_kept = config.loss.kl != "none"
     # Rollout: fp32 logits, fp32 log-probs and two fp64 tensors of the sampler.
     logits = rows * text.vocab_size * (4 + 4 + 8 + 8)
     parts = [
         Part("weights", parameters * width, "--model.path, --run.dtype"),
-        Part("gradients", parameters * width, "--run.dtype"),
-        Part("AdamW moments", 2 * parameters * width, "--run.dtype"),
+        *_optimizer_parts(config, parameters),
         Part("frozen start model", parameters * width * is_reference_kept, "--loss.kl none"),
         Part("KV cache", rows * context_tokens * cache, "--rollout.slots"),
         Part("activations, about", tokens * per_token * width, "--optim.micro-batch-tokens"),
         Part("logits peak, about", logits, "--rollout.slots"),
     ]
     return [part for part in parts if part.bytes]
+
+
+def _optimizer_parts(config: Config, parameters: int) -> list[Part]:
+    """Returns gradients, moments and copies (see azr.optim)."""
+    option = "--optim.bf16-update stochastic"
+    if config.run.dtype == "float32":
+        gradient, moments, copies, option = 4, 8, 0, "--run.dtype bfloat16"
+    elif config.optim.bf16_update == "master":
+        gradient, moments, copies = 4, 8, 4
+    else:
+        gradient, moments, copies, option = 2, 4, 0, "--model.path"
+    return [
+        Part("gradients", parameters * gradient, option),
+        Part("AdamW moments", parameters * moments, option),
+        Part("fp32 copies of weights", parameters * copies, option),
+    ]
 
 
 def available_bytes(device: str) -> int | None:

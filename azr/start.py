@@ -144,7 +144,10 @@ def build_model(
         return model, tokenizer
     tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
     model = make_tiny_model(config.model, len(tokenizer), make_key(config.run.seed, "init") >> 1)
-    return model.to(device=device, dtype=DTYPES[config.run.dtype]), tokenizer
+    for parameter in model.parameters():
+        # Buffers stay as they are: rotary frequencies in bf16 would be another model's.
+        parameter.data = parameter.data.to(DTYPES[config.run.dtype])
+    return model.to(device), tokenizer
 
 
 def warm_up(

@@ -32,16 +32,20 @@ def bytes_of(tensors):
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "update"),
+    [("float32", "master"), ("bfloat16", "master"), ("bfloat16", "stochastic")],
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_exact_parts_are_what_is_allocated(family, dtype):
+def test_the_exact_parts_are_what_is_allocated(family, dtype, update):
     model = azr_model(plain_model(family)).to(getattr(torch, dtype))
-    parts = plan_of(model, replace(CONFIG, run=RunConfig(dtype=dtype)))
+    optim = replace(CONFIG.optim, bf16_update=update)
+    parts = plan_of(model, replace(CONFIG, run=RunConfig(dtype=dtype), optim=optim))
     learner = Learner(
         model,
         None,
         loss=CONFIG.loss,
-        optim=CONFIG.optim,
+        optim=optim,
         temperature=1.0,
         total_steps=1,
         seed=0,
@@ -51,7 +55,7 @@ def test_the_exact_parts_are_what_is_allocated(family, dtype):
     step = learner.optimizer.step
 
     def spy():
-        gradients.append(bytes_of(p.grad for p in model.parameters()))
+        gradients.append(bytes_of(p.grad for p in learner.optimizer.named.values()))
         step()
 
     learner.optimizer.step = spy
@@ -70,6 +74,9 @@ def test_the_exact_parts_are_what_is_allocated(family, dtype):
     assert parts["gradients"].bytes == gradients[0]
     moments = [s[name] for s in learner.optimizer.state.values() for name in s if name != "step"]
     assert parts["AdamW moments"].bytes == bytes_of(moments)
+    copied = learner.optimizer.named.values() if (dtype, update) == ("bfloat16", "master") else ()
+    copies = parts.get("fp32 copies of weights")
+    assert (copies.bytes if copies else 0) == bytes_of(copied)
     cache = RowCache(model.config, 12, CONTEXT, torch.device("cpu"), getattr(torch, dtype))
     assert parts["KV cache"].bytes == bytes_of(t for layer in cache.layers for t in layer)
 

@@ -110,8 +110,16 @@ def test_it_can_be_stopped_and_resumed_at_every_step(whole, tmp_path):
         ["--selfplay.solver-samples", "fresh", "--selfplay.solve-lag", "1"],
         ["--optim.minibatches", "2", "--optim.epochs", "2", "--selfplay.sampling", "recency"],
         ["--loss.kl", "none", "--loss.kl-coef", "0", "--selfplay.buffer-size", "6"],
+        ["--run.dtype", "bfloat16", "--optim.recompute", "True"],
+        ["--run.dtype", "bfloat16", "--optim.bf16-update", "stochastic"],
     ],
-    ids=["lag", "several updates, recency", "no reference, full buffer"],
+    ids=[
+        "lag",
+        "several updates, recency",
+        "no reference, full buffer",
+        "bf16 with fp32 copies",
+        "bf16 rounded stochastically",
+    ],
 )
 def test_every_kind_of_state_survives(flags, tmp_path):
     through = run(config(tmp_path / "a", *flags)).run_dir

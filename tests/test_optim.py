@@ -1,0 +1,192 @@
+"""Updates of bf16 weights: nothing small is lost, and a resumed run goes on exactly."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from azr.config import OptimConfig
+from azr.optim import MasterAdamW, StochasticAdamW, make_optimizer, round_stochastic_
+
+CONFIG = OptimConfig(lr=1e-6, weight_decay=0.0, grad_clip=1.0)
+MODES = ("master", "stochastic")
+
+
+def bf16_model(seed=0, size=64):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(size, size), nn.Linear(size, 4))
+    return model.to(torch.bfloat16)
+
+
+def give_gradients(model, step, dtype=torch.bfloat16):
+    """Sends one gradient to every weight, through autograd, as training does."""
+    generator = torch.Generator().manual_seed(step)
+    loss = 0.0
+    for p in model.parameters():
+        loss = loss + (p * torch.randn(p.shape, generator=generator).to(dtype)).sum()
+    loss.backward()
+
+
+def train(model, optimizer, steps, first=1):
+    for step in range(first, first + steps):
+        optimizer.zero_grad(set_to_none=True)
+        give_gradients(model, step)
+        optimizer.clip(1e9)
+        optimizer.step()
+
+
+def test_rounding_takes_one_of_the_two_neighbours_and_is_right_in_the_mean():
+    exact = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 10 ** torch.linspace(
+        -20, 20, 4096
+    )
+    down = (exact.view(torch.int32) & -(2**16)).view(torch.float32)
+    up = ((exact.view(torch.int32) & -(2**16)) + 2**16).view(torch.float32)
+    noise = torch.Generator().manual_seed(1)
+    total = torch.zeros(4096, dtype=torch.float64)
+    draws = 2000
+    for _ in range(draws):
+        stored = torch.empty(4096, dtype=torch.bfloat16)
+        round_stochastic_(stored, exact.clone(), noise)
+        value = stored.float()
+        assert bool(((value == down) | (value == up)).all())
+        total += (value.double() - exact.double()) / (up - down).double().abs()
+    # The deviation of one draw is at most half the gap of the neighbours; 5 sigma over 4096 places.
+    assert float((total / draws).abs().max()) < 5.5 * 0.5 / draws**0.5
+
+
+def test_what_bf16_can_hold_is_not_changed_by_rounding():
+    exact = torch.randn(1000).to(torch.bfloat16)
+    stored = torch.empty_like(exact)
+    round_stochastic_(stored, exact.float(), torch.Generator().manual_seed(0))
+    assert torch.equal(stored, exact)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_updates_below_the_precision_of_the_weights_arrive(mode):
+    """Plain AdamW in bf16 leaves nearly all weights as they were; these two follow fp32."""
+    steps, lr = 60, 2e-5
+    config = replace(CONFIG, lr=lr, bf16_update=mode)
+    exact, plain, ours = bf16_model().float(), bf16_model(), bf16_model()
+    start = [p.detach().float().clone() for p in exact.parameters()]
+    reference = torch.optim.AdamW(exact.parameters(), lr=lr, weight_decay=0.0)
+    naive = torch.optim.AdamW(plain.parameters(), lr=lr, weight_decay=0.0)
+    optimizer = make_optimizer(ours, config, seed=0)
+    for _ in range(steps):
+        # Gradients of one sign, as where a batch keeps asking for the same thing.
+        for model, opt in ((exact, reference), (plain, naive), (ours, optimizer)):
+            opt.zero_grad(set_to_none=True)
+            sum(p.sum() for p in model.parameters()).backward()
+            if opt is optimizer:
+                opt.clip(1e9)
+            opt.step()
+
+    def moved(weights):
+        pairs = zip(weights, start, strict=True)
+        return torch.cat([(p.detach().float() - s).flatten() for p, s in pairs]).mean().item()
+
+    wanted = moved(exact.parameters())
+    assert wanted == pytest.approx(-lr * steps, rel=1e-3)
+    assert moved(plain.parameters()) > 0.5 * wanted  # the control: bf16 alone loses most of it
+    kept = optimizer.named.values() if mode == "master" else ours.parameters()
+    assert moved(kept) == pytest.approx(wanted, rel=0.02)
+
+
+def test_copies_follow_fp32_adamw_exactly_and_weights_are_their_rounding():
+    config = replace(CONFIG, lr=1e-3, weight_decay=0.1)
+    ours, twin = bf16_model(), bf16_model().float()
+    optimizer = MasterAdamW(ours, config)
+    reference = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.999))
+    for step in range(1, 6):
+        optimizer.zero_grad(set_to_none=True)
+        reference.zero_grad(set_to_none=True)
+        for micro in range(3):  # micro-batches add up in fp32
+            give_gradients(ours, 10 * step + micro)
+            generator = torch.Generator().manual_seed(10 * step + micro)
+            for p in twin.parameters():
+                g = torch.randn(p.shape, generator=generator).to(torch.bfloat16).float()
+                p.grad = g if p.grad is None else p.grad + g
+        assert all(p.grad is None for p in ours.parameters())
+        ours_norm = optimizer.clip(1.0)
+        norm = nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        torch.testing.assert_close(ours_norm, norm)
+        optimizer.step()
+        reference.step()
+    for (name, weight), expected in zip(ours.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(optimizer.named[name], expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(weight, optimizer.named[name].to(torch.bfloat16))
+
+
+def test_stochastic_updates_follow_fp32_adamw_within_bf16():
+    config = replace(CONFIG, lr=1e-3, weight_decay=0.1, bf16_update="stochastic")
+    ours, twin = bf16_model(), bf16_model().float()
+    optimizer = make_optimizer(ours, config, seed=3)
+    reference = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.999))
+    for step in range(1, 21):
+        optimizer.zero_grad(set_to_none=True)
+        give_gradients(ours, step)
+        for p, q in zip(ours.parameters(), twin.parameters(), strict=True):
+            q.grad = p.grad.float()
+        torch.testing.assert_close(
+            optimizer.clip(1.0), nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        )
+        optimizer.step()
+        reference.step()
+    ours_flat = torch.cat([p.detach().float().flatten() for p in ours.parameters()])
+    twin_flat = torch.cat([p.detach().flatten() for p in twin.parameters()])
+    start = torch.cat([p.detach().float().flatten() for p in bf16_model().parameters()])
+    moved, wanted = ours_flat - start, twin_flat - start
+    assert torch.corrcoef(torch.stack([moved, wanted]))[0, 1] > 0.98
+    assert float(moved.norm() / wanted.norm()) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_state_taken_and_loaded_goes_on_bit_for_bit(mode):
+    config = replace(CONFIG, lr=1e-4, bf16_update=mode)
+    model = bf16_model()
+    optimizer = make_optimizer(model, config, seed=5)
+    train(model, optimizer, 3)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    tensors = optimizer.state_tensors()
+    train(model, optimizer, 3, first=4)
+
+    resumed = bf16_model(seed=9)
+    resumed.load_state_dict(weights)
+    again = make_optimizer(resumed, config, seed=5)
+    again.load_tensors(tensors)
+    train(resumed, again, 3, first=4)
+    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(
+        torch.equal(value, again.state_tensors()[key])
+        for key, value in optimizer.state_tensors().items()
+    )
+
+
+def test_the_noise_of_rounding_depends_on_seed_and_update():
+    def weights(seed):
+        model = bf16_model()
+        optimizer = StochasticAdamW(model, replace(CONFIG, lr=1e-4), seed)
+        train(model, optimizer, 1)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_chunks_change_nothing_but_the_noise(monkeypatch):
+    """A tensor larger than one chunk is updated whole."""
+    monkeypatch.setattr("azr.optim.CHUNK", 100)
+    model = bf16_model()
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer = StochasticAdamW(model, replace(CONFIG, lr=1e-1), 0)
+    train(model, optimizer, 1)
+    for p, s in zip(model.parameters(), start, strict=True):
+        assert bool((p != s).float().mean() > 0.99)
+
+
+def test_weights_of_two_precisions_are_refused():
+    model = bf16_model()
+    model[0].float()
+    with pytest.raises(ValueError, match="load them all in one"):
+        make_optimizer(model, CONFIG, 0)
