@@ -1,6 +1,7 @@
 """Task families: what is proposed, how it is checked, and how an answer is graded."""
 
 from azr.tasks.environment import Environment, Vocabulary, load_environment
+from azr.tasks.family import TaskFamily
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Grade",
     "Proposal",
     "Task",
+    "TaskFamily",
     "Verdict",
     "Vocabulary",
     "load_environment",

@@ -98,6 +98,10 @@ class Environment(Protocol):
         """Returns every distinct task of a split, or a fixed sample where they are many."""
         ...
 
+    def stratum(self, task: Task) -> str:
+        """Returns the part of its split that a task is also reported in; "" for none."""
+        ...
+
     def universe_size(self, task_type: str) -> int | None:
         """Returns the number of distinct training tasks, or None where it is not counted."""
         ...

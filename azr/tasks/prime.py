@@ -22,7 +22,11 @@ MAX_NUMBER_TOKENS = 100_000
 ENUMERATION_LIMIT = 20_000
 """Families with more triples than this are evaluated on a fixed stratified sample."""
 
-SAMPLED_PRIMES, SAMPLED_PER_PRIME = 256, 8
+SAMPLED_PRIMES, SAMPLED_PER_SPLIT = 256, 640
+"""Primes of that sample, and tasks of each split; small primes have fewer than their share."""
+
+LISTED_PRIMES, BANDS = 12, 8
+"""Up to so many primes are reported one by one, more of them in so many bands of p."""
 
 _REASONS = {
     modular.Status.WRONG: "wrong",
@@ -258,21 +262,31 @@ class PrimeEnvironment:
         return [PrimeProblem(*triple) for triple in triples]
 
     def _stratified(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (p, x): distinct x for primes spread evenly over the range."""
-        primes, xs = [], []
+        """Returns (p, x): distinct x for primes spread evenly over the range, split by split.
+
+        x = 1 is left out: its induction prompt says nothing of p.
+        """
+        primes = []
         for center in np.linspace(7, self.max_p, SAMPLED_PRIMES).astype(np.int64).tolist():
             # The nearest prime at or below an evenly spaced point; 7 is one, so it ends.
             candidates = np.arange(center, max(center - 2048, 6), -1, dtype=np.int64)
-            p = int(candidates[modular.is_prime(candidates)][0])
+            primes.append(int(candidates[modular.is_prime(candidates)][0]))
+        primes = list(dict.fromkeys(primes))
+        wanted = -(-SAMPLED_PER_SPLIT // len(primes))
+        sampled: list[tuple[int, int]] = []
+        for p in primes:
             rng = generator("prime-eval", p)
-            count = min(SAMPLED_PER_PRIME, p - 1)
-            drawn = sorted(set((rng.integers(1, p, size=4 * count)).tolist()))
+            # A hold-out is at least a twentieth of the problems: so many draws nearly always do.
+            drawn = np.unique(rng.integers(2, p, size=64 * wanted))
             rng.shuffle(drawn)
-            if p in primes:
-                continue
-            primes += [p] * len(drawn[:count])
-            xs += drawn[:count]
-        return np.array(primes), np.array(xs)
+            kept = dict.fromkeys(self.splits(), 0)
+            for x, y in zip(drawn.tolist(), _inverses(drawn, p), strict=True):
+                split = _split(PrimeProblem(p, x, y))
+                kept[split] += 1
+                if kept[split] <= wanted:
+                    sampled.append((p, x))
+        ps, xs = zip(*sampled, strict=True)
+        return np.array(ps), np.array(xs)
 
     @functools.cache  # noqa: B019 - one environment lives as long as its process
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
@@ -286,6 +300,15 @@ class PrimeEnvironment:
                 task = Task(task_type, problem)
                 tasks.setdefault(self.key(task), task)
         return list(tasks.values())
+
+    def stratum(self, task: Task) -> str:
+        """Returns the prime, or where there are many the band of width max_p / 8 that it is in."""
+        p = task.problem.p
+        if self.max_p <= ENUMERATION_LIMIT and len(modular.primes_upto(self.max_p)) <= LISTED_PRIMES:
+            return f"p = {p}"
+        width = -(-self.max_p // BANDS)
+        first = (p - 1) // width * width + 1
+        return f"p {first} to {min(first + width - 1, self.max_p)}"
 
     def universe_size(self, task_type: str) -> int | None:
         """Returns the number of distinct training tasks, None where they are too many to list."""
@@ -317,6 +340,10 @@ class PrimeEnvironment:
         if task_type not in self.task_types or not is_task:
             raise ValueError(f"not a prime-inversion task with p up to {self.max_p}: {data!r}")
         return Task(task_type, PrimeProblem(p, x, y))
+
+
+def _inverses(xs: np.ndarray, p: int) -> list[int]:
+    return modular.invert(xs, np.full_like(xs, p)).tolist()
 
 
 HOLDOUT_FRACTION = 0.1
