@@ -271,13 +271,25 @@ def test_tasks_survive_json_and_nothing_else_becomes_one():
 def test_large_universes_are_evaluated_on_a_fixed_stratified_sample(max_p):
     env = environment(max_p=max_p, number_tokens="digit")
     tasks = env.eval_tasks("train", "deduction")
-    assert len(tasks) >= 500
+    for split in env.splits():
+        assert all(len(env.eval_tasks(split, t)) >= 500 for t in TYPES)
     assert tasks == environment(max_p=max_p, number_tokens="digit").eval_tasks("train", "deduction")
     for task in tasks[:50]:
         q = task.problem
         assert q.x * q.y % q.p == 1 and 0 < q.x < q.p
     above = sum(t.problem.p > max_p // 2 for t in tasks) / len(tasks)
     assert 0.3 < above < 0.9
+    # Answers are uniform on 1..max_p and each task of the sample has a single right one.
+    assert env.chance("induction", "train") == pytest.approx(1 / max_p, rel=0.02)
+
+
+def test_strata_are_primes_where_they_are_few_and_bands_where_they_are_many():
+    few, many = environment(max_p=13), environment(max_p=80)
+    task = Task("deduction", PrimeProblem(7, 3, 5))
+    assert few.stratum(task) == "p = 7" and many.stratum(task) == "p 1 to 10"
+    assert many.stratum(Task("deduction", PrimeProblem(79, 1, 1))) == "p 71 to 80"
+    bands = {many.stratum(t) for t in many.eval_tasks("train", "deduction")}
+    assert bands == {f"p {10 * i + 1} to {10 * i + 10}" for i in range(8)}
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,10 @@ class PrimeEnvironment:
     def stratum(self, task: Task) -> str:
         """Returns the prime, or where there are many the band of width max_p / 8 that it is in."""
         p = task.problem.p
-        if self.max_p <= ENUMERATION_LIMIT and len(modular.primes_upto(self.max_p)) <= LISTED_PRIMES:
+        if (
+            self.max_p <= ENUMERATION_LIMIT
+            and len(modular.primes_upto(self.max_p)) <= LISTED_PRIMES
+        ):
             return f"p = {p}"
         width = -(-self.max_p // BANDS)
         first = (p - 1) // width * width + 1
