@@ -24,7 +24,7 @@ from azr.model.load import (
 )
 from azr.model.warmup import format_warmup
 from azr.rollout import RolloutEngine
-from azr.selfplay import ROLES, SelfPlay, response_tokens
+from azr.selfplay import ROLES, SelfPlay, prompt_limit, response_tokens
 from azr.tasks import Environment
 from azr.tasks.envelope import CHAT, COMPACT, R1, TEXT_STYLES
 from azr.text import prompt_ids
@@ -81,24 +81,28 @@ def plan_memory(
     config: Config, environment: Environment
 ) -> tuple[PretrainedConfig, int, list[Part]]:
     """Returns (architecture, number of parameters, memory plan); raises where it does not fit."""
+    limit = None
     if config.model.path:
         architecture = load_architecture(config.model.path)
+        if config.task.style in TEXT_STYLES:
+            limit = prompt_limit(config, architecture.get_text_config().max_position_embeddings)
     else:
         vocabulary = environment.vocabulary()
         tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
         architecture = tiny_config(config.model, len(tokenizer))
     parameters = parameter_count(architecture)
-    plan = memory_plan(config, architecture, parameters, longest_context(config, environment))
+    context = longest_context(config, environment, limit)
+    plan = memory_plan(config, architecture, parameters, context)
     check_fit(plan, available_bytes(config.run.device), config.run.device)
     return architecture, parameters, plan
 
 
-def longest_context(config: Config, environment: Environment) -> int:
+def longest_context(config: Config, environment: Environment, limit: int | None = None) -> int:
     """Returns the tokens of the longest prompt with its longest response.
 
     Compact prompts are those of the family's own rows. Text prompts are those of its seed tasks,
-    the longest references together; tasks that a model proposes later may be longer, but no
-    longer than `--rollout.max-prompt-tokens` lets them be.
+    the longest references together, up to the limit; tasks that a model proposes later may have
+    longer ones, up to the limit.
     """
     responses = [
         response_tokens(config, environment, role, task_type)
@@ -113,7 +117,8 @@ def longest_context(config: Config, environment: Environment) -> int:
         tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
         rows = environment.warmup_rows(generator("longest-context"), 512)
         prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
-    return max(map(len, prompts)) + max(responses)
+    longest = max(map(len, prompts))
+    return min(longest, limit or longest) + max(responses)
 
 
 def _long_prompts(config: Config, environment: Environment) -> list[str]:

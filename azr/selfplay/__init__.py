@@ -3,6 +3,7 @@
 from azr.selfplay.episode import ROLES, Episode, Seeding, StepResult
 from azr.selfplay.metrics import seeding_metrics
 from azr.selfplay.play import SelfPlay, response_tokens
+from azr.selfplay.prompts import prompt_limit
 
 __all__ = [
     "ROLES",
@@ -10,6 +11,7 @@ __all__ = [
     "Seeding",
     "SelfPlay",
     "StepResult",
+    "prompt_limit",
     "response_tokens",
     "seeding_metrics",
 ]

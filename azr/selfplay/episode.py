@@ -24,6 +24,8 @@ class Episode:
     text: str
     sample: Sample
     prompt_ids: tuple[int, ...]
+    dropped_references: int = 0
+    """References that its prompt had no room for."""
     task: Task | None = None
     """The task proposed, or solved."""
     key: str = ""

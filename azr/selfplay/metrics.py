@@ -39,6 +39,7 @@ def step_metrics(result: StepResult, cells: Mapping[tuple[Role, str], int]) -> d
         reasons = Counter(e.grade.reason for e in answers if e.grade.reason)
         m |= {f"{name}/failed/{r}": float(n) for r, n in sorted(reasons.items())}
         m[f"buffer/{task_type}/new"] = float(len(result.new_tasks[task_type]))
+    m["propose/dropped_references"] = float(sum(e.dropped_references for e in result.episodes))
     lengths = [len(e.sample.token_ids) for e in result.episodes]
     m["completions/mean_length"] = mean(lengths)
     m["completions/clipped_ratio"] = mean(

@@ -5,6 +5,7 @@ engine in one of two large batches, first all proposals, then all solutions, and
 the rest is still being generated.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from azr.reward import proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
 from azr.selfplay.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics
+from azr.selfplay.prompts import Prompts
 from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
-from azr.text import end_ids, prompt_ids, prompt_texts, response_texts
+from azr.text import end_ids, response_texts
 
 RECENT = 900
 """Valid proposals over which distinct ones are counted."""
@@ -46,6 +48,7 @@ class SelfPlay:
         self.config, self.environment = config, environment
         self.engine, self.tokenizer = engine, tokenizer
         self.ends = end_ids(tokenizer, engine.model)
+        self.prompts = Prompts(config, environment, tokenizer, engine.model)
         self.types = config.task.types
         self.buffers = {t: TaskBuffer(config.selfplay.buffer_size) for t in self.types}
         self.cells = {
@@ -93,7 +96,8 @@ class SelfPlay:
             rng = generator(self.config.run.seed, 0, "seed")
             drawn = self.environment.seed_tasks(rng, c.seed_tasks)
             for task_type in self.types:
-                for task in drawn[task_type]:
+                fits = self.prompts.fits(drawn[task_type])
+                for task in itertools.compress(drawn[task_type], fits):
                     key = self.environment.key(task)
                     seeding.added[task_type] += add(task_type, key, task)
         for task_type, buffer in self.buffers.items():
@@ -214,50 +218,48 @@ class SelfPlay:
 
     def _propose(self, step: int, types: Sequence[str], seconds: Seconds) -> list[Episode]:
         c, task = self.config.selfplay, self.config.task
-        prompts, shown, keys = [], [], []
+        wanted, keys = [], []
         for task_type in types:
             for index in range(c.proposals_per_type):
                 rng = generator(self.config.run.seed, step, "references", task_type, index)
                 drawn = self.buffers[task_type].draw(
                     rng, task.references, recency=c.sampling == "recency"
                 )
-                references = tuple(e.task for e in drawn)
-                prompts.append(self.environment.propose_prompt(task_type, references, task.style))
+                wanted.append((task_type, tuple(e.task for e in drawn)))
                 keys.append(make_key(self.config.run.seed, step, "propose", task_type, index))
-                shown.append((task_type, references))
+        prompts = self.prompts.propose(wanted)
         sampling = {t: self._sampling("propose", t, self.config.rollout.temperature) for t in types}
         requests = [
-            Request(token_ids=ids, sampling=sampling[task_type], key=key)
-            for ids, (task_type, _), key in zip(
-                prompt_ids(self.tokenizer, prompts, task.style), shown, keys, strict=True
-            )
+            Request(token_ids=prompt.token_ids, sampling=sampling[task_type], key=key)
+            for prompt, (task_type, _), key in zip(prompts, wanted, keys, strict=True)
         ]
-
-        dressed = prompt_texts(self.tokenizer, prompts, task.style)
 
         def submit(samples: list[Sample], texts: list[str]) -> Future[list[Verdict]]:
             return self.environment.submit_validate(
                 [
                     Proposal(
-                        type=shown[s.request][0],
+                        type=wanted[s.request][0],
                         text=text,
                         finished=s.finish_reason == "stop",
-                        references=shown[s.request][1],
+                        references=prompts[s.request].references,
                     )
                     for s, text in zip(samples, texts, strict=True)
                 ]
             )
 
         episodes = []
-        for sample, text, verdict in self._generate(requests, submit, seconds):
+        generated = self._generate(requests, submit, seconds)
+        for (sample, text, _), verdict in zip(generated, self._solvable(generated), strict=True):
+            prompt = prompts[sample.request]
             episodes.append(
                 Episode(
                     role="propose",
-                    type=shown[sample.request][0],
-                    prompt=dressed[sample.request],
+                    type=wanted[sample.request][0],
+                    prompt=prompt.text,
                     text=text,
                     sample=sample,
-                    prompt_ids=requests[sample.request].token_ids,
+                    prompt_ids=prompt.token_ids,
+                    dropped_references=prompt.dropped,
                     task=verdict.task,
                     key=self.environment.key(verdict.task) if verdict.task else "",
                     verdict=verdict,
@@ -265,27 +267,31 @@ class SelfPlay:
             )
         return episodes
 
+    def _solvable(self, generated: list[tuple[Sample, str, Verdict]]) -> list[Verdict]:
+        """Returns the verdicts; a valid task whose solver prompt is too long becomes invalid."""
+        verdicts = [verdict for _, _, verdict in generated]
+        valid = [i for i, verdict in enumerate(verdicts) if verdict.status == "valid"]
+        fitting = self.prompts.fits([verdicts[i].task for i in valid])
+        for i, fits in zip(valid, fitting, strict=True):
+            if not fits:
+                verdicts[i] = Verdict(task=None, status="invalid", reason="prompt_too_long")
+        return verdicts
+
     def _solve(self, step: int, wanted: list["_Solve"], seconds: Seconds) -> list[Episode]:
-        prompts = [
-            self.environment.solve_prompt(w.entry.task, self.config.task.style) for w in wanted
-        ]
+        prompts = self.prompts.solve([w.entry.task for w in wanted])
         sampling = {
             (t, temperature): self._sampling("solve", t, temperature)
             for t, temperature in dict.fromkeys((w.entry.task.type, w.temperature) for w in wanted)
         }
         requests = [
             Request(
-                token_ids=ids,
+                token_ids=prompt.token_ids,
                 sampling=sampling[w.entry.task.type, w.temperature],
                 key=make_key(self.config.run.seed, step, w.phase, w.entry.task.type, w.index),
                 n=w.samples,
             )
-            for ids, w in zip(
-                prompt_ids(self.tokenizer, prompts, self.config.task.style), wanted, strict=True
-            )
+            for prompt, w in zip(prompts, wanted, strict=True)
         ]
-
-        dressed = prompt_texts(self.tokenizer, prompts, self.config.task.style)
 
         def submit(samples: list[Sample], texts: list[str]) -> Future[list[Grade]]:
             return self.environment.submit_grade(
@@ -306,10 +312,10 @@ class SelfPlay:
                 Episode(
                     role="solve",
                     type=w.entry.task.type,
-                    prompt=dressed[sample.request],
+                    prompt=prompts[sample.request].text,
                     text=text,
                     sample=sample,
-                    prompt_ids=requests[sample.request].token_ids,
+                    prompt_ids=prompts[sample.request].token_ids,
                     task=w.entry.task,
                     key=w.entry.key,
                     grade=grade,
