@@ -85,10 +85,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupConfig:
-    """Format warm-up of a model from scratch: well-formed text, uniformly random answers."""
+    """Format warm-up: well-formed text, uniformly random answers."""
 
     steps: int = 100
     """0 turns it off."""
+    loaded: bool = False
+    """Warm up a model given by --model as well: one that cannot keep to the answer format. Give a
+    `lr` of its size then."""
     batch_size: int = 256
     lr: float = 3e-3
 

@@ -1,7 +1,7 @@
 """What stands before the first step: device, model, tokenizer, and the memory plan."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,11 +142,12 @@ def build_model(
     config: Config, environment: Environment, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns (model, tokenizer): loaded, or made from scratch for the family's vocabulary."""
-    vocabulary = environment.vocabulary()
     if config.model.path:
         model, tokenizer = load_model(config.model.path, DTYPES[config.run.dtype], device)
-        check_words(tokenizer, vocabulary.words, config.model.path)
+        if config.task.style not in TEXT_STYLES:
+            check_words(tokenizer, environment.vocabulary().words, config.model.path)
         return model, tokenizer
+    vocabulary = environment.vocabulary()
     tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
     model = make_tiny_model(config.model, len(tokenizer), make_key(config.run.seed, "init") >> 1)
     for parameter in model.parameters():
@@ -162,12 +163,15 @@ def warm_up(
     tokenizer: PreTrainedTokenizerBase,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
-    """Teaches a model from scratch the format; returns the last loss in nats per token."""
+    """Teaches a model the format of responses; returns the last loss in nats per token."""
 
     def rows(step: int, n: int) -> list[tuple[str, str]]:
         return environment.warmup_rows(generator(config.run.seed, "warmup", step), n)
 
-    return format_warmup(model, tokenizer, rows, config.warmup, on_step)
+    def encode(prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        return prompt_ids(tokenizer, prompts, config.task.style)
+
+    return format_warmup(model, tokenizer, rows, config.warmup, on_step, encode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def run(
         if checkpoint:
             log.console.print(f"going on after step {step}, from {checkpoint.path}")
         else:
-            if not config.model.path:
+            if config.warmup.loaded or not config.model.path:
                 start.warm_up(config, environment, model, tokenizer)
             resuming.save_start(model, tokenizer, log.run_dir)
             reference = start.frozen_copy(model) if config.loss.kl != "none" else None

@@ -34,6 +34,7 @@ from azr.model.load import (
     tiny_config,
 )
 from azr.model.warmup import format_warmup
+from azr.optim import AdamW
 from azr.tasks.prime import PrimeEnvironment
 
 SMALL = ModelConfig(hidden=32, layers=2, heads=4, kv_heads=2, ffn=48)
@@ -426,13 +427,13 @@ def test_warm_up_trains_on_responses_alone_at_a_rate_that_rises_and_falls(
     monkeypatch, word_tokenizer
 ):
     model = make_tiny_model(SMALL, len(word_tokenizer), 0)
-    rates, real = [], torch.optim.AdamW.step
+    rates, real = [], AdamW.step
 
     def step(self, *args, **kwargs):
         rates.append(self.param_groups[0]["lr"])
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(AdamW, "step", step)
     config = WarmupConfig(steps=40, batch_size=3, lr=1e-3)
     rows = [("P 1 =", "2"), ("S 3 4 5 =", "6 7"), ("S =", "1")]
     seen = []

@@ -1,13 +1,14 @@
-"""Format warm-up: a model from scratch learns what a response looks like, and nothing else."""
+"""Format warm-up: a model learns what a response looks like, and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from rlvr_kernels import linear_token_logprobs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from azr.config import WarmupConfig
+from azr.config import OptimConfig, WarmupConfig
 from azr.model.attention import arange_positions, head_weight, hidden_states
+from azr.optim import make_optimizer
 
 RAMP_STEPS = 20
 
@@ -18,14 +19,22 @@ def format_warmup(
     rows: Callable[[int, int], list[tuple[str, str]]],
     config: WarmupConfig,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    encode: Callable[[Sequence[str]], Sequence[Sequence[int]]] | None = None,
 ) -> float:
     """Trains on the responses of random rows; returns the last mean loss in nats per token.
 
     `rows(step, n)` returns n (prompt, response) pairs whose responses are independent of their
     prompts, so the best this can reach is the responses' own distribution. `on_step` hears of each
-    step. The rate ramps up, then falls linearly to 0.
+    step. `encode` turns prompts into token ids; without it the tokenizer does. The rate ramps up,
+    then falls linearly to 0.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
+
+    def plain(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    # "master" would leave its copies of bf16 weights behind: the run makes its own.
+    settings = OptimConfig(lr=config.lr, weight_decay=0.0, bf16_update="stochastic")
+    optimizer = make_optimizer(model, settings, seed=0)
     device = head_weight(model).device
     loss_value = float("nan")
     for step in range(config.steps):
@@ -33,10 +42,10 @@ def format_warmup(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * ramp * (1 - step / config.steps)
         prompts, responses = zip(*rows(step, config.batch_size), strict=True)
-        prompt_ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        response_ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+        prompt_ids = (encode or plain)(list(prompts))
+        response_ids = plain(list(responses))
         both = [
-            p + r + [tokenizer.eos_token_id] for p, r in zip(prompt_ids, response_ids, strict=True)
+            [*p, *r, tokenizer.eos_token_id] for p, r in zip(prompt_ids, response_ids, strict=True)
         ]
         width = max(map(len, both))
         pad = tokenizer.pad_token_id
@@ -53,7 +62,7 @@ def format_warmup(
         loss = -logprobs.sum() / mask_BT.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.clip(settings.grad_clip)
         optimizer.step()
         loss_value = loss.item()
         on_step(step, loss_value)

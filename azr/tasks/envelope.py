@@ -91,6 +91,11 @@ def open_envelope(text: str, finished: bool = True) -> Envelope:
     return Envelope(answer, None)
 
 
+def write_envelope(answer: str, reasoning: str = "") -> str:
+    """Returns a response with this answer, as a warm-up shows them."""
+    return f"{reasoning}\n{END_THINK}\n{ANSWER}{answer}{END_ANSWER}"
+
+
 def _nesting(text: str) -> int:
     """Returns the most brackets that are open at once, quotes not heeded."""
     depth = deepest = 0

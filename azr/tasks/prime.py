@@ -103,11 +103,15 @@ class PrimeEnvironment:
         for i, (a, b, c, d, *rest) in enumerate(numbers):
             task_type = self.task_types[i // 2 % 3]
             if i % 2 == 0:
-                rows.append((prime_prompts.solve_prompt(task_type, a, b), str(c)))
+                prompt = self._solver_text(task_type, a, b, self.is_text)
+                letters, answer = prime_text.ASKED[task_type], [c]
             else:
                 triples = [tuple(rest[3 * k : 3 * k + 3]) for k in range(shown[i])]
-                prompt = prime_prompts.propose_prompt(task_type, triples)
-                rows.append((prompt, f"{c} {d}"))
+                prompt = self._proposer_text(task_type, triples, self.is_text)
+                letters, answer = prime_text.PROPOSED, [c, d]
+            plain = " ".join(map(str, answer))
+            response = prime_text.write_reply(letters, answer) if self.is_text else plain
+            rows.append((prompt, response))
         return rows
 
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
@@ -128,9 +132,7 @@ class PrimeEnvironment:
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
         """Returns the prompt that asks for p and x."""
         triples = [(q.p, q.x, q.y) for q in (task.problem for task in references)]
-        if style in TEXT_STYLES:
-            return prime_text.propose_instruction(task_type, triples, self.max_p)
-        return prime_prompts.propose_prompt(task_type, triples)
+        return self._proposer_text(task_type, triples, style in TEXT_STYLES)
 
     def solve_prompt(self, task: Task, style: str) -> str:
         """Returns the prompt with the two known numbers of the task."""
@@ -140,9 +142,19 @@ class PrimeEnvironment:
             "abduction": (q.p, q.y),
             "induction": (q.x, q.y),
         }[task.type]
-        if style in TEXT_STYLES:
-            return prime_text.solve_instruction(task.type, first, second, self.max_p)
-        return prime_prompts.solve_prompt(task.type, first, second)
+        return self._solver_text(task.type, first, second, style in TEXT_STYLES)
+
+    def _proposer_text(
+        self, task_type: str, triples: Sequence[tuple[int, int, int]], is_text: bool
+    ) -> str:
+        if is_text:
+            return prime_text.propose_instruction(task_type, triples, self.max_p)
+        return prime_prompts.propose_prompt(task_type, triples)
+
+    def _solver_text(self, task_type: str, first: int, second: int, is_text: bool) -> str:
+        if is_text:
+            return prime_text.solve_instruction(task_type, first, second, self.max_p)
+        return prime_prompts.solve_prompt(task_type, first, second)
 
     def _read(
         self, text: str, letters: tuple[str, ...], finished: bool
@@ -164,7 +176,7 @@ class PrimeEnvironment:
         verdicts: list[Verdict | None] = [None] * len(proposals)
         parsed: list[tuple[int, int, int]] = []
         for i, proposal in enumerate(proposals):
-            numbers, reason = self._read(proposal.text, ("p", "x"), proposal.finished)
+            numbers, reason = self._read(proposal.text, prime_text.PROPOSED, proposal.finished)
             if numbers is None:
                 verdicts[i] = Verdict(task=None, status="malformed", reason=reason)
             elif not 2 <= numbers[0] <= self.max_p:

@@ -13,15 +13,18 @@ zero, no space but the one after the comma. It stands in the envelope of `azr.ta
 import re
 from collections.abc import Sequence
 
-from azr.tasks.envelope import open_envelope
+from azr.tasks.envelope import open_envelope, write_envelope
 
 _INTEGER = r"(0|[1-9][0-9]{0,18})"
 _FORMS = {
     letters: re.compile(", ".join(f"{letter}={_INTEGER}" for letter in letters), re.ASCII)
-    for letters in (("p", "x"), ("y",), ("x",), ("p",))
+    for letters in (("p", "x"), ("p",), ("x",), ("y",))
 }
+PROPOSED = ("p", "x")
+"""The letters of a proposer's answer."""
+
 ASKED = {"deduction": ("y",), "abduction": ("x",), "induction": ("p",)}
-"""The letters of a solver's answer, by task type; a proposer's are p and x."""
+"""The letters of a solver's answer, by task type."""
 
 _UNKNOWN = {
     "deduction": "p and x are shown and y is asked",
@@ -65,6 +68,12 @@ def solve_instruction(task_type: str, first: int, second: int, max_p: int) -> st
         )
     letter = ASKED[task_type][0]
     return f"{text}\n\nThe answer is {letter}=<number> and has nothing else in it."
+
+
+def write_reply(letters: tuple[str, ...], numbers: Sequence[int]) -> str:
+    """Returns a response with these numbers and no reasoning."""
+    answer = ", ".join(f"{a}={n}" for a, n in zip(letters, numbers, strict=True))
+    return write_envelope(answer)
 
 
 def parse_reply(
