@@ -1,7 +1,15 @@
-"""The record of an evaluation."""
+"""Accuracy: its record during training, and the statistics of an evaluation.
 
-from collections.abc import Mapping
+Every interval covers 95% and treats the tasks as drawn from a population of such tasks. None needs
+a random number.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+Z = 1.959963984540054
+"""97.5% quantile of the normal distribution: two-sided 95%."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +47,125 @@ def as_metrics(results: Mapping[tuple[str, str], Accuracy]) -> dict[str, float]:
         metrics[f"{name}/tasks"] = float(a.tasks)
         metrics[f"{name}/samples"] = float(a.tasks * a.samples)
     return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of the same tasks between two models."""
+
+    difference: Interval
+    """Accuracy after minus accuracy before."""
+    gained: int
+    """Tasks solved after only."""
+    lost: int
+    """Tasks solved before only."""
+    p_value: float
+    """Exact McNemar test: chance of so uneven a split of gained and lost tasks, were both models
+    alike."""
+
+
+def wilson(value: float, n: float) -> Interval:
+    """Returns the Wilson score interval of a share `value` out of `n` trials.
+
+    Unlike value ± 1.96 standard errors it stays within [0, 1] and has a width at 0 and at 1
+    (E. B. Wilson 1927). `n` need not be a whole number.
+    """
+    center = (value + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(value * (1 - value) / n + Z**2 / (4 * n**2))
+    # Rounding must not push the value itself out of its interval.
+    return Interval(value, max(min(center - half, value), 0.0), min(max(center + half, value), 1.0))
+
+
+def wilson_clustered(correct: Sequence[int], samples: int) -> Interval:
+    """Returns the interval of the accuracy, `correct` of `samples` answers being right per task.
+
+    Answers to one task are alike, so they count for fewer trials than their number: Wilson's
+    interval with the sample size over the design effect (L. Kish 1965), which lies between the
+    number of tasks, where each task is always or never solved, and the number of answers.
+    """
+    n = len(correct)
+    mean = sum(correct) / (n * samples)
+    effective: float = n
+    if 0 < mean < 1 and n > 1:
+        variance = math.fsum((c / samples - mean) ** 2 for c in correct) / (n - 1) / n
+        if variance > 0:
+            effective = min(max(mean * (1 - mean) / variance, n), n * samples)
+        else:
+            effective = n * samples
+    return wilson(mean, effective)
+
+
+def change(before: Sequence[bool], after: Sequence[bool]) -> Change:
+    """Returns the paired comparison of two models on the same tasks, in the same order.
+
+    The interval is R. G. Newcombe's for paired proportions (1998, his method 10): Wilson's
+    intervals of both accuracies, joined with their correlation.
+    """
+    both, gained, lost, neither = (
+        sum((b, a) == cell for b, a in zip(before, after, strict=True))
+        for cell in ((True, True), (False, True), (True, False), (False, False))
+    )
+    n = len(before)
+    new, old = wilson((both + gained) / n, n), wilson((both + lost) / n, n)
+    product = both * neither - gained * lost
+    if product > 0:
+        product = max(product - n / 2, 0)  # his continuity correction
+    spread = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    correlation = product / math.sqrt(spread) if spread else 0.0
+    interval = _difference(old, new, (gained - lost) / n, correlation)
+    return Change(interval, gained, lost, mcnemar(gained, lost))
+
+
+def sampled_difference(before: Sequence[int], after: Sequence[int], samples: int) -> Interval:
+    """Returns the paired difference of two models' accuracies over sampled answers.
+
+    Both give, task by task, how many of `samples` answers were right. The interval is that of
+    `change` carried over (G. Y. Zou and A. Donner 2008): the intervals of `wilson_clustered`
+    joined with the correlation between tasks.
+    """
+    n = len(before)
+    old, new = wilson_clustered(before, samples), wilson_clustered(after, samples)
+    b_mean, a_mean = sum(before) / n, sum(after) / n
+    product = math.fsum((b - b_mean) * (a - a_mean) for b, a in zip(before, after, strict=True))
+    spread = math.fsum((b - b_mean) ** 2 for b in before) * math.fsum(
+        (a - a_mean) ** 2 for a in after
+    )
+    correlation = min(max(product / math.sqrt(spread), -1.0), 1.0) if spread > 0 else 0.0
+    return _difference(old, new, new.value - old.value, correlation)
+
+
+def _difference(old: Interval, new: Interval, value: float, correlation: float) -> Interval:
+    def joined(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))
+
+    low = value - joined(new.value - new.low, old.high - old.value)
+    high = value + joined(new.high - new.value, old.value - old.low)
+    return Interval(value, low, high)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Returns the two-sided p-value of the exact McNemar test (binomial with one half)."""
+    n, fewer = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Returns the chance that k of the n samples, drawn without replacement, hold a correct one.
+
+    The unbiased estimator 1 - C(n - c, k) / C(n, k) as a product, which neither overflows nor
+    cancels (M. Chen et al. 2021, arXiv:2107.03374, Eq. 1 and Fig. 3).
+    """
+    if not 0 <= correct <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= correct <= n and 1 <= k <= n: {n=}, {correct=}, {k=}")
+    if n - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))

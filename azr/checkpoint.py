@@ -155,15 +155,21 @@ def load_newest(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
     Each one that is not whole is named to `warn`, and the one before it is tried. Raises RunError
     where there is none.
     """
+    path = find_newest(run_dir, warn)
+    return Checkpoint(
+        path=path,
+        step=step_of(path),
+        tensors=load_file(path / "train_state.safetensors"),
+        state=json.loads((path / "state.json").read_text()),
+    )
+
+
+def find_newest(run_dir: Path, warn: Callable[[str], None]) -> Path:
+    """Returns the folder of the newest whole checkpoint of a run; see `load_newest`."""
     for path in reversed(_steps(run_dir / "checkpoints")):
         problem = find_damage(path)
         if problem is None:
-            return Checkpoint(
-                path=path,
-                step=step_of(path),
-                tensors=load_file(path / "train_state.safetensors"),
-                state=json.loads((path / "state.json").read_text()),
-            )
+            return path
         warn(f"{path} is not used: {problem}")
     raise RunError(f"{run_dir} has no whole checkpoint to go on from; start a new run")
 

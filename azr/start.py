@@ -185,6 +185,18 @@ class Trainee:
     learner: Learner
 
 
+def make_engine(
+    config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> RolloutEngine:
+    """Returns the rollout engine around a model, as training and evaluation use it."""
+    return RolloutEngine(
+        model,
+        slots=config.rollout.slots,
+        pad_id=tokenizer.pad_token_id,
+        decode=tokenizer.decode,  # for stop strings
+    )
+
+
 def assemble(
     config: Config,
     environment: Environment,
@@ -193,12 +205,7 @@ def assemble(
     reference: PreTrainedModel | None,
 ) -> Trainee:
     """Puts engine, self-play and learner around a model; `reference` is None without a KL term."""
-    engine = RolloutEngine(
-        model,
-        slots=config.rollout.slots,
-        pad_id=tokenizer.pad_token_id,
-        decode=tokenizer.decode,  # for stop strings
-    )
+    engine = make_engine(config, model, tokenizer)
     learner = Learner(
         model,
         reference,

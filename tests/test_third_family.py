@@ -67,8 +67,11 @@ def test_it_trains_twenty_steps_and_earns_rewards(installed, tmp_path):
         assert any(r[f"solve/{t}/accuracy"] > 0 for r in later)
         assert rows[-1][f"buffer/{t}/size"] > 16
         assert rows[-1][f"eval/heldout/{t}/chance"] == pytest.approx(1 / 12)
-    config = (tmp_path / "latest" / "config.toml").read_text()
-    assert 'family = "clock"' in config
+    done = run(installed, "-m", "azr.evaluate", str(tmp_path / "latest"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "latest" / "evaluations" / "step_000020"
+    metrics = json.loads((folder / "clock.json").read_text())["metrics"]
+    assert metrics and metrics == {k: v for k, v in rows[-1].items() if k in metrics}
 
 
 def test_without_the_package_the_name_is_unknown():

@@ -1,0 +1,168 @@
+"""`python -m azr.evaluate`: how good a model is, on its task family or on a suite in a JSONL file.
+
+    python -m azr.evaluate runs/latest                      newest checkpoint beside the start model
+    python -m azr.evaluate MODEL --env prime                a model folder or hub id
+    python -m azr.evaluate MODEL --suite cruxeval.jsonl     a suite: greedy and pass@k
+
+Heavy imports come after the command line is read, so that `--help` and a wrong flag answer at once.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from azr.config import (
+    Config,
+    ConfigError,
+    EvalConfig,
+    RolloutConfig,
+    RunConfig,
+    TaskConfig,
+    load_toml,
+    preset_path,
+    validate,
+)
+from azr.errors import RunError
+
+EXIT_ERROR, EXIT_USAGE = 1, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """Evaluates a model: on every task of its family beside the model that a run started from,
+    or on a suite."""
+
+    target: tyro.conf.Positional[str]
+    """A run directory (its newest checkpoint), a checkpoint, an HF model folder, or a hub id."""
+    suite: str = ""
+    """JSONL file in the layout of CRUXEval (code, input, output) or of HumanEval (task_id, prompt,
+    entry_point, test)."""
+    out: str = ""
+    """JSON file for the result; by default it is kept with the run, or in <root>/evaluations."""
+    baseline: str = ""
+    """Another model to compare with, on the same tasks; for a run, by default, its start model."""
+    config: str = ""
+    """TOML file or preset to take options from, for a model that is of no run."""
+    run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    eval: Annotated[EvalConfig, tyro.conf.arg(name="eval")] = field(default_factory=EvalConfig)
+
+
+def _parse(argv: Sequence[str], base: Config) -> Arguments:
+    return tyro.cli(
+        Arguments,
+        args=list(argv),
+        default=Arguments(
+            target=tyro.MISSING,
+            run=base.run,
+            task=base.task,
+            rollout=base.rollout,
+            eval=base.eval,
+        ),
+        prog="python -m azr.evaluate",
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 error, 2 bad usage or options."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        first = _parse(arguments, Config())  # the target says where the other options come from
+        from azr.evaluation.subject import find_subject
+
+        subject = find_subject(first.target, _warn)
+        base = subject.config()
+        if first.config:
+            if subject.run_dir:
+                raise ConfigError(f"--config {first.config}: a run has options of its own")
+            loaded = load_toml(preset_path(first.config))
+            base = dataclasses.replace(loaded, model=base.model)
+        asked = _parse(arguments, base)
+        config = dataclasses.replace(
+            base, run=asked.run, task=asked.task, rollout=asked.rollout, eval=asked.eval
+        )
+        validate(config)
+        if asked.suite:
+            from azr.evaluation.suite_run import evaluate_suite
+
+            evaluate_suite(config, subject, Path(asked.suite), asked.out)
+        else:
+            _evaluate_family(config, subject, asked.baseline, asked.out)
+    except ConfigError as error:
+        print(f"azr: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except RunError as error:
+        print(f"azr: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0
+
+
+def _evaluate_family(config: Config, subject, baseline: str, out: str) -> None:
+    """Grades the family's tasks, prints the table and writes the result."""
+    from azr import start
+    from azr.evaluation.family import accuracies, grade_tasks
+    from azr.evaluation.result import make_cells
+    from azr.evaluation.subject import find_subject
+    from azr.evaluation.table import print_family, write_result
+    from azr.tasks import load_environment
+
+    device = start.prepare_device(config)
+    config, _ = start.settle_style(config)
+    environment = load_environment(config.task)
+
+    def graded(model: str, step: int):
+        at = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
+        module, tokenizer = start.build_model(at, environment, device)
+        engine = start.make_engine(at, module, tokenizer)
+        return grade_tasks(at, environment, engine, tokenizer, step)
+
+    after = graded(subject.model, subject.step)
+    other = find_subject(baseline, _warn) if baseline else None
+    model, step = (other.model, other.step) if other else (subject.start, 0)
+    before = graded(model, step) if model else None
+    cells = make_cells(environment, after, before)
+    result = {
+        "model": subject.model,
+        "step": subject.step,
+        "baseline": {"model": model, "step": step} if model else None,
+        "task": dataclasses.asdict(config.task),
+        "seed": config.run.seed,
+        "samples": config.eval.samples,
+        "metrics": _named(accuracies(environment, after)),
+        "baseline_metrics": _named(accuracies(environment, before)) if before else None,
+        "cells": [dataclasses.asdict(cell) for cell in cells],
+    }
+    path = Path(out) if out else subject.folder(config.run.root) / f"{config.task.family}.json"
+    print_family(cells, subject, model)
+    print(f"result          {write_result(path, _finite(result))}")
+
+
+def _named(results) -> dict[str, float]:
+    from azr.accuracy import as_metrics
+
+    return as_metrics(results)
+
+
+def _finite(value: Any) -> Any:
+    """Returns JSON values with None in place of NaN and Inf."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _warn(message: str) -> None:
+    print(f"azr: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
