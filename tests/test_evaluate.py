@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_named_and_a_run_falls_back_to_the_one_before(
 
 
 def test_help_answers_without_torch():
-    from tests.test_layout import loaded_by
+    from test_layout import loaded_by
 
     code = """
 from azr.evaluate import main
