@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from azr.config import (
@@ -68,6 +69,7 @@ def run(
     from azr.evaluation import evaluate
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
+    from azr.report import refresh
     from azr.selfplay import seeding_metrics
     from azr.tasks import load_environment
 
@@ -144,9 +146,11 @@ def run(
             writer.check()
             if config.save.every and step % config.save.every == 0 and step < config.steps:
                 writer.save(resuming.snapshot(trainee, log, step))
+                refresh(log.run_dir, partial(log.warn, step))
 
         saved = writer.save(resuming.snapshot(trainee, log, step))
         writer.wait()
+        refresh(log.run_dir, partial(log.warn, step), is_over=True)
         log.finish(step, saved)
     except TrainingDiverged as error:
         path = log.save_bad_batch(step, [dataclasses.asdict(e) for e in error.batch])

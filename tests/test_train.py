@@ -58,6 +58,7 @@ def test_the_run_directory_holds_what_the_design_names(finished):
         "log.txt",
         "checkpoints",
         "learning_curve.png",
+        "report.html",
         "start",
     }  # fmt: skip - and neither a journal nor a temporary file
     assert summary.checkpoint == folder / "checkpoints" / "step_000003"
@@ -65,6 +66,7 @@ def test_the_run_directory_holds_what_the_design_names(finished):
     assert load_toml(folder / "config.toml") == fast(root, "--task.style", "compact")
     assert json.loads((folder / "env.json").read_text())["torch"] == torch.__version__
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "step 3 of 3" in (folder / "report.html").read_text()
 
 
 def test_the_checkpoint_is_an_ordinary_hf_folder(finished):

@@ -173,6 +173,7 @@ class RunLog:
         elapsed = time.monotonic() - self.started
         self.console.print(
             f"{step} of {self.config.steps} steps in {elapsed:.0f} s\n"
+            f"report          {self.run_dir / 'report.html'}\n"
             f"learning curve  {curve}\n"
             f"model           {checkpoint / 'hf'}"
         )

@@ -1,0 +1,164 @@
+"""The page: head, summary, sections, the browser's data, and writing it to a file."""
+
+import base64
+import dataclasses
+import hashlib
+import importlib.resources
+import json
+import os
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from azr.report.board import Board
+from azr.report.record import RunRecord, read_run
+from azr.report.samples import SampleBook
+from azr.report.sections import sections
+from azr.report.summary import cards, headline
+from azr.report.words import duration
+
+NAME = "report.html"
+
+
+def write_report(
+    folders: Sequence[Path], path: Path | None = None, *, is_over: bool = False
+) -> Path:
+    """Writes the report of one run or several; returns its path, `report.html` of the first run.
+
+    Raises ConfigError for a folder that is no run, OSError where the file cannot be written. A
+    reader never sees half a page: it is written aside and renamed. `is_over`: see `read_run`.
+    """
+    runs = [read_run(folder, is_over=is_over) for folder in folders]
+    path = path or runs[0].folder / NAME
+    aside = path.with_name(path.name + ".tmp")
+    # A lone surrogate in a text is no character and has no UTF-8; it becomes a question mark.
+    aside.write_bytes(page(runs).encode("utf-8", "replace"))
+    os.replace(aside, path)
+    return path
+
+
+def refresh(run_dir: Path, warn: Callable[[str], None], *, is_over: bool = False) -> None:
+    """Writes a run's own report; a failure is told to `warn` and never ends the run."""
+    try:
+        write_report([run_dir], is_over=is_over)
+    except Exception as error:
+        # A picture of the run is not worth the run, whatever goes wrong in drawing it.
+        warn(f"{NAME} was not written ({type(error).__name__}: {error}); the run goes on")
+
+
+def page(runs: Sequence[RunRecord]) -> str:
+    """Returns the whole page as HTML."""
+    board = Board(runs)
+    style, script = _text("page.css"), _text("page.js")
+    body = sections(board)
+    place = next((i for i, (name, _, _) in enumerate(body) if name == "setup"), len(body))
+    body.insert(place, ("browse", "Tasks and samples", _browser(board)))
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in body)
+    shown = "".join(
+        f'<details class="section" id="{name}" open><summary><h2>{escape(title)}</h2></summary>'
+        f"{content}</details>"
+        for name, title, content in body
+    )
+    title = " and ".join(board.names)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>AZR: {escape(title)}</title><style>{style}</style></head><body><main>"
+        f"<header>{_header(board)}</header><nav>{links}</nav>{shown}"
+        f"<footer>Absolute Zero self-play, arXiv:2505.03335. Curves of more than 240 points are "
+        "drawn as means of equal parts; metrics.jsonl and run.db hold everything.</footer>"
+        '</main><div id="tip" hidden></div>'
+        f'<script type="application/json" id="data">{_data(board)}</script>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _policy(script: str) -> str:
+    """Returns a policy under which the page can load nothing, and run nothing but its script."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def _text(name: str) -> str:
+    return importlib.resources.files("azr.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _header(board: Board) -> str:
+    parts = []
+    for i, (run, name) in enumerate(zip(board.runs, board.names, strict=True)):
+        accent = "" if board.is_single else f"k{i % 6}"
+        colour = f' class="{accent} named"' if accent else ""
+        spent = run.series("time/elapsed_s").last
+        time = f", {duration(spent)}" if spent is not None else ""
+        parts.append(
+            f'<p class="eyebrow">AZR run report · <span class="state">{run.state}</span></p>'
+            f"<h1{colour}>{escape(name)}</h1>"
+            f'<p class="facts">step {run.step:,} of {run.target:,}{time}{_facts(run)}</p>'
+            f'<p class="headline">{headline(run)}</p>{cards(run, accent)}'
+        )
+    return "".join(parts)
+
+
+def _facts(run: RunRecord) -> str:
+    wanted = ("model", "device", "GPU", "seed")
+    known = {k: v for k, v in run.facts if k in wanted and v != "none"}
+    return "".join(f" · {escape(k)} {escape(v)}" for k, v in known.items())
+
+
+def _browser(board: Board) -> str:
+    """Returns the empty browser: page.js fills it from the data block."""
+    books = [(n, run.samples) for n, run in zip(board.names, board.runs, strict=True)]
+    told = "".join(_extent(name, book, board.is_single) for name, book in books)
+    if not any(book and (book.shown or book.tasks) for _, book in books):
+        return told
+    return (
+        f'{told}<div id="browser"><noscript>The browser of samples needs JavaScript; the curves '
+        "above do not.</noscript></div>"
+    )
+
+
+def _extent(name: str, book: SampleBook | None, is_single: bool) -> str:
+    where = "" if is_single else f"{escape(name)}: "
+    if book is None:
+        return f"<p>{where}no samples were kept (--log.samples), or none could be read.</p>"
+    exact = book.scanned == book.rows
+    total = f"{book.total:,}" if exact else f"about {float(f'{book.total:.2g}'):,.0f}"
+    return (
+        f"<p>{where}{len(book.shown):,} of {total} samples and "
+        f"{len(book.tasks):,} of {book.tasks_total:,} tasks are on this page, thinned so that it "
+        "opens at once: every kind of outcome and reason in equal parts, evenly over the steps. "
+        "All of them are in run.db.</p>"
+    )
+
+
+def _data(board: Board) -> str:
+    """Returns the samples as JSON that is inert inside a <script>, whatever a model wrote."""
+    runs = [_book(name, run.samples) for name, run in zip(board.names, board.runs, strict=True)]
+    text = json.dumps({"types": board.types, "runs": runs}, separators=(",", ":"))
+    # ASCII, and none of the characters with which a tag, a comment or an entity begins or ends.
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _book(name: str, book: SampleBook | None) -> dict[str, object]:
+    prompts: dict[str, int] = {}
+    samples, tasks = [], []
+    for s in book.shown if book else ():
+        row = dataclasses.asdict(s)
+        row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
+        samples.append([_rounded(value) for value in row.values()])
+    for t in book.tasks if book else ():
+        tasks.append([t.step, t.type, t.key, t.data])
+    fields = [f.name for f in dataclasses.fields(book.shown[0])] if samples else []
+    return {
+        "name": name,
+        "fields": fields,
+        "prompts": list(prompts),
+        "samples": samples,
+        "tasks": tasks,
+    }
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,267 @@
+"""A run directory as a record: whatever state the run is in, and whatever wrote it.
+
+The run may still be going, may have been killed in the middle of a line, may be older than the
+options of today, and may keep no samples: what cannot be read is left out and named.
+"""
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from azr.config import Config, ConfigError, load_toml, preset_path, to_toml
+from azr.report.samples import SampleBook, read_samples
+
+State = Literal["finished", "still going", "stopped early"]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A metric over the steps at which it was measured."""
+
+    steps: Sequence[int] = ()
+    values: Sequence[float] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    @property
+    def first(self) -> float | None:
+        """The first value, None of nothing."""
+        return self.values[0] if self.values else None
+
+    @property
+    def last(self) -> float | None:
+        """The last value, None of nothing."""
+        return self.values[-1] if self.values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line of events.jsonl."""
+
+    step: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a run directory holds."""
+
+    folder: Path
+    state: State
+    step: int
+    """The last step that was recorded; 0 is the start model."""
+    target: int
+    """The step it was to reach."""
+    types: tuple[str, ...]
+    splits: tuple[str, ...]
+    """"train" first."""
+    metrics: Mapping[str, Series]
+    events: Sequence[Event]
+    facts: Sequence[tuple[str, str]]
+    """Hardware, versions and choices, in the order in which they are shown."""
+    universe: Mapping[str, int]
+    """Distinct training tasks by type, where they are counted."""
+    options: Mapping[str, str]
+    """The configuration, dotted names to TOML values."""
+    preset: str
+    """The file that `changed` compares with; empty for the library's defaults."""
+    changed: Sequence[tuple[str, str, str]]
+    """(option, value, the preset's value)."""
+    samples: SampleBook | None
+    problems: Sequence[str] = field(default_factory=tuple)
+    """What could not be read."""
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+    def series(self, name: str) -> Series:
+        """Returns a metric, empty where it was never measured."""
+        return self.metrics.get(name, Series())
+
+
+def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
+    """Returns the record of a run directory; raises ConfigError where it is none.
+
+    `is_over` says that the run has ended, for the process that ran it.
+    """
+    folder = folder.resolve()
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder}: no run directory (it has no config.toml)")
+    problems: list[str] = []
+    options = _flat(_toml(folder / "config.toml", problems))
+    env = _json_object(folder / "env.json", problems)
+    rows = _json_lines(folder / "metrics.jsonl", problems)
+    metrics = _by_name(rows)
+    events = [
+        Event(int(row.get("step", 0)), str(row.get("kind", "")), str(row.get("message", "")))
+        for row in _json_lines(folder / "events.jsonl", problems, may_lack=True)
+    ]
+    preset, usual = _preset(env)
+    measured = [name.split("/") for name in metrics if name.startswith("eval/")]
+    named = options.get("task.types", [])
+    types = [*(named if isinstance(named, list) else []), *(p[2] for p in measured if len(p) == 4)]
+    step, target = rows[-1]["step"] if rows else 0, options.get("steps", 0)
+    state: State = "stopped early"
+    if rows and step >= target:
+        state = "finished"
+    elif not is_over and _is_held(folder / "lock"):
+        state = "still going"
+    return RunRecord(
+        folder=folder,
+        state=state,
+        step=step,
+        target=target,
+        types=tuple(dict.fromkeys(map(str, types))),
+        splits=tuple(dict.fromkeys(["train", *(p[1] for p in measured if len(p) == 4)])),
+        metrics=metrics,
+        events=events,
+        facts=_facts(env),
+        universe={str(k): int(v) for k, v in dict(env.get("universe") or {}).items()},
+        options={name: _value(value) for name, value in options.items()},
+        preset=preset,
+        changed=_changed(options, usual),
+        samples=read_samples(folder / "run.db", problems),
+        problems=problems,
+    )
+
+
+def _toml(path: Path, problems: list[str]) -> dict:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+        return {}
+
+
+def _json_object(path: Path, problems: list[str]) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+        return {}
+
+
+def _json_lines(path: Path, problems: list[str], may_lack: bool = False) -> list[dict]:
+    """Returns the objects of a JSONL file; a line that is none, cut by a kill say, is named."""
+    rows = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        if not (may_lack and isinstance(error, FileNotFoundError)):
+            problems.append(f"{path.name} cannot be read: {error.strerror}")
+        return []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            problems.append(f"{path.name}: line {number} is cut short or damaged, and left out")
+    return rows
+
+
+def _by_name(rows: list[dict]) -> dict[str, Series]:
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(float(value))
+    return {name: Series(*pair) for name, pair in found.items()}
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether the process that wrote its number into the lock is alive, on this machine."""
+    try:
+        os.kill(int(lock.read_text()), 0)
+        return True
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _flat(table: Mapping, where: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return found
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value) if value != "" else '""'
+
+
+def _preset(env: Mapping) -> tuple[str, dict[str, object]]:
+    """Returns (name, options) of the preset that the run started from.
+
+    Falls back to the defaults of the library, under the name "", where the run names none or it
+    is no longer there.
+    """
+    name = str(dict(env.get("facts") or {}).get("preset", ""))
+    for candidate in (name, Path(name).name) if name else ():
+        try:
+            return name, _flat(tomllib.loads(to_toml(load_toml(preset_path(candidate)))))
+        except ConfigError:
+            continue
+    return "", _flat(tomllib.loads(to_toml(Config())))
+
+
+PLACES = ("run.name", "run.root")
+"""Options that say where a run is, not what it is."""
+
+
+def _changed(
+    options: Mapping[str, object], usual: Mapping[str, object]
+) -> list[tuple[str, str, str]]:
+    names = [n for n in dict.fromkeys([*usual, *options]) if n not in PLACES]
+    return [
+        (
+            name,
+            _value(options[name]) if name in options else "not there",
+            _value(usual[name]) if name in usual else "not there",
+        )
+        for name in names
+        if options.get(name) != usual.get(name)
+    ]
+
+
+def _facts(env: Mapping) -> list[tuple[str, str]]:
+    if not env:
+        return []
+    facts = [("started", str(env["started"]).replace("T", " "))] if "started" in env else []
+    commit = f" ({env['commit']})" if env.get("commit") else ""
+    facts.append(("azr", f"{env.get('azr', '?')}{commit}"))
+    cores = f", {env['cores']} cores" if env.get("cores") else ""
+    facts.append(("machine", f"{env.get('processor', '?')}{cores}"))
+    facts.append(("GPU", str(env.get("gpu") or "none")))
+    chosen = {k: v for k, v in dict(env.get("facts") or {}).items() if k != "not default" and v}
+    facts += [(str(k), str(v)) for k, v in chosen.items()]
+    versions = ("python", "torch", "transformers", "numpy", "numba")
+    facts.append(("versions", ", ".join(f"{v} {env[v]}" for v in versions if v in env)))
+    if "platform" in env:
+        facts.append(("platform", str(env["platform"])))
+    plan = dict(env.get("memory_plan_bytes") or {})
+    if plan:
+        facts.append(("memory plan", f"{sum(plan.values()) / 2**30:.2f} GiB"))
+    if env.get("command"):
+        facts.append(("command", " ".join(map(str, env["command"]))))
+    return facts

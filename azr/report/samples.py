@@ -1,0 +1,229 @@
+"""What a report shows of run.db: a thinned choice of samples and tasks, and distributions.
+
+A run may hold millions of samples. At most `SCANNED` evenly spaced rows are looked at, and at most
+`SHOWN` of them are shown, rare kinds before common ones; the page says of how many.
+"""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SCANNED = 40_000
+SHOWN = 1_000
+SHOWN_TASKS = 500
+SHOWN_CHARS = 2_000_000
+"""Characters of prompts and texts on one page."""
+TEXT_CHARS = 6_000
+"""Of one prompt or text; the rest is cut, and said so."""
+PART = 0.25
+"""Early and late are the first and the last such part of the steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownSample:
+    """A sample on the page; see run_db.py for the fields."""
+
+    step: int
+    role: str
+    type: str
+    prompt: str
+    task_key: str
+    text: str
+    outcome: str
+    reason: str
+    solve_rate: float | None
+    reward: float | None
+    advantage: float | None
+    tokens: int
+    finish: str
+    is_estimate: bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTask:
+    """A task on the page: `data` is its JSON."""
+
+    type: str
+    key: str
+    step: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How often each value came, early and late in the run."""
+
+    early: Mapping[float, int]
+    late: Mapping[float, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleBook:
+    """The shown part of run.db."""
+
+    total: int
+    """Samples in run.db, counted from the scanned rows where not all were looked at."""
+    rows: int
+    scanned: int
+    shown: Sequence[ShownSample]
+    tasks_total: int
+    tasks: Sequence[ShownTask]
+    rewards: Mapping[tuple[str, str], Distribution]
+    """By (role, type)."""
+    tokens: Mapping[str, Distribution]
+    """Lengths in tokens, by role."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    id: int
+    step: int
+    role: str
+    type: str
+    outcome: str
+    reason: str
+    reward: float | None
+    tokens: int
+    count: int
+
+
+def read_samples(path: Path, problems: list[str]) -> SampleBook | None:
+    """Returns what to show of a run.db, None where there is none; names what cannot be read."""
+    if not path.exists():
+        return None
+    db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)
+    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    try:
+        return _read(db)
+    except sqlite3.Error as error:
+        problems.append(f"run.db cannot be read: {error}")
+        return None
+    finally:
+        db.close()
+
+
+def _quoted(path: Path) -> str:
+    # as_uri() would begin with file:///, which is right too, but it refuses relative paths.
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _read(db: sqlite3.Connection) -> SampleBook:
+    rows, first, last = db.execute("SELECT count(*), min(id), max(id) FROM samples").fetchone()
+    stride = max(1.0, rows / SCANNED)
+    scanned = [
+        _Row(*row)
+        for row in db.execute(
+            # Rows are found by their numbers: the texts of the others are never read.
+            "WITH RECURSIVE pick(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM pick WHERE n < :n - 1)"
+            " SELECT s.id, step, role, type, outcome, reason, reward, tokens, count FROM pick"
+            " JOIN samples s ON s.id = :first + CAST(n * :stride AS INTEGER)",
+            {"n": min(rows, SCANNED), "first": first, "stride": stride},
+        )
+    ] if rows else []  # fmt: skip
+    total = round(sum(row.count for row in scanned) * stride)
+    chosen = sorted(_choose(scanned, _affordable(db, scanned)))
+    tasks_total = db.execute("SELECT count(*) FROM tasks").fetchone()[0]
+    every = max(1, -(-tasks_total // SHOWN_TASKS))
+    tasks = db.execute(
+        "SELECT type, key, step, data FROM tasks WHERE (id - 1) % ? = 0 ORDER BY id", (every,)
+    )
+    return SampleBook(
+        total=total,
+        rows=rows,
+        scanned=len(scanned),
+        shown=_fetch(db, chosen),
+        tasks_total=tasks_total,
+        tasks=[ShownTask(t, _cut(key), step, _cut(data)) for t, key, step, data in tasks],
+        rewards=_distributions(
+            [((r.role, r.type), r.reward, r) for r in scanned if r.reward is not None]
+        ),
+        tokens=_distributions([(r.role, float(r.tokens), r) for r in scanned]),
+    )
+
+
+def _affordable(db: sqlite3.Connection, scanned: Sequence[_Row]) -> int:
+    """Returns how many samples fit on the page, from the lengths of some of them."""
+    probe = [row.id for row in scanned[:: max(1, len(scanned) // 64)]]
+    if not probe:
+        return 0
+    texts = _fetch(db, probe)
+    mean = sum(len(s.prompt) + len(s.text) for s in texts) / len(texts)
+    return min(SHOWN, max(50, round(SHOWN_CHARS / max(1.0, mean))))
+
+
+def _choose(scanned: Sequence[_Row], n: int) -> list[int]:
+    """Returns at most n row numbers: every kind in equal parts, evenly spread over the steps."""
+    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row in scanned:
+        kinds[row.role, row.type, row.outcome, row.reason].append(row.id)
+    chosen: list[int] = []
+    # The smallest kinds first: what they leave of their part goes to the larger ones.
+    for left, ids in enumerate(sorted(kinds.values(), key=len)):
+        part = min(len(ids), (n - len(chosen)) // (len(kinds) - left))
+        chosen += _spread(ids, part)
+    return chosen
+
+
+def _spread(ids: Sequence[int], n: int) -> list[int]:
+    """Returns n of the ids, evenly spaced, the first and the last among them."""
+    if n <= 1:
+        return list(ids[:n])
+    return [ids[round(i * (len(ids) - 1) / (n - 1))] for i in range(n)]
+
+
+def _fetch(db: sqlite3.Connection, ids: Sequence[int]) -> list[ShownSample]:
+    shown = []
+    for start in range(0, len(ids), 500):
+        part = ids[start : start + 500]
+        marks = ",".join("?" * len(part))
+        for row in db.execute(
+            "SELECT step, role, type, p.text, task_key, s.text, outcome, reason, solve_rate,"
+            " reward, advantage, tokens, finish, is_estimate, count FROM samples s"
+            f" LEFT JOIN prompts p ON p.id = s.prompt_id WHERE s.id IN ({marks}) ORDER BY s.id",
+            part,
+        ):
+            step, role, task_type, prompt, key, text, outcome, reason, *numbers = row
+            rate, reward, advantage, tokens, finish, is_estimate, count = numbers
+            shown.append(
+                ShownSample(
+                    step=step,
+                    role=role,
+                    type=task_type,
+                    prompt=_cut(prompt or ""),
+                    task_key=_cut(key or ""),
+                    text=_cut(text),
+                    outcome=outcome,
+                    reason=reason,
+                    solve_rate=rate,
+                    reward=reward,
+                    advantage=advantage,
+                    tokens=tokens,
+                    finish=finish,
+                    is_estimate=bool(is_estimate),
+                    count=count,
+                )
+            )
+    return shown
+
+
+def _cut(text: str) -> str:
+    if len(text) <= TEXT_CHARS:
+        return text
+    half = TEXT_CHARS // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
+
+
+def _distributions(rows: list[tuple]) -> dict:
+    """Returns a Distribution for each name of (name, value, row)."""
+    last = max((row.step for _, _, row in rows), default=0)
+    found: dict = {}
+    for name, value, row in rows:
+        early, late = found.setdefault(name, (defaultdict(int), defaultdict(int)))
+        if row.step <= PART * last:
+            early[value] += row.count
+        if row.step >= (1 - PART) * last:
+            late[value] += row.count
+    return {name: Distribution(dict(early), dict(late)) for name, (early, late) in found.items()}

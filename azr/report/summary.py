@@ -1,0 +1,165 @@
+"""What a run came to, in plain words and one ladder for each type and split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from azr.report.chart import draw_ladder
+from azr.report.record import RunRecord
+from azr.report.words import duration, percent, plain, wilson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Accuracy on a split of a type: at the start, at the last evaluation, and by chance."""
+
+    split: str
+    type: str
+    tasks: int | None
+    """None in a log that does not tell: then there is no interval either."""
+    measure: str
+    """"sampled" or "greedy": the same before and after."""
+    before: float
+    after: float
+    greedy: float
+    chance: float | None
+    step: int
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The 95% interval of `after`."""
+        return wilson(self.after, self.tasks) if self.tasks else None
+
+
+def outcomes(run: RunRecord) -> list[Outcome]:
+    """Returns the results by split and type, in that order; [] before the first evaluation."""
+    found = []
+    for split in run.splits:
+        for task_type in run.types:
+            name = f"eval/{split}/{task_type}"
+            greedy, sampled = (run.series(f"{name}/{m}_accuracy") for m in ("greedy", "sampled"))
+            if not greedy:
+                continue
+            # Greedy answers of an untrained model are a lottery, so sampled ones are compared.
+            measure, compared = ("sampled", sampled) if sampled else ("greedy", greedy)
+            tasks = run.series(f"{name}/tasks").last
+            found.append(
+                Outcome(
+                    split=split,
+                    type=task_type,
+                    tasks=int(tasks) if tasks else None,
+                    measure=measure,
+                    before=compared.values[0],
+                    after=compared.values[-1],
+                    greedy=greedy.values[-1],
+                    chance=run.series(f"{name}/chance").last,
+                    step=greedy.steps[-1],
+                )
+            )
+    return found
+
+
+def _pooled(found: Sequence[Outcome]) -> tuple[float, float, float | None, int | None]:
+    """Returns (before, after, chance, tasks) over several outcomes, each task counted once."""
+    known = all(o.tasks for o in found)
+    weights = [o.tasks if known else 1 for o in found]
+    total = sum(weights)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(w * v for w, v in zip(weights, values, strict=True)) / total
+
+    chances = [o.chance for o in found]
+    return (
+        mean([o.before for o in found]),
+        mean([o.after for o in found]),
+        None if None in chances else mean(chances),
+        total if known else None,
+    )
+
+
+def judge(after: float, chance: float | None, tasks: int | None) -> str:
+    """Returns in words how an accuracy stands to chance, by its 95% interval."""
+    if chance is None or tasks is None:
+        return ""
+    low, high = wilson(after, tasks)
+    if low > chance:
+        return "above chance"
+    if high < chance:
+        return "below chance"
+    return "not distinguishable from chance"
+
+
+def headline(run: RunRecord) -> str:
+    """Returns one or two sentences, escaped."""
+    found = outcomes(run)
+    spent = run.series("time/elapsed_s").last
+    time = f" ({duration(spent)})" if spent is not None else ""
+    if not found:
+        return f"Nothing has been evaluated yet, after {run.step:,} steps{time}."
+    at = found[0].step
+    sentences = []
+    for split in run.splits:
+        group = [o for o in found if o.split == split]
+        if not group:
+            continue
+        before, after, chance, tasks = _pooled(group)
+        of = f"of {tasks:,} " if tasks else "of the "
+        if split == "train":
+            by_chance = f"; chance is {percent(chance)}" if chance is not None else ""
+            sentences.append(
+                f"<b>{percent(after)}</b> {of}training tasks, from {percent(before)} before"
+                f"{by_chance}"
+            )
+            continue
+        verdict = judge(after, chance, tasks)
+        sentences.append(
+            f"<b>{percent(after)}</b> {of}{escape(plain(split))} tasks"
+            + f" ({verdict or 'from ' + percent(before)})"
+        )
+    unseen = " Held-out tasks are never trained on." if len(sentences) > 1 else ""
+    when = f"After {at:,} steps{time} the" if at else "The start"
+    return f"{when} model solves {_listed(sentences)}.{unseen}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Returns the parts as one sentence's list."""
+    if len(parts) == 1:
+        return parts[0]
+    return f"{parts[0]}. It solves {' and '.join(parts[1:])}"
+
+
+def cards(run: RunRecord, colour: str = "") -> str:
+    """Returns one card for each type, with a ladder for each split.
+
+    In the type's colour, or all in `colour`: that of the run where there are several.
+    """
+    found = outcomes(run)
+    drawn = []
+    for i, task_type in enumerate(run.types):
+        mine = [o for o in found if o.type == task_type]
+        if not mine:
+            continue
+        accent = colour or f"k{i % 6}"
+        rows = "".join(_row(o, accent) for o in mine)
+        drawn.append(f'<article class="card {accent}"><h3>{escape(task_type)}</h3>{rows}</article>')
+    if not drawn:
+        return ""
+    measure = "sampled answers" if found[0].measure == "sampled" else "greedy answers"
+    intervals = "the bar is the 95% interval over tasks" if found[0].tasks else (
+        "no intervals: this log does not tell the number of tasks"
+    )  # fmt: skip
+    legend = (
+        f'<p class="legend">Accuracy of {measure}, 0 to 100%: <i class="hollow"></i> before, '
+        f'<i class="full"></i> after, <i class="tickmark"></i> chance; {intervals}.</p>'
+    )
+    return f'<div class="cards">{"".join(drawn)}</div>{legend}'
+
+
+def _row(o: Outcome, colour: str) -> str:
+    count = f" <small>{o.tasks:,}</small>" if o.tasks else ""
+    words = f"{plain(o.split)}: {percent(o.before)} before, {percent(o.after)} after"
+    ladder = draw_ladder(o.before, o.after, o.chance, o.bounds, colour, words)
+    return (
+        f'<div class="rung"><span class="split">{escape(plain(o.split))}{count}</span>'
+        f'<span class="value">{percent(o.before)} → <b>{percent(o.after)}</b></span>{ladder}</div>'
+    )
