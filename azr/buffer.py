@@ -1,6 +1,6 @@
 """The task buffer of one type: distinct tasks, oldest out first."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,16 +58,23 @@ class TaskBuffer:
         recency: bool = False,
         exclude: frozenset[str] | set[str] = frozenset(),
     ) -> list[Entry]:
-        """Returns at most n distinct entries, in random order, none with a key in `exclude`.
-
-        Uniform without replacement, or with weights step + 1 (seeds have step 0) for `recency`.
-        """
+        """Returns at most n distinct entries, in random order, none with a key in `exclude`."""
         pool = [e for e in self._entries.values() if e.key not in exclude]
-        n = min(n, len(pool))
-        if n == 0:
-            return []
-        weights = None
-        if recency:
-            weights = np.array([e.step + 1 for e in pool], dtype=np.float64)
-            weights /= weights.sum()
-        return [pool[i] for i in rng.choice(len(pool), size=n, replace=False, p=weights)]
+        return draw_entries(pool, rng, n, recency=recency)
+
+
+def draw_entries(
+    pool: Sequence[Entry], rng: np.random.Generator, n: int, *, recency: bool = False
+) -> list[Entry]:
+    """Returns at most n entries of a pool, in random order, none twice.
+
+    Uniform without replacement, or with weights step + 1 (seeds have step 0) for `recency`.
+    """
+    n = min(n, len(pool))
+    if n == 0:
+        return []
+    weights = None
+    if recency:
+        weights = np.array([e.step + 1 for e in pool], dtype=np.float64)
+        weights /= weights.sum()
+    return [pool[i] for i in rng.choice(len(pool), size=n, replace=False, p=weights)]

@@ -146,6 +146,8 @@ class SelfPlayConfig:
     """Seeds proposed by the model itself without updates (paper), or drawn by the environment."""
     seed_rounds: int = 50
     """Rounds after which the environment tops up a buffer that the model could not fill."""
+    seed_file: str = ""
+    """Seeds to begin with: a run's seeds.jsonl, or tasks of yours in the same form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,14 @@ class RewardConfig:
     """A well-formed proposal that is no task. -1 in the paper: validity is part of the format."""
     zero_learnability: float = 0.0
     """A valid proposal that is always or never solved: 0 in the paper, -0.5 in official code."""
+    complexity_coef: float = 0.0
+    """Weight of a proposal's cyclomatic complexity; the three weights are off in the paper."""
+    distance_coef: float = 0.0
+    """Weight of its distance from the references that its proposer saw."""
+    answer_coef: float = 0.0
+    """Weight of how rare its answer is in the buffer."""
+    novelty_cap: float = 0.5
+    """Most that each of the three may add to a reward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,7 +444,9 @@ def validate(config: Config) -> None:
     for name in (
         "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens "
         "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.weight_decay "
-        "loss.entropy_coef loss.kl_coef loss.tis_cap save.every save.keep_every run.watchdog_s"
+        "loss.entropy_coef loss.kl_coef reward.complexity_coef reward.distance_coef "
+        "reward.answer_coef reward.novelty_cap loss.tis_cap save.every save.keep_every "
+        "run.watchdog_s"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
     for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):

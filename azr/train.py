@@ -70,7 +70,7 @@ def run(
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
     from azr.report import refresh
-    from azr.selfplay import seeding_metrics
+    from azr.selfplay import seeding_metrics, write_seeds
     from azr.tasks import load_environment
 
     device = start.prepare_device(config)
@@ -117,6 +117,8 @@ def run(
             seeding = trainee.selfplay.seed()
             log.start(before, seeding_metrics(seeding))
             log.samples(0, seeding.tasks, seeding.rows)
+            seeds = [task for _, _, task in seeding.tasks]
+            write_seeds(log.run_dir / "seeds.jsonl", environment, seeds)
             if config.selfplay.seed_source == "model" and any(seeding.added.values()):
                 log.warn(
                     0,
@@ -158,6 +160,7 @@ def run(
     finally:
         watchdog.disarm()
         writer.join()
+        environment.close()
         log.close()
     seconds = time.monotonic() - started
     return RunSummary(log.run_dir, saved, step, seconds, dict(log.before), dict(log.latest))

@@ -4,6 +4,7 @@ from azr.selfplay.episode import ROLES, Episode, Seeding, StepResult
 from azr.selfplay.metrics import seeding_metrics
 from azr.selfplay.play import SelfPlay, response_tokens
 from azr.selfplay.prompts import prompt_limit
+from azr.selfplay.seeding import write_seeds
 
 __all__ = [
     "ROLES",
@@ -14,4 +15,5 @@ __all__ = [
     "prompt_limit",
     "response_tokens",
     "seeding_metrics",
+    "write_seeds",
 ]

@@ -7,8 +7,9 @@ from azr.advantage import CellStatistics
 from azr.buffer import Entry
 from azr.learner import Experience
 from azr.log.run_db import SampleRow
+from azr.reward import Novelty
 from azr.rollout import Sample
-from azr.tasks import Grade, Task, Verdict
+from azr.tasks import Grade, Task, Traits, Verdict
 
 Role = Literal["propose", "solve"]
 ROLES: tuple[Role, Role] = ("propose", "solve")
@@ -30,6 +31,11 @@ class Episode:
     """The task proposed, or solved."""
     key: str = ""
     """What makes that task distinct."""
+    references: tuple[Task, ...] = ()
+    """The tasks that a proposer was shown."""
+    traits: Traits | None = None
+    novelty: Novelty | None = None
+    """Both of a valid proposal, where its family tells."""
     verdict: Verdict | None = None
     grade: Grade | None = None
     is_estimate: bool = False
@@ -37,7 +43,8 @@ class Episode:
     solve_rate: float | None = None
     """Of a valid proposal."""
     reward: float | None = None
-    """None where the sample enters no statistic: held-out proposals, untrained estimates."""
+    """None where the sample enters no statistic: held-out proposals, untrained estimates, and what
+    the verifier failed to judge."""
     advantage: float | None = None
 
     def row(self) -> SampleRow:

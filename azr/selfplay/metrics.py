@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from azr.selfplay.diversity import diversity_metrics
 from azr.selfplay.episode import Episode, Role, Seeding, StepResult
+from azr.tasks import Environment
 
 
 def seeding_metrics(seeding: Seeding) -> dict[str, float]:
@@ -15,7 +17,9 @@ def seeding_metrics(seeding: Seeding) -> dict[str, float]:
     }
 
 
-def step_metrics(result: StepResult, cells: Mapping[tuple[Role, str], int]) -> dict[str, float]:
+def step_metrics(
+    environment: Environment, result: StepResult, cells: Mapping[tuple[Role, str], int]
+) -> dict[str, float]:
     """Returns what a step's episodes tell; `cells` numbers the (role, type) cells."""
     m: dict[str, float] = {}
     rewards = [e.reward for e in result.episodes if e.reward is not None]
@@ -29,11 +33,15 @@ def step_metrics(result: StepResult, cells: Mapping[tuple[Role, str], int]) -> d
         good = [e for e in mine if e.verdict.status == "valid"]
         name = f"propose/{task_type}"
         m |= {f"{name}/{k}": v for k, v in _proposal_rates(mine).items()}
-        m[f"{name}/learnability"] = mean([e.reward for e in good])
-        m[f"{name}/learnable_frac"] = mean([0 < e.solve_rate < 1 for e in good])
+        solved = [e for e in good if e.solve_rate is not None]
+        m[f"{name}/learnability"] = mean([e.reward for e in solved])
+        m[f"{name}/learnable_frac"] = mean([0 < e.solve_rate < 1 for e in solved])
         m[f"{name}/unique_rate"] = len({e.key for e in good}) / len(good) if good else float("nan")
-        answers = [e for e in result.episodes if (e.role, e.type) == ("solve", task_type)]
+        m |= {f"{name}/{k}": v for k, v in diversity_metrics(environment, good).items()}
+        drawn = [e for e in result.episodes if (e.role, e.type) == ("solve", task_type)]
+        answers = [e for e in drawn if e.grade.outcome != "unjudged"]
         name = f"solve/{task_type}"
+        m[f"{name}/unjudged"] = float(len(drawn) - len(answers))
         m[f"{name}/accuracy"] = mean([e.grade.outcome == "correct" for e in answers])
         m[f"{name}/format_rate"] = mean([e.grade.outcome != "malformed" for e in answers])
         reasons = Counter(e.grade.reason for e in answers if e.grade.reason)
@@ -50,12 +58,14 @@ def step_metrics(result: StepResult, cells: Mapping[tuple[Role, str], int]) -> d
 
 
 def _proposal_rates(proposals: list[Episode]) -> dict[str, float]:
-    """Returns the rates of one type's proposals; held-out ones are counted apart."""
-    counted = [e for e in proposals if e.verdict.status != "held_out"]
+    """Returns the rates of one type's proposals; held-out and unjudged ones are counted apart."""
+    by_status = Counter(e.verdict.status for e in proposals)
+    counted = [e for e in proposals if e.verdict.status not in ("held_out", "unjudged")]
     rates = {
         "valid_rate": mean([e.verdict.status == "valid" for e in counted]),
         "format_rate": mean([e.verdict.status != "malformed" for e in counted]),
-        "held_out": float(len(proposals) - len(counted)),
+        "held_out": float(by_status["held_out"]),
+        "unjudged": float(by_status["unjudged"]),
     }
     reasons = Counter(e.verdict.reason for e in counted if e.verdict.reason)
     return rates | {f"rejected/{r}": float(n) for r, n in sorted(reasons.items())}

@@ -5,7 +5,6 @@ engine in one of two large batches, first all proposals, then all solutions, and
 the rest is still being generated.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,14 +16,17 @@ from transformers import PreTrainedTokenizerBase
 
 from azr.advantage import CellStatistics, task_relative_advantages
 from azr.buffer import Entry, TaskBuffer
-from azr.config import Config, ConfigError
+from azr.config import Config
 from azr.keys import generator, make_key
 from azr.reward import proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
+from azr.selfplay.diversity import answer_counts, describe_proposals
 from azr.selfplay.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics
 from azr.selfplay.prompts import Prompts
-from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
+from azr.selfplay.references import ReferencePool
+from azr.selfplay.seeding import fill_buffers
+from azr.tasks import Answer, Environment, Grade, Proposal, Verdict
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
 from azr.text import end_ids, response_texts
 
@@ -59,51 +61,14 @@ class SelfPlay:
         self.recent_keys: list[str] = []
         """Keys of the last RECENT valid proposals of all types, oldest first."""
 
-    # Seeding
-
     def seed(self) -> Seeding:
-        """Fills the buffers before the first update.
+        """Fills the buffers before the first update."""
 
-        With `seed_source = "model"` the model proposes, without any update, for at most
-        `seed_rounds` rounds; what is still missing then is drawn by the environment.
-        """
-        c = self.config.selfplay
-        seeding = Seeding(
-            episodes=[],
-            new_tasks={t: [] for t in self.types},
-            added=dict.fromkeys(self.types, 0),
-        )
-
-        def add(task_type: str, key: str, task: Task) -> bool:
-            buffer = self.buffers[task_type]
-            is_new = len(buffer) < c.seed_tasks and buffer.add(key, task, 0)
-            if is_new:
-                seeding.new_tasks[task_type].append(Entry(key, task, 0))
-            return is_new
-
-        rounds = c.seed_rounds if c.seed_source == "model" else 0
-        for number in range(1, rounds + 1):
-            short = [t for t in self.types if len(self.buffers[t]) < c.seed_tasks]
-            if not short:
-                break
+        def propose(number: int, types: list[str]) -> list[Episode]:
             # Round r of seeding is step -r: its draws are nobody else's.
-            proposals = self._propose(-number, short, Seconds())
-            for task_type, entries in _valid_tasks(proposals, 0).items():
-                for entry in entries:
-                    add(task_type, entry.key, entry.task)
-            seeding.episodes += proposals
-        if any(len(self.buffers[t]) < c.seed_tasks for t in self.types):
-            rng = generator(self.config.run.seed, 0, "seed")
-            drawn = self.environment.seed_tasks(rng, c.seed_tasks)
-            for task_type in self.types:
-                fits = self.prompts.fits(drawn[task_type])
-                for task in itertools.compress(drawn[task_type], fits):
-                    key = self.environment.key(task)
-                    seeding.added[task_type] += add(task_type, key, task)
-        for task_type, buffer in self.buffers.items():
-            if not len(buffer):
-                raise ConfigError(f"--env: no seed task of type {task_type!r} could be found")
-        return seeding
+            return self._propose(-number, types, Seconds())
+
+        return fill_buffers(self.config, self.environment, self.buffers, self.prompts.fits, propose)
 
     # State for an exact resume
 
@@ -137,8 +102,10 @@ class SelfPlay:
         """Plays step 1, 2, ...; the buffers gain this step's valid tasks."""
         c = self.config.selfplay
         seconds = Seconds()
+        counts = answer_counts(self.environment, self.buffers)
         proposals = self._propose(step, self.types, seconds)
         valid = _valid_tasks(proposals, step)
+        describe_proposals(self.environment, proposals, counts)
 
         new_tasks: dict[str, list[Entry]] = {t: [] for t in self.types}
         for task_type, entries in valid.items():
@@ -164,30 +131,33 @@ class SelfPlay:
         solutions = self._solve(step, requests, seconds)
         self.previous_tasks = valid
 
-        rates = _solve_rates(solutions)
-        for episode in proposals:
-            if episode.verdict.status == "held_out":
-                continue
-            if episode.verdict.status == "valid":
-                episode.solve_rate = rates[episode.key]
-                self._remember(episode.key)
-            episode.reward = proposer_reward(
-                episode.verdict, episode.solve_rate, self.config.reward
-            )
-        trained = self._trained_estimates(solved_first)
-        for episode in solutions:
-            if not episode.is_estimate or episode.key in trained:
-                episode.reward = solver_reward(episode.grade, self.config.reward)
-
+        self._reward(proposals, solutions, self._trained_estimates(solved_first))
         episodes = proposals + solutions
         cells = self._whiten(episodes)
         result = StepResult(episodes=episodes, new_tasks=new_tasks, cells=cells, seconds=seconds)
-        result.metrics = step_metrics(result, self.cells) | {
+        result.metrics = step_metrics(self.environment, result, self.cells) | {
             "propose/distinct_recent": float(len(set(self.recent_keys))),
             "propose/recent": float(len(self.recent_keys)),
             **{f"buffer/{t}/size": float(len(b)) for t, b in self.buffers.items()},
+            **self.environment.verifier_metrics(),
         }
         return result
+
+    def _reward(
+        self, proposals: list[Episode], solutions: list[Episode], trained: set[str]
+    ) -> None:
+        """Sets rewards; what is held out or could not be judged has none."""
+        rates = _solve_rates(solutions)
+        for e in proposals:
+            if e.verdict.status == "valid":
+                e.solve_rate = rates.get(e.key)
+                self._remember(e.key)
+            is_judged = e.verdict.status not in ("held_out", "unjudged")
+            if is_judged and (e.verdict.status != "valid" or e.solve_rate is not None):
+                e.reward = proposer_reward(e.verdict, e.solve_rate, self.config.reward, e.novelty)
+        for e in solutions:
+            if e.grade.outcome != "unjudged" and (not e.is_estimate or e.key in trained):
+                e.reward = solver_reward(e.grade, self.config.reward)
 
     def _trained_estimates(self, solved: dict[str, list[Entry]]) -> set[str]:
         """Returns the keys of tasks whose estimate samples are solver samples as well."""
@@ -217,15 +187,13 @@ class SelfPlay:
         return chosen
 
     def _propose(self, step: int, types: Sequence[str], seconds: Seconds) -> list[Episode]:
-        c, task = self.config.selfplay, self.config.task
+        c = self.config.selfplay
         wanted, keys = [], []
         for task_type in types:
+            pool = ReferencePool(self.config, self.environment, self.buffers, task_type)
             for index in range(c.proposals_per_type):
                 rng = generator(self.config.run.seed, step, "references", task_type, index)
-                drawn = self.buffers[task_type].draw(
-                    rng, task.references, recency=c.sampling == "recency"
-                )
-                wanted.append((task_type, tuple(e.task for e in drawn)))
+                wanted.append((task_type, pool.draw(rng)))
                 keys.append(make_key(self.config.run.seed, step, "propose", task_type, index))
         prompts = self.prompts.propose(wanted)
         sampling = {t: self._sampling("propose", t, self.config.rollout.temperature) for t in types}
@@ -263,6 +231,7 @@ class SelfPlay:
                     task=verdict.task,
                     key=self.environment.key(verdict.task) if verdict.task else "",
                     verdict=verdict,
+                    references=prompt.references,
                 )
             )
         return episodes
@@ -415,9 +384,9 @@ def _valid_tasks(proposals: list[Episode], step: int) -> dict[str, list[Entry]]:
 
 
 def _solve_rates(solutions: list[Episode]) -> dict[str, float]:
-    """Returns the mean correctness of each task's estimate samples, by the task's key."""
+    """Returns the mean correctness of each task's judged estimate samples, by the task's key."""
     outcomes: dict[str, list[bool]] = {}
     for e in solutions:
-        if e.is_estimate:
+        if e.is_estimate and e.grade.outcome != "unjudged":
             outcomes.setdefault(e.key, []).append(e.grade.outcome == "correct")
     return {key: mean(correct) for key, correct in outcomes.items()}

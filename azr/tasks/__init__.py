@@ -1,16 +1,19 @@
 """Task families: what is proposed, how it is checked, and how an answer is graded."""
 
-from azr.tasks.environment import Environment, Vocabulary, load_environment
+from azr.tasks.environment import Environment, FamilyDefaults, Vocabulary, load_environment
 from azr.tasks.family import TaskFamily
-from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
+from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 __all__ = [
     "Answer",
     "Environment",
+    "FamilyDefaults",
     "Grade",
     "Proposal",
+    "References",
     "Task",
     "TaskFamily",
+    "Traits",
     "Verdict",
     "Vocabulary",
     "load_environment",

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from azr.config import ConfigError, TaskConfig
-from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
+from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 # Families of this package, so that a checkout that is not installed finds them as well.
 _BUILT_IN = {"prime": "azr.tasks.prime:PrimeEnvironment"}
@@ -117,6 +117,59 @@ class Environment(Protocol):
     def from_json(self, data: dict[str, Any]) -> Task:
         """Returns the task of `to_json`; raises ValueError on anything else."""
         ...
+
+    # What follows has defaults in FamilyDefaults.
+
+    def reference_source(self, task_type: str) -> References:
+        """Returns which tasks the proposer of a type is shown."""
+        ...
+
+    def first_tasks(self) -> dict[str, list[Task]]:
+        """Returns tasks by type that stand in the buffers before the first seeding proposal."""
+        ...
+
+    def traits(self, task: Task, others: Sequence[Task]) -> Traits | None:
+        """Returns what can be said of a task beside others; None where the family says nothing."""
+        ...
+
+    def answer(self, task: Task) -> str:
+        """Returns what a solver of the task must find, as text; "" where the family is silent."""
+        ...
+
+    def verifier_metrics(self) -> dict[str, float]:
+        """Returns metrics of the verifier over the time since the last call."""
+        ...
+
+    def close(self) -> None:
+        """Ends the processes that the family has started."""
+        ...
+
+
+class FamilyDefaults:
+    """What most families need not say. Every family derives from it, or from `TaskFamily`."""
+
+    def reference_source(self, task_type: str) -> References:
+        """Returns K tasks of the same type."""
+        return References(types=(task_type,))
+
+    def first_tasks(self) -> dict[str, list[Task]]:
+        """Returns none."""
+        return {}
+
+    def traits(self, task: Task, others: Sequence[Task]) -> Traits | None:
+        """Returns None: no traits."""
+        return None
+
+    def answer(self, task: Task) -> str:
+        """Returns "": nothing."""
+        return ""
+
+    def verifier_metrics(self) -> dict[str, float]:
+        """Returns none."""
+        return {}
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def done(result: list) -> Future:

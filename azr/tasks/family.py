@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from azr.keys import make_key
-from azr.tasks.environment import Vocabulary, done
+from azr.tasks.environment import FamilyDefaults, Vocabulary, done
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 
-class TaskFamily(ABC):
+class TaskFamily(FamilyDefaults, ABC):
     """An `Environment` with defaults. A task's `problem` is a tuple of numbers and strings."""
 
     task_types: tuple[str, ...]

@@ -13,7 +13,7 @@ from azr.config import ConfigError, TaskConfig
 from azr.keys import generator, make_key
 from azr.tasks import prime_prompts, prime_text
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import Vocabulary, done
+from azr.tasks.environment import FamilyDefaults, Vocabulary, done
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 MAX_NUMBER_TOKENS = 100_000
@@ -44,7 +44,7 @@ class PrimeProblem:
     y: int
 
 
-class PrimeEnvironment:
+class PrimeEnvironment(FamilyDefaults):
     """The task family `prime`.
 
     Induction accepts any prime up to `max_p` that divides x*y - 1 and exceeds both x and y.

@@ -4,7 +4,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["correct", "wrong", "malformed"]
+Outcome = Literal["correct", "wrong", "malformed", "unjudged"]
+"""`unjudged`: the verifier itself failed. Such a sample has no reward and is never trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Verdict:
     """What became of a proposal: a task, or a reason why not."""
 
     task: Task | None
-    status: Literal["valid", "invalid", "malformed", "held_out"]
+    status: Literal["valid", "invalid", "malformed", "held_out", "unjudged"]
     reason: str = ""
     """Named reason of a rejection; empty where the proposal is valid."""
 
@@ -52,3 +53,25 @@ class Grade:
     outcome: Outcome
     reason: str = ""
     """Named reason where the answer is not correct."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """Which tasks a proposer is shown."""
+
+    types: tuple[str, ...]
+    """Task types whose buffers, taken together, they are drawn from."""
+    count: int | None = None
+    """How many; None is K of the configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What can be said of a task without a solver, for metrics and the optional extra rewards."""
+
+    length: float
+    """Lines of its program, or what the family counts."""
+    complexity: float
+    """Cyclomatic complexity of its program, or what the family counts; at least 1."""
+    distance: float
+    """Mean distance from the others, 0 (the same) to 1; NaN without others."""
