@@ -14,7 +14,7 @@ JOBS    ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
 # The checkout is installed in place, so only these files call for another installation.
-NEEDS   := pyproject.toml constraints.txt kernels/pyproject.toml
+NEEDS   := pyproject.toml constraints.txt kernels/pyproject.toml setup.py $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -18,6 +18,7 @@ PURE = (
     "azr.modular",
     "azr.modular_kernels",
     "azr.modular_simd",
+    "azr.sandbox",
     "azr.tasks",
     "azr.reward",
     "azr.advantage",

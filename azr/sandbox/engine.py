@@ -1,0 +1,482 @@
+"""The thread between the callers and the processes: compiles, dispatches, retries, restarts."""
+
+import mmap
+import os
+import selectors
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+
+from azr.sandbox.process import COMPILED, JOB, LENGTH, REPORT, SOURCE, Process, Setting, extension
+from azr.sandbox.records import STATUSES, Limits, SandboxError, Status
+from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Program, Run
+
+CACHE_BYTES = 64 << 20
+"""Compiled programs that are kept."""
+START_ATTEMPTS = 3
+"""Processes of one kind that may fail to start in a row before the sandbox gives up."""
+ALONE_AFTER_S = 1.0
+"""A run that must be alone waits no longer than this for others to be used up."""
+FULL_BYTES = 1 << 20
+"""Bytes on their way to one process."""
+
+
+class Engine:
+    """State and main loop of the sandbox's one thread. Only `submit` and `close` may be called
+    from another thread."""
+
+    def __init__(self, limits: Limits, workers: int, protected: bool, preload: tuple[str, ...]):
+        self._decode = extension().decode_entries
+        self.limits = limits
+        self.workers = workers
+        tokens_fd = os.eventfd(workers, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+        held_fd = os.memfd_create("azr-sandbox", os.MFD_CLOEXEC)
+        os.ftruncate(held_fd, mmap.PAGESIZE)
+        self._held = mmap.mmap(held_fd, mmap.PAGESIZE)
+        self.setting = Setting(
+            limits=limits,
+            workers=workers,
+            tokens_fd=tokens_fd,
+            held_fd=held_fd,
+            protected=protected,
+            preload=preload,
+        )
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_fd, selectors.EVENT_READ)
+        self._lock = threading.Lock()
+        self._submitted: deque[Call] = deque()
+        self._closing = False
+        self.zygotes: dict[int, Process] = {}
+        self.compiler: Process | None = None
+        self._programs: OrderedDict[bytes, Program] = OrderedDict()
+        self._cached_bytes = 0
+        self._compiling: dict[Program, list[Call]] = {}
+        self._sources: deque[Program] = deque()
+        self._runs: dict[int, deque[Run]] = {seed: deque() for seed in range(ALL_SEEDS)}
+        self._alone: deque[tuple[float, Run]] = deque()
+        self._alone_in_flight = False
+        self._flights = 0
+        self._next_id = 0
+        self._window = 4 * workers + 16
+        self._failed_starts: Counter[str] = Counter()
+        self.broken = ""
+        self.counters: Counter[str] = Counter()
+        self.latencies_s: deque[float] = deque(maxlen=4096)
+        self.cpu_s: deque[float] = deque(maxlen=4096)
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=self._main, name="azr-sandbox", daemon=True)
+        self.thread.start()
+
+    # ---- From other threads -------------------------------------------------------------------
+
+    def submit(self, calls: Iterable[Call]) -> None:
+        """Takes calls over; each ends by its `done`, in the sandbox's thread."""
+        with self._lock:
+            if self._closing:
+                raise SandboxError("the sandbox is closed")
+            self._submitted.extend(calls)
+            os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Ends all processes and the thread; what is unfinished fails."""
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                os.eventfd_write(self._wake_fd, 1)
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
+
+    def note_end(self, call: Call, latency_s: float) -> None:
+        """Counts a call that has ended."""
+        self.counters["programs"] += 1
+        self.counters["inputs"] += len(call.texts)
+        self.latencies_s.append(latency_s)
+        for status in call.statuses():
+            self.counters[f"status/{status}"] += 1
+
+    def stats(self) -> dict[str, float]:
+        """Returns counters, percentiles over the last calls, and the memory of the processes."""
+        found: dict[str, float] = dict(self.counters)
+        for name, values in (("latency_s", self.latencies_s), ("child_cpu_s", self.cpu_s)):
+            ordered = sorted(tuple(values))
+            for percent in (50, 99):
+                at = min(len(ordered) * percent // 100, len(ordered) - 1)
+                found[f"{name}/p{percent}"] = ordered[at] if ordered else 0.0
+        processes = self._processes()
+        found["processes"] = len(processes)
+        found["rss_bytes/max"] = max((p.rss_bytes() for p in processes), default=0)
+        return found
+
+    # ---- The thread ---------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._start_all()
+            while not self._closing:
+                self._take_submitted()
+                self._dispatch()
+                self._listen(self._patience_s())
+                self._watch_compiler()
+        except BaseException as error:
+            self._break(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._closing = True
+        self.ready.set()
+        self._break("the sandbox is closed")
+        deadline_s = time.monotonic() + 1
+        processes = self._processes()
+        for process in processes:
+            self._selector.unregister(process.socket)
+            process.socket.close()
+        for process in processes:
+            process.end(deadline_s)
+        self._selector.close()
+        self._held.close()
+        for fd in (self.setting.tokens_fd, self.setting.held_fd, self._wake_fd):
+            os.close(fd)
+
+    def _processes(self) -> list[Process]:
+        return [*self.zygotes.values(), *([self.compiler] if self.compiler else [])]
+
+    def _start_all(self) -> None:
+        self._start_compiler()
+        for seed in range(BASE_SEEDS):
+            self._zygote(seed)
+
+    def _listen(self, patience_s: float | None) -> None:
+        for process in self._processes():
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.has_output else 0)
+            if self._selector.get_key(process.socket).events != wanted:
+                self._selector.modify(process.socket, wanted, process)
+        for key, events in self._selector.select(patience_s):
+            process = key.data
+            if process is None:
+                os.eventfd_read(self._wake_fd)
+                continue
+            if events & selectors.EVENT_WRITE:
+                process.flush()
+            if events & selectors.EVENT_READ:
+                self._hear(process)
+
+    def _hear(self, process: Process) -> None:
+        lives = process.receive()
+        for frame in process.frames():
+            if process.role == "zygote":
+                self._take_report(process, frame)
+            else:
+                self._take_compiled(process, frame)
+        if process.layers is not None:
+            self._failed_starts[process.role] = 0
+            if all(p.layers is not None for p in self._processes()):
+                self.ready.set()
+        if not lives:
+            self._lose(process)
+
+    def _patience_s(self) -> float | None:
+        if self._alone and not self._alone_in_flight:
+            return ALONE_AFTER_S / 4
+        return self.limits.wall_s if self.compiler and self.compiler.sent else None
+
+    # ---- Processes ----------------------------------------------------------------------------
+
+    def _start_compiler(self) -> Process:
+        self.compiler = Process(self.setting, "compiler", 0, 0)
+        self._selector.register(self.compiler.socket, selectors.EVENT_READ, self.compiler)
+        return self.compiler
+
+    def _zygote(self, seed: int) -> Process:
+        """Returns the zygote of this seed, started if need be."""
+        if seed not in self.zygotes:
+            process = self.zygotes[seed] = Process(self.setting, "zygote", seed, seed)
+            self._selector.register(process.socket, selectors.EVENT_READ, process)
+        return self.zygotes[seed]
+
+    def _lose(self, process: Process) -> None:
+        """Buries a process that has gone, gives its work to another one."""
+        self._selector.unregister(process.socket)
+        process.kill()
+        self.counters["restarts"] += 1
+        if process.layers is None:
+            self._failed_starts[process.role] += 1
+            if self._failed_starts[process.role] >= START_ATTEMPTS:
+                why = process.error or "it ended before it said why"
+                self._break(f"a {process.role} of the sandbox does not start: {why}")
+                self.ready.set()
+        if process.role == "compiler":
+            self.compiler = None
+            self._recompile(process)
+        else:
+            del self.zygotes[process.seed]
+            self._free_tokens(process)
+            self._rerun(process)
+        if not self.broken:
+            self._start_all()
+
+    def _free_tokens(self, process: Process) -> None:
+        """Puts back the tokens that a dead zygote held; its children die with it."""
+        at = process.held_index * LENGTH.size
+        (held,) = LENGTH.unpack_from(self._held, at)
+        LENGTH.pack_into(self._held, at, 0)
+        if held:
+            os.eventfd_write(self.setting.tokens_fd, held)
+
+    def _rerun(self, process: Process) -> None:
+        """Takes back what a dead zygote had: once more each, alone, then a sandbox_failure."""
+        for run in process.sent.values():
+            self._flights -= 1
+            if run.alone:
+                self._alone_in_flight = False
+            run.attempts += 1
+            if run.attempts > 1:
+                self._fail(run)
+            else:
+                self.counters["retries"] += 1
+                run.alone = True
+                self._alone.append((time.monotonic(), run))
+
+    def _recompile(self, process: Process) -> None:
+        """Takes back what a dead compiler had; it worked in order, so the first is to blame."""
+        programs = list(process.sent.values())
+        if programs:
+            programs[0].attempts += 1
+            if programs[0].attempts > 1:
+                self._compiled(programs.pop(0), "crash")
+        self._sources.extendleft(reversed(programs))
+
+    def _watch_compiler(self) -> None:
+        """Ends a compilation that takes longer than a program may."""
+        process = self.compiler
+        if process is None or not process.sent or process.layers is None:
+            return
+        if time.monotonic() - process.busy_since_s > self.limits.wall_s:
+            program = next(iter(process.sent.values()))
+            program.attempts += 1  # so that it is not compiled again
+            self._compiled(process.sent.pop(program.id), "timeout_cpu")
+            self._lose(process)
+
+    def _break(self, why: str) -> None:
+        """Gives up: every call that is not done fails, now and from now on."""
+        self.broken = self.broken or why
+        calls: dict[Call, None] = {}
+        for queue in self._compiling.values():
+            calls |= dict.fromkeys(queue)
+        runs = [run for queue in self._runs.values() for run in queue]
+        runs += [run for _, run in self._alone]
+        for process in self.zygotes.values():
+            runs += process.sent.values()
+            process.sent.clear()
+        calls |= dict.fromkeys(run.call for run in runs)
+        with self._lock:
+            calls |= dict.fromkeys(self._submitted)
+            self._submitted.clear()
+        self._compiling.clear()
+        self._sources.clear()
+        self._alone.clear()
+        for queue in self._runs.values():
+            queue.clear()
+        for call in calls:
+            call.abandon(self.broken)
+
+    # ---- Compiling ----------------------------------------------------------------------------
+
+    def _take_submitted(self) -> None:
+        with self._lock:
+            calls = list(self._submitted)
+            self._submitted.clear()
+        if self.broken:
+            for call in calls:
+                call.abandon(self.broken)
+            return
+        for call in calls:
+            if call.program.outcome is not None:
+                call.begin(self._ask)
+                continue
+            program = call.program = self._known(call.program)
+            if program.outcome is not None:
+                call.begin(self._ask)
+            elif program in self._compiling:
+                self._compiling[program].append(call)
+            else:
+                self._compiling[program] = [call]
+                self._sources.append(program)
+                self.counters["compiled"] += 1
+
+    def _known(self, program: Program) -> Program:
+        """Returns the program of the same source that is compiled or being compiled."""
+        known = self._programs.get(program.key)
+        if known is None:
+            self._programs[program.key] = known = program
+            self._cached_bytes += len(program.source)
+            self._forget_oldest()
+        else:
+            self._programs.move_to_end(program.key)
+        return known
+
+    def _forget_oldest(self) -> None:
+        while self._cached_bytes > CACHE_BYTES and len(self._programs) > 1:
+            _, old = self._programs.popitem(last=False)
+            self._cached_bytes -= len(old.source) + len(old.code)
+
+    def _send_sources(self) -> None:
+        process = self.compiler
+        while self._sources and process.sent_bytes < FULL_BYTES:
+            program = self._sources.popleft()
+            if not process.sent:
+                process.busy_since_s = time.monotonic()
+            program.id = self._new_id()
+            source = program.source
+            room = -(SOURCE.size + len(source)) % 8
+            head = SOURCE.pack(SOURCE.size + len(source) + room, program.id, len(source), 0)
+            process.sent[program.id] = program
+            process.sent_bytes += len(source)
+            process.send(head + source + bytes(room))
+
+    def _take_compiled(self, process: Process, frame: bytes) -> None:
+        _, number, outcome, is_risky, payload_bytes, _ = COMPILED.unpack_from(frame)
+        program = process.sent.pop(number)
+        process.sent_bytes -= len(program.source)
+        process.busy_since_s = time.monotonic()
+        payload = frame[COMPILED.size : COMPILED.size + payload_bytes]
+        status = STATUSES[outcome]
+        if status == "ok" and len(payload) > self.setting.code_bytes:
+            status = "too_large"
+        if status == "ok":
+            program.code = payload
+            self._cached_bytes += len(payload)
+        elif status == "forbidden_import":
+            program.detail = payload.decode(errors="replace")
+        program.is_risky = bool(is_risky)
+        self._compiled(program, status)
+
+    def _compiled(self, program: Program, status: Status) -> None:
+        program.outcome = status
+        for call in self._compiling.pop(program, ()):
+            call.begin(self._ask)
+
+    # ---- Running ------------------------------------------------------------------------------
+
+    def _ask(self, run: Run) -> None:
+        if run.alone:
+            self.counters["reruns"] += 1
+            self._alone.append((time.monotonic(), run))
+        else:
+            self._runs[run.seed].append(run)
+
+    def _dispatch(self) -> None:
+        if self.broken:
+            return
+        self._send_sources()
+        if self._alone_in_flight:
+            return
+        waiting = any(self._runs.values())
+        overdue = self._alone and time.monotonic() - self._alone[0][0] > ALONE_AFTER_S
+        if waiting and not overdue:
+            for seed, queue in self._runs.items():
+                if queue:
+                    self._send_runs(self._zygote(seed), queue)
+        elif self._alone and not self._flights:
+            _, run = self._alone.popleft()
+            self._alone_in_flight = True
+            process = self._zygote(run.seed)
+            process.send(self._frame(process, run))
+
+    def _send_runs(self, process: Process, queue: deque[Run]) -> None:
+        frames = []
+        while queue and len(process.sent) < self._window and process.sent_bytes < FULL_BYTES:
+            frames.append(self._frame(process, queue.popleft()))
+        if frames:
+            process.send(b"".join(frames))
+
+    def _new_id(self) -> int:
+        self._next_id = self._next_id % 0xFFFFFFFF + 1
+        return self._next_id
+
+    def _frame(self, process: Process, run: Run) -> bytes:
+        """Returns the frame of what is left of a run, and counts the run as sent."""
+        texts = run.call.texts
+        code = run.call.program.code
+        positions = run.positions[len(run.outcomes) :]
+        parts = [b"", code]
+        size = JOB.size + len(code)
+        for position in positions:
+            text = texts[position]
+            parts += (LENGTH.pack(len(text)), text)
+            size += LENGTH.size + len(text)
+        room = -size % 8
+        number = self._new_id()
+        parts[0] = JOB.pack(size + room, number, len(code), len(positions), run.shake, 0)
+        parts.append(bytes(room))
+        process.sent[number] = run
+        process.sent_bytes += size
+        run.frame_bytes = size
+        self._flights += 1
+        return b"".join(parts)
+
+    def _take_report(self, process: Process, frame: bytes) -> None:
+        _, number, ended, signal, committed, faults, cpu_ns, wall_ns = REPORT.unpack_from(frame)
+        run = process.sent.pop(number)
+        process.sent_bytes -= run.frame_bytes
+        self._flights -= 1
+        if run.alone:
+            self._alone_in_flight = False
+        self.counters["children"] += 1
+        self.counters["faults"] += faults
+        self.cpu_s.append(cpu_ns / 1e9)
+        left = len(run.positions) - len(run.outcomes)
+        try:
+            if committed > left:
+                raise ValueError("more results than inputs")
+            entries = self._decode(frame[REPORT.size :], committed, self.limits.depth)
+        except ValueError:
+            # The program wrote over its own results: no honest one can.
+            run.outcomes += [Outcome("violation", value="forged results")] * left
+        else:
+            self._note(run, entries, left, ended, signal, cpu_ns, wall_ns)
+        if len(run.outcomes) < len(run.positions):
+            self._ask(run)  # the inputs behind the one that ended the child
+        else:
+            run.call.take(run, run.outcomes, self._ask)
+
+    def _note(
+        self,
+        run: Run,
+        entries: list[tuple[int, bytes, object, int]],
+        left: int,
+        ended: int,
+        signal: int,
+        cpu_ns: int,
+        wall_ns: int,
+    ) -> None:
+        """Adds the outcomes of a report to its run."""
+        if left == 1 and entries:
+            outcome, payload, value, _ = entries[0]
+            run.outcomes.append(
+                Outcome(STATUSES[outcome], payload, value, cpu_ns / 1e9, wall_ns / 1e9)
+            )
+            return
+        spent_ns = 0
+        for outcome, payload, value, entry_ns in entries:
+            spent_ns += entry_ns
+            run.outcomes.append(
+                Outcome(STATUSES[outcome], payload, value, entry_ns / 1e9, entry_ns / 1e9)
+            )
+        if len(entries) < left:
+            status = STATUSES[ended] if ended else "no_result"
+            rest_s = (cpu_ns - spent_ns) / 1e9
+            contended = wall_ns > CONTENDED * cpu_ns
+            run.outcomes.append(
+                Outcome(status, b"", None, rest_s, wall_ns / 1e9, signal, contended)
+            )
+
+    def _fail(self, run: Run) -> None:
+        left = len(run.positions) - len(run.outcomes)
+        run.alone = True  # final
+        run.outcomes += [Outcome("sandbox_failure")] * left
+        run.call.take(run, run.outcomes, self._ask)

@@ -1,0 +1,241 @@
+"""One process of the sandbox: started, fed with frames, listened to, ended."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from azr.sandbox import modules
+from azr.sandbox.records import Limits, SandboxError
+
+try:
+    from azr import _sandbox
+except ImportError as error:
+    _sandbox = None
+    WHY_NOT = (
+        f"the sandbox is not built ({error}): it needs Linux on x86-64 or aarch64, a C compiler "
+        "and the headers of Python; then `pip install` this package again"
+    )
+
+JOB = struct.Struct("<6I")
+REPORT = struct.Struct("<IIIiIIqq")
+SOURCE = struct.Struct("<4I")
+COMPILED = struct.Struct("<6I")
+LENGTH = struct.Struct("<I")
+ID_AT = 4  # of a frame's id, in every kind of frame
+
+RECEIVE_BYTES = 1 << 18
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+def extension():
+    """Returns the C module; SandboxError says why it is not there."""
+    if _sandbox is None:
+        raise SandboxError(WHY_NOT)
+    return _sandbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all processes of a sandbox have in common."""
+
+    limits: Limits
+    workers: int
+    tokens_fd: int
+    held_fd: int
+    protected: bool = True
+    preload: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of one run: a label repeats one."""
+        return self.limits.inputs + 1
+
+    @property
+    def code_bytes(self) -> int:
+        """The longest compiled program."""
+        return 8 * self.limits.source_bytes + 4096
+
+    @property
+    def job_bytes(self) -> int:
+        """Room for the code and the arguments of one run."""
+        return (self.code_bytes + self.inputs * (self.limits.args_bytes + 4) + 7) // 8 * 8
+
+    def config(self, role: str, seed: int, held_index: int, socket_fd: int) -> str:
+        """Returns the argument of zygote.py."""
+        limits = self.limits
+        c_limits = [
+            round(limits.cpu_s * 1e9),
+            round(limits.wall_s * 1e9),
+            limits.memory_bytes,
+            self.job_bytes,
+            limits.output_bytes,
+            self.inputs,
+            limits.depth,
+            limits.nodes,
+        ]
+        return json.dumps(
+            {
+                "role": role,
+                "parent": os.getpid(),
+                "extension": extension().__file__,
+                "seed": seed,
+                "allowed": (*modules.ALLOWED, *self.preload),
+                "facades": modules.FACADES,
+                "internal": modules.INTERNAL,
+                "forgotten": modules.FORGOTTEN,
+                "risky_names": modules.RISKY_NAMES,
+                "limits": c_limits,
+                "memory_bytes": limits.memory_bytes,
+                "source_bytes": limits.source_bytes,
+                "recursion": limits.recursion,
+                "slots": self.workers,
+                "socket_fd": socket_fd,
+                "tokens_fd": self.tokens_fd,
+                "held_fd": self.held_fd,
+                "held_index": held_index,
+                "protected": self.protected,
+            }
+        )
+
+
+def environment(seed: int) -> dict[str, str]:
+    """Returns the whole environment of a sandbox process: nothing of the caller's secrets."""
+    env = {
+        "PYTHONHASHSEED": str(1 + seed * 7919),
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "PATH": os.defpath,
+    }
+    for name in ("LD_LIBRARY_PATH", "PYTHONHOME"):  # without which some interpreters do not start
+        if name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+class Process:
+    """A zygote or a compiler, as the client's thread sees it."""
+
+    def __init__(self, setting: Setting, role: Literal["zygote", "compiler"], seed: int, held: int):
+        self.role = role
+        self.seed = seed
+        self.held_index = held
+        self.setting = setting
+        self.sent: dict[int, object] = {}
+        self.sent_bytes = 0
+        self.layers: dict[str, int] | None = None
+        self.error = ""
+        self.started_s = time.monotonic()
+        self.busy_since_s = 0.0
+        self._out = bytearray()
+        self._in = bytearray()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            config = setting.config(role, seed, held, theirs.fileno())
+            path = str(Path(__file__).with_name("zygote.py"))
+            shared = (setting.tokens_fd, setting.held_fd) if role == "zygote" else ()
+            try:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-S", "-s", "-P", "-B", "-W", "ignore", path, config],
+                    env=environment(seed),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), *shared),
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self.socket = ours
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def has_output(self) -> bool:
+        """Whether bytes wait for the socket to take them."""
+        return bool(self._out)
+
+    def send(self, frames: bytes) -> None:
+        """Sends what the socket takes now, keeps the rest; reading finds out who is dead."""
+        self._out += frames
+        self.flush()
+
+    def flush(self) -> None:
+        while self._out:
+            try:
+                del self._out[: self.socket.send(self._out)]
+            except BlockingIOError:
+                return
+            except OSError:
+                self._out.clear()
+                return
+
+    def receive(self) -> bool:
+        """Reads what is there; False when the process has gone."""
+        while True:
+            try:
+                got = self.socket.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not got:
+                return False
+            self._in += got
+            if len(got) < RECEIVE_BYTES:
+                return True
+
+    def frames(self) -> Iterator[bytes]:
+        """Yields the frames that are complete, and takes the greeting for itself."""
+        data, at = self._in, 0
+        if self.layers is None and not self.error and len(data) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(data)[0]
+            if len(data) < end:
+                return
+            hello = json.loads(bytes(data[LENGTH.size : end]))
+            self.layers, self.error = hello.get("layers"), hello.get("error", "")
+            at = end
+        while len(data) - at >= LENGTH.size:
+            end = at + LENGTH.unpack_from(data, at)[0]
+            if len(data) < end:
+                break
+            yield bytes(data[at:end])
+            at = end
+        del data[:at]
+
+    def rss_bytes(self) -> int:
+        """Returns the resident memory, 0 where it cannot be read."""
+        try:
+            text = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii")
+        except OSError:
+            return 0
+        return int(text.split()[1]) * PAGE_BYTES
+
+    def has_ended(self) -> bool:
+        """Whether the process has exited; reaps it if so."""
+        return self._popen.poll() is not None
+
+    def end(self, deadline_s: float) -> None:
+        """Closes the socket, which ends the process and its children; kills it after a while."""
+        self.socket.close()
+        try:
+            self._popen.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """Kills the process, whose children die with it, and reaps it."""
+        self.socket.close()
+        self._popen.kill()
+        self._popen.wait()

@@ -1,0 +1,258 @@
+"""Programs, runs and the calls that they belong to: what is still to do, no process and no thread.
+
+A call is one program with its inputs. It asks for runs, one child process each, takes what came of
+them, and ends with a result per input: `PlainCall` after one run of every input, `LabelCall` after
+runs under several seeds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from azr.sandbox.records import Label, Limits, Result, Status, Value
+
+BASE_SEEDS = 2
+"""Seeds of every label."""
+ALL_SEEDS = 12
+"""Seeds of the label of a program that can see hash order or identity. A fair coin that is thrown
+by the seed shows the same side in all of them once in 2048."""
+FINAL_SHARE = 0.5
+"""Share of a limit from which on a result is run again alone."""
+CONTENDED = 1.5
+"""Elapsed over CPU time from which on a CPU timeout is put down to a busy machine."""
+
+DETERMINED = frozenset(
+    ("ok", "exception", "syntax_error", "forbidden_import", "too_large", "unsupported_value")
+)
+"""Statuses that a program has by itself, whatever the machine does."""
+
+
+class Outcome(NamedTuple):
+    """One input of one run, as the report says it."""
+
+    status: Status
+    payload: bytes = b""
+    value: Value = None
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    signal: int = 0
+    contended: bool = False
+
+    @property
+    def identity(self) -> tuple[Status, bytes]:
+        """What has to be equal in all runs of a label."""
+        return self.status, self.payload
+
+    def result(self) -> Result:
+        ok = self.status == "ok"
+        return Result(
+            self.status,
+            self.value if ok else None,
+            "" if ok or self.value is None else str(self.value),
+            self.payload if ok else b"",
+            self.cpu_s,
+            self.wall_s,
+            self.signal,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Program:
+    """A source and what the compiler said of it. `outcome` is None until it has spoken."""
+
+    source: bytes
+    key: bytes = b""
+    id: int = 0
+    attempts: int = 0
+    outcome: Status | None = None
+    code: bytes = b""
+    detail: str = ""
+    is_risky: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Inputs of one program for one child of one zygote."""
+
+    call: "Call"
+    seed: int
+    positions: list[int]
+    """Which inputs of the call, in the order of the run; one may come twice."""
+    shake: int = 0
+    alone: bool = False
+    attempts: int = 0
+    frame_bytes: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Of the first positions, so far."""
+
+
+Ask = Callable[[Run], None]
+
+
+class Call:
+    """A program with its inputs, until every input has a result."""
+
+    def __init__(
+        self, program: Program, texts: Sequence[bytes | None], limits: Limits, done: Callable
+    ):
+        self.program = program
+        self.texts = texts
+        """Argument texts in UTF-8; None for one that is over a limit or no text."""
+        self.limits = limits
+        self.done = done
+        self.begun_s = 0.0
+        self.reruns = 0
+
+    def begin(self, ask: Ask) -> None:
+        """Asks for the first runs, now that the program is compiled."""
+        raise NotImplementedError
+
+    def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
+        """Takes the outcomes of a whole run, in its order."""
+        raise NotImplementedError
+
+    def statuses(self) -> list[Status]:
+        """The status of every input, once done."""
+        raise NotImplementedError
+
+    def abandon(self, why: str) -> None:
+        """Ends the call for the sandbox's own failure."""
+        raise NotImplementedError
+
+    def runnable(self) -> list[int]:
+        """Inputs that have a text to run with."""
+        return [i for i, text in enumerate(self.texts) if text is not None]
+
+    def fixed(self) -> list[Outcome | None]:
+        """Per input the outcome that needs no run, None for those that do."""
+        if self.program.outcome != "ok":
+            verdict = Outcome(self.program.outcome, value=self.program.detail or None)
+            return [verdict] * len(self.texts)
+        return [
+            Outcome("too_large", value="arguments") if text is None else None for text in self.texts
+        ]
+
+    def is_close(self, outcome: Outcome) -> bool:
+        """Whether a limit was so near that a busy machine may have made the verdict."""
+        if outcome.status == "timeout_wall":
+            return True
+        if outcome.status == "timeout_cpu":
+            return outcome.contended
+        return (
+            outcome.cpu_s > FINAL_SHARE * self.limits.cpu_s
+            or outcome.wall_s > FINAL_SHARE * self.limits.wall_s
+        )
+
+    def settle(self, run: Run, outcomes: list[Outcome], ask: Ask) -> list[int]:
+        """Asks for another run, alone, of the inputs whose verdict is close; returns them."""
+        if run.alone:
+            return []
+        close = [
+            position
+            for position, outcome in zip(run.positions, outcomes, strict=True)
+            if self.is_close(outcome)
+        ]
+        close = list(dict.fromkeys(close))
+        for position in close:
+            self.reruns += 1
+            ask(Run(self, run.seed, [position], run.shake, alone=True))
+        return close
+
+
+class PlainCall(Call):
+    """Every input once."""
+
+    def begin(self, ask: Ask) -> None:
+        self.outcomes = self.fixed()
+        self.missing = self.outcomes.count(None)
+        if not self.missing:
+            self.done(self)
+            return
+        ask(Run(self, 0, [i for i, outcome in enumerate(self.outcomes) if outcome is None]))
+
+    def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
+        close = self.settle(run, outcomes, ask)
+        for position, outcome in zip(run.positions, outcomes, strict=True):
+            if position not in close:
+                self.outcomes[position] = outcome
+                self.missing -= 1
+        if not self.missing:
+            self.done(self)
+
+    def abandon(self, why: str) -> None:
+        self.outcomes = [Outcome("sandbox_failure", value=why)] * len(self.texts)
+        self.done(self)
+
+    def statuses(self) -> list[Status]:
+        return [outcome.status for outcome in self.outcomes]
+
+    def results(self) -> list[Result]:
+        """A result per input, once done."""
+        return [outcome.result() for outcome in self.outcomes]
+
+
+class LabelCall(Call):
+    """Every input under several seeds: first in order, then in reverse, then as risk demands."""
+
+    def begin(self, ask: Ask) -> None:
+        self.first = self.fixed()
+        self.differs: set[int] = set()
+        self.reason = ""
+        self.left = 0
+        self.phase = 0
+        if None not in self.first:
+            self.done(self)
+            return
+        self._ask(ask, 0, self.runnable())
+
+    def _ask(self, ask: Ask, seed: int, positions: list[int]) -> None:
+        self.left += 1
+        ask(Run(self, seed, positions, shake=seed + 1 if self.program.is_risky else 0))
+
+    def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
+        close = self.settle(run, outcomes, ask)
+        self.left += len(close) - 1
+        for position, outcome in zip(run.positions, outcomes, strict=True):
+            if position not in close:
+                self._compare(position, outcome)
+        if self.left:
+            return
+        if self.reason or self.phase == 2 or (self.phase == 1 and not self.program.is_risky):
+            self.done(self)
+            return
+        self.phase += 1
+        backward = self.runnable()[::-1]
+        # The first input comes again at the end: state shows even where there is one input.
+        seeds = range(1, BASE_SEEDS) if self.phase == 1 else range(BASE_SEEDS, ALL_SEEDS)
+        for seed in seeds:
+            self._ask(ask, seed, [*backward, backward[0]])
+
+    def _compare(self, position: int, outcome: Outcome) -> None:
+        seen = self.first[position]
+        if seen is None:
+            self.first[position] = seen = outcome
+        if outcome.status not in DETERMINED:
+            self.reason = self.reason or f"input {position}: {outcome.status}"
+        elif outcome.identity != seen.identity:
+            self.differs.add(position)
+            self.reason = f"input {position} gives different results"
+
+    def abandon(self, why: str) -> None:
+        self.first = [Outcome("sandbox_failure", value=why)] * len(self.texts)
+        self.differs = set()
+        self.reason = f"sandbox_failure: {why}"
+        self.done(self)
+
+    def statuses(self) -> list[Status]:
+        return [
+            "nondeterministic" if i in self.differs else outcome.status
+            for i, outcome in enumerate(self.first)
+        ]
+
+    def label(self) -> Label:
+        """The label, once done."""
+        results = tuple(
+            Result("nondeterministic") if i in self.differs else outcome.result()
+            for i, outcome in enumerate(self.first)
+        )
+        return Label(results, not self.reason, self.reason)

@@ -1,0 +1,179 @@
+"""The program of zygotes and compilers, executed by path in an interpreter of its own.
+
+It must not import the rest of the product: what it loads, every child carries. Its one argument is
+a JSON object (`azr.sandbox.process.spawn` writes it); its first frame on the socket is another one,
+`{"layers": ...}` or `{"error": ...}`.
+"""
+
+import _imp
+import builtins
+import gc
+import importlib
+import json
+import sys
+import types
+
+
+class Silence:
+    """Stands for standard input, output and error: swallows everything, yields nothing."""
+
+    encoding = "utf-8"
+    closed = False
+
+    def write(self, text):
+        return len(text)
+
+    def read(self, size=-1):
+        return ""
+
+    readline = read
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
+
+
+def load_extension(path):
+    """Returns the C module of that file without a search, and without the package around it."""
+    spec = types.SimpleNamespace(name="_sandbox", origin=path)
+    module = _imp.create_dynamic(spec)
+    _imp.exec_dynamic(module)
+    return module
+
+
+def load_modules(names, internal):
+    """Returns {name: module} of those a program may import."""
+    for name in internal:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue  # a module of another version of Python
+    return {name: importlib.import_module(name) for name in names}
+
+
+def facades(names, recursion):
+    """Returns the modules of which a program gets a part."""
+    whole = {"io": importlib.import_module("io"), "sys": sys}
+    made = {}
+    for name, attributes in names.items():
+        facade = made[name] = types.ModuleType(name)
+        for attribute in attributes:
+            setattr(facade, attribute, getattr(whole[name], attribute))
+    made["sys"].argv = [""]
+    made["sys"].stdin = made["sys"].stdout = made["sys"].stderr = sys.stdout
+    # The limit is part of what a program means here, so that it is the same for everybody.
+    made["sys"].setrecursionlimit = lambda limit: None
+    return made
+
+
+def exception_names(modules):
+    """Returns {class: name} of the exceptions that are known by their address."""
+    names = {}
+    for module in (*modules, builtins):
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, BaseException):
+                names[value] = value.__name__
+    return names
+
+
+def sample(x, *, y=1):
+    """What programs do most: a little of everything."""
+    total = 0
+    for i, c in enumerate(sorted(x, key=lambda c: -len(str(c)))):
+        total += i * y if c else len({c: i})
+    text = ", ".join(f"{i:>3}" for i in range(3)).upper().split(",")
+    try:
+        text.append({}["missing"])
+    except KeyError as error:
+        text.append(repr(error))
+    return [total, text, {"a": (1.5, None, True)}, {1, 2}, b"x" * 3]
+
+
+def warm_up(sandbox):
+    """Runs the sample, so that children find caches filled and pages present."""
+    for _ in range(20):
+        args, kwargs = sandbox.parse_args("[1, 'two', (3.0, None), {'k': b'v'}], y=-2", 60)
+        sandbox.encode(sample(*args, **kwargs), 4096, 60, 1000)
+
+
+def prepare(sandbox, config):
+    """Loads what programs need, and makes this interpreter one that they cannot mark."""
+    sys.stdin = sys.stdout = sys.stderr = sys.__stdin__ = sys.__stdout__ = sys.__stderr__ = (
+        Silence()
+    )
+    allowed = load_modules(config["allowed"], config["internal"])
+    names = exception_names(allowed.values())
+    allowed |= facades(config["facades"], config["recursion"])
+    importlib.import_module("random").seed(config["seed"])
+    warm_up(sandbox)
+    for name in config["forgotten"]:
+        sys.modules.pop(name, None)
+    loaded = dict(sys.modules)
+    limits = tuple(config["limits"])
+    sandbox.prepare(vars(builtins), names, allowed, loaded, builtins.__import__, limits)
+    builtins.__import__ = sandbox.import_module
+    statistics = allowed.get("statistics")
+    if statistics is not None:
+        del statistics.random
+    sys.argv[:] = [""]
+    sys.path.clear()
+    sys.setrecursionlimit(config["recursion"])
+
+
+def frame(value):
+    """Returns a JSON object behind its length."""
+    body = json.dumps(value).encode()
+    return len(body).to_bytes(4, "little") + body
+
+
+def serve_zygote(sandbox, config):
+    # Small objects of different numbers, so that no two zygotes lay out their memory alike.
+    padding = [bytes(16 * (i % 32)) for i in range(config["seed"] * 97 % 512)]
+    prepare(sandbox, config)
+    sandbox.open_zygote(
+        config["socket_fd"],
+        config["tokens_fd"],
+        config["held_fd"],
+        config["held_index"],
+        config["slots"],
+    )
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    layers = sandbox.lock_down(True, config["memory_bytes"]) if config["protected"] else {}
+    sandbox.serve(frame({"layers": layers}))
+    return padding
+
+
+def serve_compiler(sandbox, config):
+    opcodes = importlib.import_module("opcode").opmap
+    allowed = {*config["allowed"], *config["facades"]}
+    layers = sandbox.lock_down(False, config["memory_bytes"]) if config["protected"] else {}
+    posix = importlib.import_module("posix")
+    posix.write(config["socket_fd"], frame({"layers": layers}))
+    risky = set(config["risky_names"])
+    sandbox.serve_compiler(config["socket_fd"], config["source_bytes"], allowed, risky, opcodes)
+
+
+def main():
+    config = json.loads(sys.argv[1])
+    sandbox = load_extension(config["extension"])
+    try:
+        sandbox.die_with(config["parent"])
+        serve = {"zygote": serve_zygote, "compiler": serve_compiler}[config["role"]]
+        serve(sandbox, config)
+    except BaseException as error:
+        # The client has no other way to learn why; it may be gone, too.
+        posix = importlib.import_module("posix")
+        text = f"{type(error).__name__}: {error}"
+        try:
+            posix.write(config["socket_fd"], frame({"error": text}))
+        except OSError:
+            pass
+        posix._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,450 @@
+/* Canonical bytes of plain values: written by a child, compared and decoded by the client.
+ *
+ *   N T F                        None, True, False
+ *   i  int64                     an int of 64 bits
+ *   I  uint32 n, n characters    a longer int, as hexadecimal text "-0x1f..."
+ *   f  8 bytes                   a float; no NaN, no infinity
+ *   c  16 bytes                  a complex: real, imaginary
+ *   s  uint32 n, n bytes         a str in UTF-8, lone surrogates passed
+ *   b  uint32 n, n bytes         a bytes
+ *   t l S d  uint32 n, n values  a tuple, list, set; a dict with 2n values
+ *
+ * Two values are the same value, type by type, exactly if their bytes are equal: elements of a set
+ * are sorted by their bytes, a dict keeps its order (its text shows it), -0.0 is not 0.0. Only
+ * exact built-in types are written, and no code of the program is called on the way.
+ */
+#include "sandbox.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* More digits than this could not be written as text: sys.int_info.default_max_str_digits. */
+#define INT_BITS_MAX 14280
+
+static bool put(struct sbx_writer *w, const void *bytes, size_t byte_count)
+{
+    if ((size_t)(w->end - w->at) < byte_count)
+        return false;
+    memcpy(w->at, bytes, byte_count);
+    w->at += byte_count;
+    return true;
+}
+
+static enum sbx_outcome put_sized(struct sbx_writer *w, char tag, const char *bytes,
+                                  Py_ssize_t byte_count)
+{
+    uint32_t size = (uint32_t)byte_count;
+    if (byte_count > w->end - w->at)
+        return SBX_TOO_LARGE;
+    return put(w, &tag, 1) && put(w, &size, 4) && put(w, bytes, size) ? SBX_OK : SBX_TOO_LARGE;
+}
+
+static enum sbx_outcome put_doubles(struct sbx_writer *w, char tag, const double *values,
+                                    size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(values[i])) {
+            w->unsupported = isnan(values[i]) ? "nan" : "inf";
+            return SBX_UNSUPPORTED_VALUE;
+        }
+    return put(w, &tag, 1) && put(w, values, count * sizeof *values) ? SBX_OK : SBX_TOO_LARGE;
+}
+
+static enum sbx_outcome encode_long_int(PyObject *value, struct sbx_writer *w)
+{
+    PyObject *text = NULL;
+    Py_ssize_t byte_count;
+    const char *bytes;
+    enum sbx_outcome outcome = SBX_MEMORY;
+
+    if ((text = PyNumber_ToBase(value, 16)) == NULL)
+        goto done;
+    if ((bytes = PyUnicode_AsUTF8AndSize(text, &byte_count)) == NULL)
+        goto done;
+    outcome = byte_count > INT_BITS_MAX / 4 + 3 ? SBX_TOO_LARGE
+                                                : put_sized(w, 'I', bytes, byte_count);
+done:
+    PyErr_Clear();
+    Py_XDECREF(text);
+    return outcome;
+}
+
+static enum sbx_outcome encode_int(PyObject *value, struct sbx_writer *w)
+{
+    int overflow;
+    int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (overflow)
+        return encode_long_int(value, w);
+    return put(w, "i", 1) && put(w, &number, sizeof number) ? SBX_OK : SBX_TOO_LARGE;
+}
+
+static enum sbx_outcome encode_str(PyObject *value, struct sbx_writer *w)
+{
+    PyObject *encoded;
+    Py_ssize_t byte_count;
+    const char *bytes = PyUnicode_AsUTF8AndSize(value, &byte_count);
+    enum sbx_outcome outcome;
+
+    if (bytes != NULL)
+        return put_sized(w, 's', bytes, byte_count);
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear();
+        return SBX_MEMORY;
+    }
+    PyErr_Clear();
+    encoded = PyUnicode_AsEncodedString(value, "utf-8", "surrogatepass");
+    if (encoded == NULL) {
+        PyErr_Clear();
+        return SBX_MEMORY;
+    }
+    outcome = put_sized(w, 's', PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded));
+    Py_DECREF(encoded);
+    return outcome;
+}
+
+static enum sbx_outcome encode_sequence(PyObject *value, struct sbx_writer *w, bool is_list)
+{
+    uint32_t count = (uint32_t)(is_list ? PyList_GET_SIZE(value) : PyTuple_GET_SIZE(value));
+    if (!put(w, is_list ? "l" : "t", 1) || !put(w, &count, 4))
+        return SBX_TOO_LARGE;
+    for (uint32_t i = 0; i < count; i++) {
+        PyObject *item = is_list ? PyList_GET_ITEM(value, i) : PyTuple_GET_ITEM(value, i);
+        enum sbx_outcome outcome = sbx_encode(item, w);
+        if (outcome != SBX_OK)
+            return outcome;
+    }
+    return SBX_OK;
+}
+
+static enum sbx_outcome encode_dict(PyObject *value, struct sbx_writer *w)
+{
+    uint32_t count = (uint32_t)PyDict_GET_SIZE(value);
+    Py_ssize_t position = 0;
+    PyObject *key, *item;
+
+    if (!put(w, "d", 1) || !put(w, &count, 4))
+        return SBX_TOO_LARGE;
+    while (PyDict_Next(value, &position, &key, &item)) {
+        enum sbx_outcome outcome = sbx_encode(key, w);
+        if (outcome == SBX_OK)
+            outcome = sbx_encode(item, w);
+        if (outcome != SBX_OK)
+            return outcome;
+    }
+    return SBX_OK;
+}
+
+struct span {
+    const unsigned char *start;
+    size_t byte_count;
+};
+
+static int compare_spans(const void *left, const void *right)
+{
+    const struct span *a = left, *b = right;
+    size_t shorter = a->byte_count < b->byte_count ? a->byte_count : b->byte_count;
+    int order = memcmp(a->start, b->start, shorter);
+    return order ? order : (a->byte_count > b->byte_count) - (a->byte_count < b->byte_count);
+}
+
+/* Puts the elements, which were written in the set's own order, into the order of their bytes. */
+static enum sbx_outcome sort_elements(struct sbx_writer *w, unsigned char *start,
+                                      struct span *spans, size_t count)
+{
+    size_t total = (size_t)(w->at - start);
+    unsigned char *copy = malloc(total ? total : 1), *at = start;
+    if (copy == NULL)
+        return SBX_MEMORY;
+    memcpy(copy, start, total);
+    qsort(spans, count, sizeof *spans, compare_spans);
+    for (size_t i = 0; i < count; i++) {
+        memcpy(at, copy + (spans[i].start - start), spans[i].byte_count);
+        at += spans[i].byte_count;
+    }
+    free(copy);
+    return SBX_OK;
+}
+
+static enum sbx_outcome encode_set(PyObject *value, struct sbx_writer *w)
+{
+    uint32_t count = (uint32_t)PySet_GET_SIZE(value);
+    struct span *spans = NULL;
+    PyObject *items = NULL;
+    unsigned char *start;
+    enum sbx_outcome outcome = SBX_TOO_LARGE;
+
+    if (!put(w, "S", 1) || !put(w, &count, 4))
+        goto done;
+    if (count > (size_t)(w->end - w->at)) /* an element takes a byte at least */
+        goto done;
+    start = w->at;
+    outcome = SBX_MEMORY;
+    /* PySequence_List of an exact set runs no code of the program. */
+    if ((spans = malloc((count + 1) * sizeof *spans)) == NULL)
+        goto done;
+    if ((items = PySequence_List(value)) == NULL)
+        goto done;
+    for (uint32_t i = 0; i < count; i++) {
+        spans[i].start = w->at;
+        outcome = sbx_encode(PyList_GET_ITEM(items, i), w);
+        if (outcome != SBX_OK)
+            goto done;
+        spans[i].byte_count = (size_t)(w->at - spans[i].start);
+    }
+    outcome = sort_elements(w, start, spans, count);
+done:
+    PyErr_Clear();
+    Py_XDECREF(items);
+    free(spans);
+    return outcome;
+}
+
+/* A built-in type by its own name; any other may call itself what it likes. */
+static const char *type_name(PyTypeObject *type)
+{
+    return type->tp_flags & Py_TPFLAGS_HEAPTYPE ? "object" : type->tp_name;
+}
+
+static enum sbx_outcome encode_container(PyObject *value, struct sbx_writer *w)
+{
+    PyTypeObject *type = Py_TYPE(value);
+    if (type == &PyList_Type)
+        return encode_sequence(value, w, true);
+    if (type == &PyTuple_Type)
+        return encode_sequence(value, w, false);
+    if (type == &PyDict_Type)
+        return encode_dict(value, w);
+    if (type == &PySet_Type)
+        return encode_set(value, w);
+    w->unsupported = type_name(type);
+    return SBX_UNSUPPORTED_VALUE;
+}
+
+enum sbx_outcome sbx_encode(PyObject *value, struct sbx_writer *w)
+{
+    PyTypeObject *type = Py_TYPE(value);
+    enum sbx_outcome outcome;
+
+    if (w->nodes_left == 0)
+        return SBX_TOO_LARGE;
+    w->nodes_left--;
+    if (value == Py_None)
+        return put(w, "N", 1) ? SBX_OK : SBX_TOO_LARGE;
+    if (type == &PyBool_Type)
+        return put(w, value == Py_True ? "T" : "F", 1) ? SBX_OK : SBX_TOO_LARGE;
+    if (type == &PyLong_Type)
+        return encode_int(value, w);
+    if (type == &PyFloat_Type) {
+        double number = PyFloat_AS_DOUBLE(value);
+        return put_doubles(w, 'f', &number, 1);
+    }
+    if (type == &PyComplex_Type) {
+        Py_complex number = PyComplex_AsCComplex(value);
+        return put_doubles(w, 'c', (double[]){number.real, number.imag}, 2);
+    }
+    if (type == &PyUnicode_Type)
+        return encode_str(value, w);
+    if (type == &PyBytes_Type)
+        return put_sized(w, 'b', PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
+    if (w->depth_left == 0) {
+        w->unsupported = "too deeply nested";
+        return SBX_UNSUPPORTED_VALUE;
+    }
+    w->depth_left--;
+    outcome = encode_container(value, w);
+    w->depth_left++;
+    return outcome;
+}
+
+/* ---- Decoding: the bytes may be anything ------------------------------------------------------ */
+
+struct reader {
+    const unsigned char *at, *end;
+    uint32_t depth_left;
+};
+
+static PyObject *malformed(void)
+{
+    PyErr_SetString(PyExc_ValueError, "not the bytes of a value");
+    return NULL;
+}
+
+static bool take(struct reader *r, void *into, size_t byte_count)
+{
+    if ((size_t)(r->end - r->at) < byte_count) {
+        malformed();
+        return false;
+    }
+    memcpy(into, r->at, byte_count);
+    r->at += byte_count;
+    return true;
+}
+
+static PyObject *decode_one(struct reader *r);
+
+static PyObject *decode_long_int(const char *bytes, uint32_t byte_count)
+{
+    char text[INT_BITS_MAX / 4 + 8];
+    const char *digits = bytes;
+    uint32_t left = byte_count;
+
+    if (byte_count >= sizeof text)
+        return malformed();
+    if (left && *digits == '-')
+        digits++, left--;
+    if (left < 3 || digits[0] != '0' || digits[1] != 'x')
+        return malformed();
+    for (uint32_t i = 2; i < left; i++)
+        if (strchr("0123456789abcdef", digits[i]) == NULL || digits[i] == '\0')
+            return malformed();
+    memcpy(text, bytes, byte_count);
+    text[byte_count] = '\0';
+    return PyLong_FromString(text, NULL, 16);
+}
+
+static PyObject *decode_text(struct reader *r, char tag)
+{
+    uint32_t size;
+    const char *bytes;
+    PyObject *value;
+
+    if (!take(r, &size, 4))
+        return NULL;
+    if (size > (size_t)(r->end - r->at))
+        return malformed();
+    bytes = (const char *)r->at;
+    r->at += size;
+    if (tag == 'I')
+        return decode_long_int(bytes, size);
+    if (tag == 'b')
+        return PyBytes_FromStringAndSize(bytes, size);
+    value = PyUnicode_DecodeUTF8(bytes, size, "surrogatepass");
+    if (value == NULL && PyErr_ExceptionMatches(PyExc_UnicodeError)) {
+        PyErr_Clear();
+        return malformed();
+    }
+    return value;
+}
+
+static PyObject *decode_sequence(struct reader *r, uint32_t count, bool is_list)
+{
+    PyObject *value = is_list ? PyList_New(count) : PyTuple_New(count);
+    for (uint32_t i = 0; value != NULL && i < count; i++) {
+        PyObject *item = decode_one(r);
+        if (item == NULL)
+            Py_CLEAR(value);
+        else if (is_list)
+            PyList_SET_ITEM(value, i, item);
+        else
+            PyTuple_SET_ITEM(value, i, item);
+    }
+    return value;
+}
+
+static int add_entry(struct reader *r, PyObject *value, bool is_set)
+{
+    PyObject *key = decode_one(r), *item = NULL;
+    int failed = -1;
+
+    if (key == NULL)
+        return -1;
+    if (is_set)
+        failed = PySet_Add(value, key);
+    else if ((item = decode_one(r)) != NULL)
+        failed = PyDict_SetItem(value, key, item);
+    Py_DECREF(key);
+    Py_XDECREF(item);
+    return failed;
+}
+
+static PyObject *decode_hashed(struct reader *r, uint32_t count, bool is_set)
+{
+    PyObject *value = is_set ? PySet_New(NULL) : PyDict_New();
+    for (uint32_t i = 0; value != NULL && i < count; i++)
+        if (add_entry(r, value, is_set) < 0)
+            Py_CLEAR(value);
+    if (value == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) { /* not hashable */
+            PyErr_Clear();
+            malformed();
+        }
+        return NULL;
+    }
+    if ((is_set ? PySet_GET_SIZE(value) : PyDict_GET_SIZE(value)) != (Py_ssize_t)count) {
+        Py_DECREF(value);
+        return malformed();
+    }
+    return value;
+}
+
+static PyObject *decode_container(struct reader *r, char tag)
+{
+    uint32_t count;
+    PyObject *value;
+
+    if (!take(r, &count, 4))
+        return NULL;
+    if (r->depth_left == 0 || count > (size_t)(r->end - r->at)) /* a value takes a byte at least */
+        return malformed();
+    r->depth_left--;
+    value = tag == 'l' || tag == 't' ? decode_sequence(r, count, tag == 'l')
+                                     : decode_hashed(r, count, tag == 'S');
+    r->depth_left++;
+    return value;
+}
+
+static PyObject *decode_number(struct reader *r, char tag)
+{
+    int64_t number;
+    double parts[2];
+
+    if (tag == 'i')
+        return take(r, &number, sizeof number) ? PyLong_FromLongLong(number) : NULL;
+    if (!take(r, parts, tag == 'f' ? 8 : 16))
+        return NULL;
+    if (!isfinite(parts[0]) || (tag == 'c' && !isfinite(parts[1])))
+        return malformed();
+    return tag == 'f' ? PyFloat_FromDouble(parts[0]) : PyComplex_FromDoubles(parts[0], parts[1]);
+}
+
+static PyObject *decode_one(struct reader *r)
+{
+    char tag;
+    if (!take(r, &tag, 1))
+        return NULL;
+    switch (tag) {
+    case 'N':
+        Py_RETURN_NONE;
+    case 'T':
+        Py_RETURN_TRUE;
+    case 'F':
+        Py_RETURN_FALSE;
+    case 'i':
+    case 'f':
+    case 'c':
+        return decode_number(r, tag);
+    case 'I':
+    case 's':
+    case 'b':
+        return decode_text(r, tag);
+    case 't':
+    case 'l':
+    case 'S':
+    case 'd':
+        return decode_container(r, tag);
+    default:
+        return malformed();
+    }
+}
+
+PyObject *sbx_decode(const unsigned char *bytes, size_t byte_count, uint32_t depth)
+{
+    struct reader r = {bytes, bytes + byte_count, depth};
+    PyObject *value = decode_one(&r);
+    if (value != NULL && r.at != r.end) {
+        Py_DECREF(value);
+        return malformed();
+    }
+    return value;
+}

@@ -1,0 +1,221 @@
+/* Inside a child: one program, its inputs, one entry for each.
+ *
+ * The interpreter is a copy of the zygote's, warm and single-threaded. Nothing here trusts the
+ * program: results are kept in C, values are encoded by their exact type, an exception is known by
+ * the address of its class, and the process ends without finalisers.
+ */
+#define _GNU_SOURCE
+#include "sandbox.h"
+
+#include <marshal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+int sbx_import_was_refused;
+
+static struct sbx_runtime runtime_of_this_process;
+
+int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits)
+{
+    runtime_of_this_process =
+        (struct sbx_runtime){Py_NewRef(builtins), Py_NewRef(exceptions), *limits};
+    return 0;
+}
+
+struct sbx_runtime *sbx_runtime_get(void)
+{
+    return runtime_of_this_process.builtins ? &runtime_of_this_process : NULL;
+}
+
+static int64_t clock_ns(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Allocates blocks of every small size and frees half of them, in an order drawn from the seed, so
+ * that neither addresses nor their order repeat from run to run. */
+static void shake_allocator(uint32_t seed)
+{
+    enum { SIZES = 32, BLOCKS = 24 };
+    void *blocks[SIZES * BLOCKS];
+    uint32_t state = seed * 2654435761u | 1u;
+
+    for (size_t i = 0; i < SIZES * BLOCKS; i++)
+        blocks[i] = PyObject_Malloc(16 * (i % SIZES + 1));
+    for (size_t left = SIZES * BLOCKS; left > SIZES * BLOCKS / 2; left--) {
+        size_t chosen;
+        state ^= state << 13, state ^= state >> 17, state ^= state << 5;
+        chosen = state % left;
+        PyObject_Free(blocks[chosen]);
+        blocks[chosen] = blocks[left - 1];
+    }
+}
+
+/* ---- Entries ---------------------------------------------------------------------------------- */
+
+static unsigned char *output_at(struct sbx_slot *slot, uint32_t offset)
+{
+    return (unsigned char *)slot + slot->output_offset + offset;
+}
+
+/* The room of the next payload, as limits and slot allow. */
+static struct sbx_writer open_entry(struct sbx_slot *slot, const struct sbx_limits *limits)
+{
+    size_t used = slot->output_used + sizeof(struct sbx_entry);
+    size_t room = slot->output_capacity > used ? slot->output_capacity - used : 0;
+    unsigned char *start = output_at(slot, slot->output_used) + sizeof(struct sbx_entry);
+    if (room > limits->output_bytes)
+        room = limits->output_bytes;
+    return (struct sbx_writer){start, start, start + room, limits->depth, limits->node_count, NULL};
+}
+
+static void commit_entry(struct sbx_slot *slot, enum sbx_outcome outcome, uint32_t payload_bytes)
+{
+    struct sbx_entry *entry = (struct sbx_entry *)output_at(slot, slot->output_used);
+    entry->outcome = outcome;
+    entry->payload_bytes = payload_bytes;
+    entry->cpu_ns = 0;
+    if (slot->job.input_count > 1) {
+        int64_t now_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+        entry->cpu_ns = now_cpu_ns - slot->input_start_cpu_ns;
+        slot->input_start_cpu_ns = now_cpu_ns;
+        slot->input_start_wall_ns = clock_ns(CLOCK_MONOTONIC);
+    }
+    slot->output_used += (uint32_t)SBX_ALIGN8(sizeof *entry + payload_bytes);
+    __atomic_store_n(&slot->committed, slot->committed + 1, __ATOMIC_RELEASE);
+}
+
+static void commit_text(struct sbx_slot *slot, const struct sbx_limits *limits,
+                        enum sbx_outcome outcome, const char *text)
+{
+    struct sbx_writer w = open_entry(slot, limits);
+    size_t byte_count = text ? strlen(text) : 0;
+    if (byte_count > (size_t)(w.end - w.at))
+        byte_count = 0;
+    memcpy(w.start, text ? text : "", byte_count);
+    commit_entry(slot, outcome, (uint32_t)byte_count);
+}
+
+/* ---- Exceptions ------------------------------------------------------------------------------- */
+
+/* The name of a class that the zygote knew, whatever the class says of itself. Subclasses of the
+ * program's own are all the same to it. */
+static const char *exception_name(PyObject *type, const struct sbx_runtime *runtime)
+{
+    PyObject *name = PyDict_GetItemWithError(runtime->exceptions, type);
+    const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
+    PyErr_Clear();
+    return text ? text : "UserException";
+}
+
+/* Makes the exception that is set the result of the next `count` inputs. */
+static void commit_exception(struct sbx_slot *slot, const struct sbx_runtime *runtime,
+                             uint32_t count)
+{
+    PyObject *type = Py_XNewRef(PyErr_Occurred()); /* kept: the child dies soon */
+    enum sbx_outcome outcome = SBX_EXCEPTION;
+    const char *text = NULL;
+
+    PyErr_Clear(); /* may run the program's __del__, whose exceptions go nowhere */
+    if (sbx_import_was_refused)
+        outcome = SBX_FORBIDDEN_IMPORT;
+    else if (type == PyExc_MemoryError)
+        outcome = SBX_MEMORY;
+    else
+        text = type ? exception_name(type, runtime) : "SystemError";
+    sbx_import_was_refused = 0;
+    for (uint32_t i = 0; i < count; i++)
+        commit_text(slot, &runtime->limits, outcome, text);
+}
+
+/* ---- One input -------------------------------------------------------------------------------- */
+
+static void commit_value(struct sbx_slot *slot, const struct sbx_runtime *runtime, PyObject *value)
+{
+    struct sbx_writer w = open_entry(slot, &runtime->limits);
+    enum sbx_outcome outcome = sbx_encode(value, &w);
+
+    if (sbx_import_was_refused) {
+        sbx_import_was_refused = 0;
+        outcome = SBX_FORBIDDEN_IMPORT;
+    }
+    if (outcome == SBX_OK)
+        commit_entry(slot, SBX_OK, (uint32_t)(w.at - w.start));
+    else
+        commit_text(slot, &runtime->limits, outcome, w.unsupported);
+}
+
+static void run_input(struct sbx_slot *slot, const struct sbx_runtime *runtime, PyObject *function,
+                      const char *text, uint32_t byte_count)
+{
+    PyObject *args, *kwargs, *value;
+
+    if (sbx_parse_args(text, byte_count, runtime->limits.depth, &args, &kwargs) < 0) {
+        bool memory = PyErr_ExceptionMatches(PyExc_MemoryError);
+        PyErr_Clear();
+        commit_text(slot, &runtime->limits, memory ? SBX_MEMORY : SBX_SYNTAX_ERROR, "arguments");
+        return;
+    }
+    value = PyObject_Call(function, args, kwargs);
+    Py_DECREF(args);
+    Py_XDECREF(kwargs);
+    if (value == NULL) {
+        commit_exception(slot, runtime, 1);
+        return;
+    }
+    commit_value(slot, runtime, value);
+    Py_DECREF(value);
+}
+
+/* ---- The program ------------------------------------------------------------------------------ */
+
+/* The program's f, or NULL with an exception set. */
+static PyObject *load(const struct sbx_slot *slot, const struct sbx_runtime *runtime)
+{
+    PyObject *code = NULL, *globals = NULL, *done = NULL, *function = NULL;
+
+    code = PyMarshal_ReadObjectFromString((const char *)slot->job_bytes, slot->job.code_bytes);
+    if (code == NULL)
+        goto end;
+    if ((globals = PyDict_New()) == NULL)
+        goto end;
+    if (PyDict_SetItemString(globals, "__builtins__", runtime->builtins) < 0)
+        goto end;
+    if (PyDict_SetItemString(globals, "__name__", PyUnicode_FromString("program")) < 0)
+        goto end;
+    if ((done = PyEval_EvalCode(code, globals, globals)) == NULL)
+        goto end;
+    function = Py_XNewRef(PyDict_GetItemString(globals, "f"));
+    if (function == NULL)
+        PyErr_SetString(PyExc_NameError, "f");
+end:
+    /* `globals` stays: the process is about to die, and freeing would run code. */
+    Py_XDECREF(done);
+    Py_XDECREF(code);
+    return function;
+}
+
+void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime)
+{
+    const unsigned char *input = slot->job_bytes + slot->job.code_bytes;
+    uint32_t input_count = slot->job.input_count;
+    PyObject *function;
+
+    if (slot->job.shake_seed)
+        shake_allocator(slot->job.shake_seed);
+    function = load(slot, runtime);
+    if (function == NULL) {
+        commit_exception(slot, runtime, input_count);
+        return;
+    }
+    for (uint32_t i = 0; i < input_count; i++) {
+        uint32_t byte_count;
+        memcpy(&byte_count, input, sizeof byte_count);
+        input += sizeof byte_count;
+        run_input(slot, runtime, function, (const char *)input, byte_count);
+        input += byte_count;
+    }
+}

@@ -1,0 +1,50 @@
+"""Builds the sandbox in C beside the rest, which pyproject.toml describes.
+
+The sandbox is Linux alone. Elsewhere, and where there is no compiler, everything else installs and
+`azr.sandbox` says why it cannot be used.
+"""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+SOURCES = sorted(str(path) for path in Path("csrc").glob("*.c"))
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
+
+class BuildSandbox(build_ext):
+    """Builds what can be built, and says why not where it cannot."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except (BaseError, CCompilerError, OSError) as error:
+            if self.inplace and not self.editable_mode:
+                raise  # somebody asked for the extension itself
+            print(f"azr: the sandbox is not built: {error}", file=sys.stderr)
+
+
+def extensions() -> list[Extension]:
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        print(
+            f"azr: the sandbox is not built: it needs Linux on x86-64 or aarch64, this is "
+            f"{sys.platform} on {platform.machine()}",
+            file=sys.stderr,
+        )
+        return []
+    return [
+        Extension(
+            "azr._sandbox",
+            SOURCES,
+            depends=["csrc/sandbox.h"],
+            extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *WARNINGS],
+            optional=True,
+        )
+    ]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildSandbox})
