@@ -46,7 +46,7 @@ class Limits:
     """
 
     cpu_s: float = 1.0
-    wall_s: float = 5.0
+    wall_s: float = 10.0
     memory_bytes: int = 256 << 20
     source_bytes: int = 64 << 10
     args_bytes: int = 64 << 10
