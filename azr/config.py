@@ -19,6 +19,9 @@ import tyro
 
 DEFAULT_PRESET = "cpu-prime.toml"
 
+DASHBOARDS = ("tensorboard", "wandb", "trackio")
+"""What `log.to` may name."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field, the value and the fix."""
@@ -252,6 +255,8 @@ class LogConfig:
     """Plain lines even where the terminal can redraw."""
     samples: bool = True
     """Write every task and sample to run.db."""
+    to: tuple[str, ...] = ()
+    """Dashboards that get the metrics too: tensorboard, wandb, trackio."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -499,6 +504,9 @@ def validate(config: Config) -> None:
     )
     need(len(config.task.types) > 0, "task.types", "needs at least one task type")
     need(len(set(config.task.types)) == len(config.task.types), "task.types", "names a type twice")
+    to = config.log.to
+    need(set(to) <= set(DASHBOARDS), "log.to", f"known are {', '.join(DASHBOARDS)}")
+    need(len(set(to)) == len(to), "log.to", "names one twice")
     model = config.model
     need(model.hidden % model.heads == 0, "model.hidden", "must be a multiple of --model.heads")
     need(model.heads % model.kv_heads == 0, "model.heads", "must be a multiple of model.kv_heads")

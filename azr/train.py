@@ -69,10 +69,12 @@ def run(
     from azr.evaluation import evaluate
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
+    from azr.log.dashboards import check_installed
     from azr.report import refresh
     from azr.selfplay import seeding_metrics, write_seeds
     from azr.tasks import load_environment
 
+    check_installed(config)
     device = start.prepare_device(config)
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
@@ -248,9 +250,11 @@ def _facts(config: Config, architecture, parameters: int) -> list[tuple[str, str
 def _dry_run(config: Config) -> int:
     """Prints the resolved configuration and the memory plan."""
     from azr import start
+    from azr.log.dashboards import check_installed
     from azr.memory import readable
     from azr.tasks import load_environment
 
+    check_installed(config)
     start.prepare_device(config)
     config, _ = start.settle_style(config)
     architecture, parameters, plan = start.plan_memory(config, load_environment(config.task))

@@ -1,4 +1,4 @@
-"""What a run leaves and shows: run directory, metrics, samples, console, learning curve."""
+"""What a run leaves and shows: run directory, metrics, samples, console, dashboards."""
 
 from azr.log.run_log import RunLog
 

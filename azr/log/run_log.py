@@ -15,6 +15,7 @@ from azr.diagnosis import Diagnosis
 from azr.errors import naming_disk_errors
 from azr.log.console import RunConsole
 from azr.log.curves import plot_learning_curve
+from azr.log.dashboards import Dashboards
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
 from azr.log.run_dir import RunLock, create_run_dir, describe_machine, write_json
@@ -57,6 +58,8 @@ class RunLog:
         self.started = started - state.get("elapsed_s", 0.0)
         self._loop_started, self._first_step = time.monotonic(), state.get("step", 0)
         self._diagnosis = Diagnosis(config.task.types)
+        self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
+        self._last_step = self._first_step
         self._is_resumed = resumed is not None
         if resumed:
             (self.run_dir / "config.toml").write_text(to_toml(config))
@@ -112,7 +115,9 @@ class RunLog:
         start = {s: a for s, a in results.items() if s[0] == "train"}
         self.console.start_table(start, "Before self-play: it knows the format, and no arithmetic")
         elapsed = time.monotonic() - self.started
-        self._metrics.write(0, dict(seeding) | as_metrics(results) | {"time/elapsed_s": elapsed})
+        row = dict(seeding) | as_metrics(results) | {"time/elapsed_s": elapsed}
+        self._metrics.write(0, row)
+        self._dashboards.write(0, row)
         self._loop_started = time.monotonic()
 
     def samples(
@@ -138,6 +143,8 @@ class RunLog:
         row["time/elapsed_s"] = now - self.started
         row |= process_metrics()
         self._metrics.write(step, row)
+        self._dashboards.write(step, row)
+        self._last_step = step
         a_step = (now - self._loop_started) / max(1, step - self._first_step)
         self.console.step(
             step,
@@ -180,6 +187,7 @@ class RunLog:
 
     def close(self) -> None:
         """Closes every file and lets go of the run directory."""
+        self._dashboards.close(self._last_step)
         self.console.close()
         self._metrics.close()
         if self._db:
