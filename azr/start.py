@@ -19,6 +19,7 @@ from azr.model.load import (
     load_tokenizer,
     make_tiny_model,
     make_tokenizer,
+    pad_id,
     parameter_count,
     tiny_config,
 )
@@ -102,7 +103,7 @@ def longest_context(config: Config, environment: Environment, limit: int | None 
 
     Compact prompts are those of the family's own rows. Text prompts are those of its seed tasks,
     the longest references together, up to the limit; tasks that a model proposes later may have
-    longer ones, up to the limit.
+    longer ones, up to the limit. Raises ConfigError where no prompt is short enough.
     """
     responses = [
         response_tokens(config, environment, role, task_type)
@@ -117,8 +118,13 @@ def longest_context(config: Config, environment: Environment, limit: int | None 
         tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
         rows = environment.warmup_rows(generator("longest-context"), 512)
         prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
-    longest = max(map(len, prompts))
-    return min(longest, limit or longest) + max(responses)
+    lengths = [len(prompt) for prompt in prompts]
+    if limit and min(lengths) > limit:
+        raise ConfigError(
+            f"--rollout.max-prompt-tokens {limit}: the shortest prompt has {min(lengths)} tokens; "
+            "allow more, or fewer --rollout.max-new-tokens"
+        )
+    return min(max(lengths), limit or max(lengths)) + max(responses)
 
 
 def _long_prompts(config: Config, environment: Environment) -> list[str]:
@@ -192,7 +198,7 @@ def make_engine(
     return RolloutEngine(
         model,
         slots=config.rollout.slots,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=pad_id(tokenizer),
         decode=tokenizer.decode,  # for stop strings
     )
 
@@ -214,7 +220,7 @@ def assemble(
         temperature=config.rollout.temperature,
         total_steps=config.steps,
         seed=config.run.seed,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=pad_id(tokenizer),
     )
     selfplay = SelfPlay(config, environment, engine, tokenizer)
     return Trainee(model, tokenizer, engine, selfplay, learner)

@@ -141,11 +141,27 @@ def response_texts(
     """Returns the text of each response without its end-of-text token; equal ones decoded once.
 
     `ends` are the tokens of `end_ids`; without them, the tokenizer's own. Any other special token
-    stays visible in the text, so that no parser takes it for nothing.
+    stays visible in the text, so that no parser takes it for nothing; so does an id that is no
+    token (embeddings are often padded to more rows than there are tokens), as U+FFFD.
     """
     stops = set(ends or (tokenizer.eos_token_id,))
     distinct = list(dict.fromkeys(responses))
     bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids in distinct]
     decoded = tokenizer.batch_decode([list(ids) for ids in bodies], skip_special_tokens=False)
+    known = len(tokenizer)
+    for i, ids in enumerate(bodies):
+        if ids and max(ids) >= known:
+            decoded[i] = _with_unknown(tokenizer, ids, known)
     texts = dict(zip(distinct, decoded, strict=True))
     return [texts[ids] for ids in responses]
+
+
+def _with_unknown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], known: int) -> str:
+    """Returns the text with U+FFFD for each id that is no token."""
+    pieces: list[list[int]] = [[]]
+    for i in ids:
+        if i < known:
+            pieces[-1].append(i)
+        else:
+            pieces.append([])
+    return "\ufffd".join(tokenizer.batch_decode(pieces, skip_special_tokens=False))

@@ -1,6 +1,7 @@
 """Models and tokenizers: made from scratch for a family's vocabulary, loaded, and saved."""
 
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +22,12 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from azr.config import ConfigError, ModelConfig
-from azr.model.attention import use_azr_attention
+from azr.model.attention import head_weight, use_azr_attention
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 TINY_CONTEXT = 512
+
+_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
 
 
 def make_tokenizer(
@@ -125,31 +128,48 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns (model, tokenizer) of an HF folder or hub id.
 
-    Raises ConfigError for a missing or broken folder, weights that lack a part of the model, a
-    tokenizer without an end-of-text token, or layers that our attention does not serve.
+    Raises ConfigError, with what to do, for a missing or broken folder, one that holds another
+    kind of model than a causal language model, weights that lack a part of it, a tokenizer that
+    was not made for it, or layers that our attention does not serve.
     """
+    tokenizer = load_tokenizer(path)
     try:
-        tokenizer = load_tokenizer(path)
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True
         )
     except Exception as error:  # for a damaged file each library raises a kind of its own
         raise ConfigError(_unreadable(path, error)) from error
+    _check_kind(path, model)
     if report["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(report["missing_keys"])
         raise ConfigError(
             f"--model {path}: not a complete HF model folder: {len(missing)} weights are missing, "
             f"{missing[0]} first"
         )
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"--model {path}: its tokenizer has no end-of-text token (eos_token)")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any known id does
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"--model {path}: its tokenizer has {len(tokenizer)} tokens and its embedding {rows} "
+            "rows: they were not made for one another; take both from one place"
+        )
     try:
         use_azr_attention(model)
+        head_weight(model)
     except ValueError as error:
         raise ConfigError(f"--model {path}: {error}") from error
     return model.to(device), tokenizer
+
+
+def _check_kind(path: str, model: PreTrainedModel) -> None:
+    """Raises ConfigError where the folder holds another kind of model than was loaded from it."""
+    held = model.config.architectures or []
+    loaded = type(model).__name__
+    if model.config.is_encoder_decoder or (held and loaded not in held):
+        kind = ", ".join(held) or loaded
+        raise ConfigError(
+            f"--model {path}: holds {kind}, which is no causal language model; give one whose "
+            "config.json names a class like Qwen2ForCausalLM under architectures"
+        )
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -158,24 +178,59 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     One saved as plain `tokenizer.json` is taken as it is. AutoTokenizer would put the family's own
     rules in place of it for some architectures, Qwen2 among them, and number tokens would fall
     apart into digits (huggingface/transformers#45920 tells of others).
-    Raises ConfigError that says what is missing.
+
+    Raises ConfigError, with what to do, where there is none, or none with an end-of-text token.
     """
     try:
         declared = get_tokenizer_config(path).get("tokenizer_class")
         if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            return PreTrainedTokenizerFast.from_pretrained(path)
-        return AutoTokenizer.from_pretrained(path)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # see load_model
         raise ConfigError(_unreadable(path, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"--model {path}: its tokenizer has no end-of-text token; name one as eos_token in "
+            "tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the token that fills up rows: the tokenizer's, else (Llama has none) end of text.
+
+    Filling is masked wherever it stands, so any known token does; the tokenizer stays as it is.
+    """
+    pad = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
 
 
 def _unreadable(path: str, error: Exception) -> str:
     first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if Path(path).is_dir():
-        return f"--model {path}: not a complete HF model folder: {first_line}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"--model {path}: its code comes with it (trust_remote_code), and is not run; give a "
+            "model of an architecture that transformers has itself"
+        )
+    folder = Path(path)
+    if folder.is_dir():
+        needed = {
+            "config.json": ("config.json",),
+            "weights (*.safetensors)": ("*.safetensors", "*.bin"),
+            "tokenizer.json": ("tokenizer.json", "tokenizer.model", "vocab.json"),
+        }
+        lacking = [
+            name for name, kinds in needed.items() if not any(any(folder.glob(k)) for k in kinds)
+        ]
+        what = f"it lacks {' and '.join(lacking)}; " if lacking else ""
+        return f"--model {path}: not a complete HF model folder: {what}{first_line}"
+    if not _HUB_ID.fullmatch(path):
+        return f"--model {path}: no such folder"
     return (
-        f"--model {path}: no such folder, and it cannot be had from the hub (offline?): "
-        f"{first_line}"
+        f"--model {path}: no such folder, and as a hub id it cannot be had: {first_line}. Without "
+        f"a network, fetch it elsewhere (hf download {path} --local-dir FOLDER) and give "
+        "--model FOLDER; a gated model needs its licence accepted and `hf auth login`"
     )
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import OptimConfig, WarmupConfig
 from azr.model.attention import arange_positions, head_weight, hidden_states
+from azr.model.load import pad_id
 from azr.optim import make_optimizer
 
 RAMP_STEPS = 20
@@ -48,7 +49,7 @@ def format_warmup(
             [*p, *r, tokenizer.eos_token_id] for p, r in zip(prompt_ids, response_ids, strict=True)
         ]
         width = max(map(len, both))
-        pad = tokenizer.pad_token_id
+        pad = pad_id(tokenizer)
         ids_BT = torch.tensor([r + [pad] * (width - len(r)) for r in both], device=device)
         steps_T = torch.arange(width - 1, device=device)
         starts_B1 = torch.tensor([[len(p) - 1] for p in prompt_ids], device=device)
