@@ -7,6 +7,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MistralConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
@@ -32,6 +33,7 @@ _CONFIGS = {
     "qwen3": lambda **kw: Qwen3Config(tie_word_embeddings=False, head_dim=16, **kw),
     "llama": lambda **kw: LlamaConfig(tie_word_embeddings=False, **kw),
     "llama-tied": lambda **kw: LlamaConfig(tie_word_embeddings=True, **kw),
+    "mistral": lambda **kw: MistralConfig(tie_word_embeddings=False, sliding_window=None, **kw),
 }
 FAMILIES = tuple(_CONFIGS)
 

@@ -1,85 +1,126 @@
-"""The KV cache of a rollout: rows of different lengths that come, grow and leave.
+"""What the engine asks of a KV cache, whatever its layout: rows in slots, prompts they share.
 
-Per layer one tensor for keys and one for values, [R, G, C, K]: R rows, G key-value heads, C tokens
-of capacity, K head size. Row r holds `lengths[r]` tokens.
+Shapes: R rows, G key-value heads, K head size, D hidden size.
 """
 
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-
-class PrefillCache:
-    """Takes the keys and values of prompts as they are computed, one tensor pair per layer."""
-
-    def __init__(self) -> None:
-        self.layers: list[tuple[Tensor, Tensor]] = []
-
-    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Keeps what is given; no mask, since a prompt attends causally to itself."""
-        assert layer == len(self.layers)
-        self.layers.append((k_BGTK, v_BGTK))
-        return k_BGTK, v_BGTK, None
+from azr.model.attention import Attend
+from azr.rollout.request import Waiting
 
 
-class RowCache:
-    """The cache of the rows that are being decoded."""
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What one token takes in a KV cache."""
 
-    def __init__(
-        self, config: PretrainedConfig, rows: int, capacity: int, device: torch.device, dtype
-    ):
+    layers: int
+    kv_heads: int
+    head_size: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, dtype: torch.dtype) -> "Geometry":
+        """Returns the geometry of a model."""
         text = config.get_text_config()
-        heads = text.num_key_value_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = (rows, heads, capacity, size)
-        self.capacity = capacity
-        # Zeros, not whatever the memory held: a masked score is NaN where the key is NaN, and a
-        # masked value counts 0 times itself, which is NaN for NaN and Inf.
-        self.layers = [
-            tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-            for _ in range(text.num_hidden_layers)
-        ]
-        self.lengths_R = torch.zeros(0, dtype=torch.int64, device=device)
+        return cls(text.num_hidden_layers, text.num_key_value_heads, size, dtype)
 
-    def admit(self, prefill: PrefillCache, source_rows: Tensor, lengths: Tensor) -> None:
-        """Adds one row for each entry of `source_rows`: the prompt of that prefilled row.
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token."""
+        return 2 * self.layers * self.kv_heads * self.head_size * self.dtype.itemsize
 
-        Samples of one prompt share its prefill: their rows are copies of the same source row.
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """A prompt that is in the cache, or about to be."""
+
+    token_ids: tuple[int, ...]
+    claims: int
+    """Samples that still need it: those that run and those of the same request that wait."""
+    place: int
+    """Where the cache keeps its last hidden state."""
+    is_filled: bool = False
+
+    def add_claims(self, row: Waiting) -> None:
+        """Adds the claims of a request with the first of its samples that finds the prompt."""
+        if not self.claims:
+            self.claims = row.request.n - row.index
+        elif row.index == 0:
+            self.claims += row.request.n
+
+
+class KVCache(Protocol):
+    """Rows occupy slots 0, 1, ... without holes, in the order of the engine's own slots."""
+
+    def take(self, slot: int, row: Waiting) -> bool:
+        """Reserves all that a row can ever need, next to its prompt; False where it must wait."""
+        ...
+
+    def unfilled(self) -> list[tuple[int, ...]]:
+        """Returns the prompts that were taken and not computed yet."""
+        ...
+
+    def prefill(self, lengths: list[int]) -> Attend:
+        """Returns who attends, and stores, while those prompts are computed, packed in order."""
+        ...
+
+    def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
+        """Keeps the last hidden state of each of them; gives the rows in the slots their prompt."""
+        ...
+
+    def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Returns hidden states [U, D] and which of them each row in the slots begins with."""
+        ...
+
+    def step(self, rows: int, padded: int) -> Attend:
+        """Returns who attends in the next decode step of the first `padded` slots, in `rows` of
+        which there are rows."""
+        ...
+
+    def leave(self, slots: list[int]) -> None:
+        """Gives back what the rows in these slots hold; their slots are moved over next."""
+        ...
+
+    def move(self, source: list[int], target: list[int], rows: int) -> None:
+        """Moves rows between slots; `rows` are left, in the first slots."""
+        ...
+
+    def drop_idle(self) -> bool:
+        """Drops prompts that no running row uses; returns whether there was one."""
+        ...
+
+
+class PromptHidden:
+    """The last hidden state of each prompt that is kept: later samples begin from it too."""
+
+    def __init__(self, places: int, hidden: int, device: torch.device, dtype: torch.dtype):
+        self._hidden = torch.zeros((places, hidden), dtype=dtype, device=device)
+
+    def put(self, places: list[int], hidden_UD: Tensor) -> None:
+        """Keeps one state a place."""
+        self._hidden[places] = hidden_UD
+
+    def of(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        """Returns the distinct states of these places and which of them each entry has.
+
+        At least 8 states: a matrix product of fewer rows rounds otherwise than one of many.
         """
-        start, stop = len(self.lengths_R), len(self.lengths_R) + len(source_rows)
-        for (keys, values), (k, v) in zip(self.layers, prefill.layers, strict=True):
-            keys[start:stop, :, : k.shape[2]] = k[source_rows]
-            values[start:stop, :, : v.shape[2]] = v[source_rows]
-        self.lengths_R = torch.cat([self.lengths_R, lengths[source_rows]])
+        distinct, inverse = np.unique(np.array(places, dtype=np.int64), return_inverse=True)
+        if len(distinct) < 8:
+            distinct = np.resize(distinct, 8)
+        device = self._hidden.device
+        return (
+            self._hidden[torch.from_numpy(distinct).to(device)],
+            torch.from_numpy(inverse.reshape(-1)).to(device),
+        )
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops every row that is not in `rows`, an ascending list of row numbers."""
-        used = int(self.lengths_R.max())
-        for keys, values in self.layers:
-            for cache in (keys, values):
-                cache[: len(rows), :, :used] = cache[rows, :, :used]
-        self.lengths_R = self.lengths_R[rows]
-
-    def clear(self) -> None:
-        """Drops every row."""
-        self.lengths_R = self.lengths_R[:0]
-
-    def start_step(self) -> Tensor:
-        """Prepares one decode step of every row; returns the positions [R] of the new tokens."""
-        # A row that ended but has not left may be full: its new token overwrites the last one.
-        positions = self.lengths_R.clamp(max=self.capacity - 1)
-        self.lengths_R = positions + 1
-        self._positions = positions
-        self._rows = torch.arange(len(positions), device=positions.device)
-        self._extent = int(positions.max()) + 1
-        steps = torch.arange(self._extent, device=positions.device)
-        self._mask = (steps <= positions[:, None])[:, None, None, :]
-        return positions
-
-    def append(self, layer: int, k_BG1K: Tensor, v_BG1K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Stores the new token of each row; returns keys, values and the mask of the visible."""
-        keys, values = self.layers[layer]
-        keys[self._rows, :, self._positions] = k_BG1K[:, :, 0]
-        values[self._rows, :, self._positions] = v_BG1K[:, :, 0]
-        rows = len(self._rows)
-        return keys[:rows, :, : self._extent], values[:rows, :, : self._extent], self._mask
+    def move(self, source: int, target: int) -> None:
+        """Copies a state to another place."""
+        self._hidden[target] = self._hidden[source]

@@ -5,58 +5,41 @@ finished rows leave and waiting ones enter. Tokens are a function of the weights
 its key, not of what else is in the batch.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from azr.keys import make_key
-from azr.model.attention import arange_positions, head_weight, hidden_states
-from azr.rollout.cache import PrefillCache, RowCache
-from azr.rollout.rows import Rows
-from azr.rollout.sampler import Sampling
+from azr.model.attention import choose, head_weight, hidden_states
+from azr.rollout.cache import Geometry
+from azr.rollout.graphs import StepGraphs, bucket
+from azr.rollout.history import History, Outcome
+from azr.rollout.memory import Plan, new_cache
+from azr.rollout.request import Progress, Request, Sample, Waiting
+from azr.rollout.roofline import Floor, Meter, measure_rates
+from azr.rollout.sampler import Mix
+from azr.rollout.slots import GOES_ON, STOPPED, Slots
 
+FEWEST_ROWS = 8
+"""Rows of the smallest matrix product: fewer round otherwise than many do."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A prompt and how many completions of it are wanted."""
-
-    token_ids: tuple[int, ...]
-    sampling: Sampling
-    key: int
-    """Unsigned 64-bit key of the sampling noise; sample i draws from (key, i)."""
-    n: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One completion."""
-
-    request: int
-    """Index of its request in the call."""
-    index: int
-    """Which of the request's n samples."""
-    token_ids: tuple[int, ...]
-    """Sampled tokens, a final stop token included."""
-    logprobs: np.ndarray
-    """float32 [len(token_ids)], under the sampling temperature, before any truncation."""
-    finish_reason: Literal["stop", "length"]
-
-
-CLEAN_UP_SHARE = 8
-"""Rows that are done leave when they are at least one in so many."""
+PREFILL_TOKENS = 16384
+"""Prompt tokens that are computed together; bounds the activations of a prefill."""
 
 
 class RolloutEngine:
     """Generates completions with a model's current weights.
 
-    `slots` bounds the rows decoded together. `decode` turns token ids into text and is needed only
-    for requests with stop strings. `pad_id` fills prompts of unequal length in a prefill.
+    slots          bounds the rows decoded together
+    pad_id         fills up a prefill that is too short to round as a long one does
+    decode         turns token ids into text; needed only for requests with stop strings
+    attention      backend, or "auto" (azr.model.attention.backends)
+    cache_bytes    bounds the KV cache; None takes what is free
+    on_progress    is told how far a call is, at most every `progress_s` seconds
     """
 
     def __init__(
@@ -66,44 +49,72 @@ class RolloutEngine:
         slots: int,
         pad_id: int = 0,
         decode: Callable[[list[int]], str] | None = None,
+        attention: str = "auto",
+        cache_bytes: int | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        progress_s: float = 10.0,
     ):
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
         self.model, self.slots, self.pad_id, self.decode = model, slots, pad_id, decode
         self.device = head_weight(model).device
-        self.dtype = head_weight(model).dtype
+        self.geometry = Geometry.of(model.config, head_weight(model).dtype)
+        self.backend = choose(attention, self.device, self.geometry.dtype, self.geometry.head_size)
+        self.cache_bytes = cache_bytes
+        self.on_progress, self.progress_s = on_progress, progress_s
         self.generated_tokens = 0
         """Tokens sampled since the engine was made."""
+        self.meter: Meter | None = None
+        """Decode speed beside its floor, on CUDA."""
+        self._plan: Plan | None = None
+        self._state: _Run | None = None
+        self._is_running = False
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yields samples in the order in which they finish.
 
-        Raises ValueError for an empty prompt, a request that cannot fit the model's context, or
-        stop strings without a `decode` function.
+        Closing the generator ends the call; the engine is ready for the next one. Raises
+        ValueError for an empty prompt, a request that cannot fit the model's context or the KV
+        cache, or stop strings without a `decode` function, before any work is done; RuntimeError
+        where a call is under way already.
         """
-        waiting: deque[tuple[int, int, Request]] = deque()
-        capacity = 1
+        requests = list(requests)
         context = self.model.config.get_text_config().max_position_embeddings
         for number, request in enumerate(requests):
             self._check(number, request, context)
-            capacity = max(capacity, len(request.token_ids) + request.sampling.max_new_tokens)
-            waiting.extend((number, index, request) for index in range(request.n))
-        if not waiting:
+        if not requests:
             return
+        if self._is_running:
+            raise RuntimeError("this engine is generating already; exhaust or close that first")
         was_training = self.model.training
+        self._is_running = True
         self.model.eval()
+        run = None
         try:
-            yield from self._run(waiting, capacity)
+            run = self._prepared(requests)
+            yield from run.samples()
+        except torch.OutOfMemoryError:
+            self.release()
+            raise
         finally:
+            if run is not None and not run.is_done:
+                self.release()  # rows of the abandoned call still hold their places
             self.model.train(was_training)
+            self._is_running = False
+
+    def release(self) -> None:
+        """Gives the KV cache and captured graphs back; the next call takes them again.
+
+        The trainer calls this before an update, which needs the memory for activations.
+        """
+        self._state = self._plan = None
 
     def _check(self, number: int, request: Request, context: int) -> None:
         if not request.token_ids:
             raise ValueError(f"request {number} has an empty prompt")
         if request.n < 1:
             raise ValueError(f"request {number} asks for n={request.n} samples")
-        longest = len(request.token_ids) + request.sampling.max_new_tokens
-        if longest > context:
+        if request.most_tokens > context:
             raise ValueError(
                 f"request {number}: {len(request.token_ids)} prompt tokens + "
                 f"{request.sampling.max_new_tokens} new ones exceed the model's context of "
@@ -112,87 +123,202 @@ class RolloutEngine:
         if request.sampling.stop_strings and self.decode is None:
             raise ValueError(f"request {number} has stop strings, but the engine cannot decode")
 
-    def _run(self, waiting: deque, capacity: int) -> Iterator[Sample]:
-        slots = min(self.slots, len(waiting))
-        cache = RowCache(self.model.config, slots, capacity, self.device, self.dtype)
-        rows: Rows | None = None
-        while waiting or rows is not None:
+    def _prepared(self, requests: list[Request]) -> "_Run":
+        """Returns the call, with cache and graphs of the last one where they serve it too."""
+        plan = Plan.of(
+            requests, self.geometry, self.backend, self.slots, self.cache_bytes, self.device,
+            held=self._plan,
+        )  # fmt: skip
+        if plan is not self._plan:
+            self.release()
+            slots = Slots(max(plan.slots, FEWEST_ROWS), plan.most_stops, self.device)
+            self._state = _Run(self, plan, slots)
+            self._plan = plan
+        if self.meter is None and self._state.graphs is not None:
+            rates = measure_rates(self.geometry.dtype)
+            self.meter = Meter(Floor.of(self.model, self.geometry, rates))
+        self._state.begin(requests)
+        return self._state
+
+
+class _Run:
+    """A call under way: the rows that wait, those that are decoded, and the results to come."""
+
+    def __init__(self, engine: RolloutEngine, plan: Plan, slots: Slots):
+        self.engine, self.plan, self.slots = engine, plan, slots
+        hidden = engine.model.config.get_text_config().hidden_size
+        self.cache = new_cache(plan, engine.backend, engine.geometry, slots, hidden, engine.device)
+        # Rows whose last step is under way keep their number until it has arrived.
+        self.history = History(2 * slots.slots, plan.own_tokens)
+        self.numbers = np.zeros(slots.slots, dtype=np.int64)
+        """Number in the history of the row in each slot."""
+        is_captured = engine.device.type == "cuda" and engine.backend.cache != "rows"
+        self.graphs = StepGraphs(self._enqueue, slots) if is_captured else None
+        self.lag = 1 if is_captured else 0
+        """Steps that run on the device while the host deals with an earlier one."""
+
+    def begin(self, requests: list[Request]) -> None:
+        """Makes ready for a call; the rows of the call before have all left."""
+        self.requests = requests
+        self.waiting = deque(
+            Waiting(number, index, request)
+            for number, request in enumerate(requests)
+            for index in range(request.n)
+        )
+        self.total = len(self.waiting)
+        self.rows = self.done = self.tokens = 0
+        self.outcomes: deque[Outcome] = deque()
+        self.mix = Mix.of(r.sampling for r in requests)
+        self.wants_text = any(r.sampling.stop_strings for r in requests)
+        self.is_done = False
+        self.started = self.reported = time.monotonic()
+
+    def samples(self) -> Iterator[Sample]:
+        """Yields samples as they finish."""
+        while self.waiting or self.rows or self.outcomes:
             # Left before samples are handed out: the caller may want gradients of its own.
             with torch.inference_mode():
-                samples: list[Sample] = []
-                if waiting and (rows is None or len(rows) < slots):
-                    count = min(slots - (0 if rows is None else len(rows)), len(waiting))
-                    fresh = self._admit(cache, [waiting.popleft() for _ in range(count)])
-                    rows = fresh if rows is None else rows.extended(fresh)
-                else:
-                    positions = cache.start_step()[:, None]
-                    hidden = hidden_states(self.model, rows.last_ids()[:, None], positions, cache)
-                    rows.draw(self._logits(hidden[:, 0]))
-                ended = rows.ended()
-                self._check_stop_strings(rows, ended)
-                if bool(ended.any()):
-                    samples = self._hand_out(rows, ended)
-                    rows.done |= ended
-                    rows = self._clean_up(cache, rows)
-            yield from samples
+                self._admit()
+                finished = self._settle()
+                if self.rows:
+                    self._step()
+                    finished += self._settle()
+            yield from finished
+            self._report()
+        self.is_done = True
 
-    def _admit(self, cache: RowCache, admitted: list[tuple[int, int, Request]]) -> Rows:
-        """Prefills each distinct prompt once, opens a row per sample, draws its first token."""
-        prompts: dict[tuple[int, ...], int] = {}
-        source = [prompts.setdefault(r.token_ids, len(prompts)) for _, _, r in admitted]
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        width = max(len(p) for p in prompts)
-        ids = torch.tensor(
-            [list(p) + [self.pad_id] * (width - len(p)) for p in prompts], device=self.device
-        )
-        prefill = PrefillCache()
-        hidden = hidden_states(self.model, ids, arange_positions(ids), prefill)
-        last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
-        source_rows = torch.tensor(source, device=self.device)
-        cache.admit(prefill, source_rows, lengths)
-        owners = [(number, index, request.sampling) for number, index, request in admitted]
-        keys = [make_key(request.key, index) for _, index, request in admitted]
-        rows = Rows.open(owners, keys, self.device)
-        rows.draw(self._logits(last)[source_rows])
-        return rows
+    # Rows that enter
+
+    def _admit(self) -> None:
+        """Opens rows for the samples that wait, as many as there is room for."""
+        start, prompt_tokens = self.rows, 0
+        entering: list[Waiting] = []
+        while self.waiting and self.rows < self.plan.slots:
+            row = self.waiting[0]
+            if prompt_tokens and prompt_tokens + len(row.request.token_ids) > PREFILL_TOKENS:
+                break
+            if not self.cache.take(self.rows, row):
+                if self.rows or not self.cache.drop_idle():
+                    break
+                continue
+            prompt_tokens = sum(map(len, self.cache.unfilled()))
+            entering.append(self.waiting.popleft())
+            self.rows += 1
+        if not entering:
+            return
+        self._prefill(start)
+        self.slots.open(start, entering)
+        self.numbers[start : self.rows] = self.history.open(entering)
+        hidden, which = self.cache.first_hidden(start, self.rows)
+        self.slots.record(start, self.rows, self._logits(hidden)[which], self.mix)
+        self._send(start)
+
+    def _prefill(self, start: int) -> None:
+        """Computes the prompts that are new, packed; the rows from `start` on get theirs."""
+        prompts = self.cache.unfilled()
+        if not prompts:
+            self.cache.filled(torch.empty(0), start, self.rows)
+            return
+        lengths = [len(p) for p in prompts]
+        filling = max(0, FEWEST_ROWS - sum(lengths))
+        ids = [i for p in prompts for i in p] + [self.engine.pad_id] * filling
+        lengths += [filling] * bool(filling)
+        device = self.engine.device
+        ids_1N = torch.tensor([ids], device=device)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        positions_1N = torch.from_numpy(positions)[None].to(device)
+        attend = self.cache.prefill(lengths)
+        hidden = hidden_states(self.engine.model, ids_1N, positions_1N, attend)[0]
+        last = np.cumsum(lengths[: len(prompts)]) - 1
+        self.cache.filled(hidden[torch.from_numpy(last).to(device)], start, self.rows)
+
+    # Rows that are decoded
+
+    def _step(self) -> None:
+        """Enqueues one decode step of all rows."""
+        if self.graphs is None:
+            self._enqueue(max(self.rows, FEWEST_ROWS), self.mix)
+        else:
+            meter = self.engine.meter
+            begun = meter.start()
+            self.graphs.run(bucket(self.rows, self.slots.slots), self.mix)
+            meter.stop(begun, self.rows, self._tokens_held())
+        self._send(0)
+
+    def _enqueue(self, rows: int, mix: Mix) -> None:
+        slots, model = self.slots, self.engine.model
+        attend = self.cache.step(min(self.rows, rows), rows)
+        ids_1R, positions_1R = slots.last_ids(rows)[None], slots.lengths(rows)[None]
+        hidden = hidden_states(model, ids_1R, positions_1R, attend)
+        slots.record(0, rows, self._logits(hidden[0]), mix)
 
     def _logits(self, hidden_RD: Tensor) -> Tensor:
-        return torch.nn.functional.linear(hidden_RD, head_weight(self.model)).float()
+        return torch.nn.functional.linear(hidden_RD, head_weight(self.engine.model))
 
-    def _check_stop_strings(self, rows: Rows, ended: Tensor) -> None:
-        """Ends the rows whose text now holds one of their stop strings."""
-        for r, (_, _, sampling) in enumerate(rows.owners):
-            if sampling.stop_strings and not rows.done[r]:
-                text = self.decode(rows.tokens[r, : rows.counts[r]].tolist())
-                if any(stop in text for stop in sampling.stop_strings):
-                    rows.stopped[r] = ended[r] = True
+    def _tokens_held(self) -> int:
+        return self.history.tokens_held(self.numbers[: self.rows])
 
-    def _hand_out(self, rows: Rows, ended: Tensor) -> list[Sample]:
-        numbers = ended.nonzero().squeeze(1)
-        counts = rows.counts[numbers].tolist()
-        tokens = rows.tokens[numbers].tolist()
-        logprobs = rows.logprobs[numbers].cpu().numpy()
-        stopped = rows.stopped[numbers].tolist()
-        self.generated_tokens += sum(counts)
-        return [
-            Sample(
-                request=rows.owners[r][0],
-                index=rows.owners[r][1],
-                token_ids=tuple(tokens[i][: counts[i]]),
-                logprobs=logprobs[i, : counts[i]].copy(),
-                finish_reason="stop" if stopped[i] else "length",
+    def _send(self, start: int) -> None:
+        numbers = self.numbers[start : self.rows].copy()
+        self.outcomes.append(Outcome.of(self.slots, start, self.rows, numbers, self.mix.wants_mass))
+
+    # Rows that have ended
+
+    def _settle(self) -> list[Sample]:
+        """Takes in the steps whose draws are due; returns the samples that they finished."""
+        finished = []
+        while len(self.outcomes) > (self.lag if self.rows else 0):
+            finished += self._take_in(self.outcomes.popleft())
+        return finished
+
+    def _take_in(self, outcome: Outcome) -> list[Sample]:
+        """Returns the samples that a step finished; their rows leave."""
+        numbers, codes = self.history.add(outcome)
+        self.tokens += len(numbers)
+        self.engine.generated_tokens += len(numbers)
+        if self.wants_text:
+            codes = codes.copy()
+            for at in np.flatnonzero(codes != STOPPED).tolist():
+                if self._has_stop_string(int(numbers[at])):
+                    codes[at] = STOPPED
+        ended = np.flatnonzero(codes != GOES_ON)
+        if not len(ended):
+            return []
+        self._leave(numbers[ended])
+        self.done += len(ended)
+        return [self.history.close(int(numbers[at]), int(codes[at])) for at in ended.tolist()]
+
+    def _has_stop_string(self, number: int) -> bool:
+        stops = self.history.owner(number).request.sampling.stop_strings
+        if not stops:
+            return False
+        text = self.engine.decode(self.history.tokens(number))
+        return any(stop in text for stop in stops)
+
+    def _leave(self, numbers: np.ndarray) -> None:
+        """Frees the rows' slots; rows from the end move into them."""
+        left = np.isin(self.numbers[: self.rows], numbers)
+        leaving = np.flatnonzero(left).tolist()
+        self.cache.leave(leaving)
+        rows = self.rows - len(leaving)
+        target = [slot for slot in leaving if slot < rows]
+        source = [slot for slot in range(rows, self.rows) if not left[slot]]
+        self.cache.move(source, target, rows)
+        self.slots.move(source, target, rows)
+        self.numbers[target] = self.numbers[source]
+        self.rows = rows
+
+    def _report(self) -> None:
+        """Tells how far the call is, now and then."""
+        engine, now = self.engine, time.monotonic()
+        if engine.on_progress is None or now - self.reported < engine.progress_s:
+            return
+        self.reported = now
+        engine.on_progress(
+            Progress(
+                done=self.done,
+                samples=self.total,
+                tokens=self.tokens,
+                seconds=now - self.started,
             )
-            for i, r in enumerate(numbers.tolist())
-        ]
-
-    def _clean_up(self, cache: RowCache, rows: Rows) -> Rows | None:
-        """Drops the rows that are done, once they are many: it copies the rest of the cache."""
-        done = int(rows.done.sum())
-        if done == len(rows):
-            cache.clear()
-            return None
-        if done * CLEAN_UP_SHARE < len(rows):
-            return rows
-        kept = (~rows.done).nonzero().squeeze(1)
-        cache.keep(kept)
-        return rows.keep(kept)
+        )

@@ -2,11 +2,14 @@
 
 The noise is one uniform number per token, from a counter-based generator, so it depends neither on
 the batch nor on the order of the rows. The token is found by inverting the cumulative distribution.
+On CUDA the fused kernel of rlvr_kernels draws instead: Gumbel noise, one pass over the logits.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
+from rlvr_kernels import sample_tokens
 from torch import Tensor
 
 
@@ -22,6 +25,13 @@ class Sampling:
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    kept_mass: bool = False
+    """Report with each token the probability that the truncation left to draw from."""
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether some tokens cannot be drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -37,7 +47,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """Returns the int64 with the bits of an unsigned 64-bit number."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -46,9 +57,9 @@ def uniforms(keys_R: Tensor, positions_R: Tensor) -> Tensor:
 
     SplitMix64: keys and positions are int64 and taken as bit patterns.
     """
-    z = keys_R + (positions_R + 1) * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    z = keys_R + (positions_R + 1) * signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shift_right(z, 30)) * signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * signed(0x94D049BB133111EB)
     z = z ^ _shift_right(z, 31)
     # 52 bits: with 53 the half would round the largest number up to 1.
     return (_shift_right(z, 12).to(torch.float64) + 0.5) * 2.0**-52
@@ -68,42 +79,116 @@ class RowSampling:
     def of(cls, sampling: list[Sampling], keys: list[int], device: torch.device) -> "RowSampling":
         """Returns the parameters of rows given one by one; keys are unsigned 64-bit numbers."""
         return cls(
-            keys=torch.tensor([_signed(k) for k in keys], dtype=torch.int64, device=device),
+            keys=torch.tensor([signed(k) for k in keys], dtype=torch.int64, device=device),
             temperature=torch.tensor([s.temperature for s in sampling], device=device),
             top_p=torch.tensor([s.top_p for s in sampling], device=device),
             top_k=torch.tensor([s.top_k for s in sampling], dtype=torch.int64, device=device),
             min_p=torch.tensor([s.min_p for s in sampling], device=device),
         )
 
-    def rows(self, rows: Tensor) -> "RowSampling":
-        """Returns the parameters of the given rows."""
-        return RowSampling(*(getattr(self, name)[rows] for name in self.__slots__))
 
-    def extended(self, more: "RowSampling") -> "RowSampling":
-        """Returns the parameters of these rows and then of `more`."""
-        names = self.__slots__
-        return RowSampling(*(torch.cat([getattr(self, n), getattr(more, n)]) for n in names))
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a batch of rows asks for: known on the host, so that no step has to ask the device.
+
+    It only leaves out work that would change nothing: a row's token does not depend on it.
+    """
+
+    has_greedy: bool = True
+    """Some row takes its most likely token."""
+    has_drawn: bool = True
+    """Some row does not."""
+    is_scaled: bool = True
+    """Some row has another temperature than 1."""
+    is_truncated: bool = True
+    """Some row has top-k, top-p or min-p."""
+    wants_mass: bool = False
+
+    @classmethod
+    def of(cls, sampling: Iterable[Sampling]) -> "Mix":
+        """Returns the mix of rows with these parameters."""
+        kinds = set(sampling)
+        return cls(
+            has_greedy=any(s.temperature == 0 for s in kinds),
+            has_drawn=any(s.temperature > 0 for s in kinds),
+            is_scaled=any(s.temperature not in (0, 1) for s in kinds),
+            is_truncated=any(s.is_truncated for s in kinds),
+            wants_mass=any(s.kept_mass for s in kinds),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One drawn token per row."""
+
+    ids: Tensor
+    """int64 [R]"""
+    logprobs: Tensor
+    """fp32 [R], natural, under the row's temperature, before any truncation."""
+    kept_mass: Tensor | None
+    """fp32 [R], the probability that the truncation left; None where no row wants it."""
+
+
+def draw(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix) -> Drawn:
+    """Returns one drawn token per row.
+
+    At temperature 0 the most likely token is taken and its log-prob is that at temperature 1. On
+    CUDA a row without truncation is drawn by the fused kernel, from noise of its own kind: there
+    the same key gives other tokens than on the CPU, by the same distribution.
+    """
+    if not logits_RV.is_cuda:
+        return _draw_by_inversion(logits_RV, positions_R, rows, mix)
+    if mix.wants_mass and not mix.is_truncated:
+        mix = replace(mix, wants_mass=False)
+        drawn = draw(logits_RV, positions_R, rows, mix)
+        return Drawn(drawn.ids, drawn.logprobs, torch.ones_like(drawn.logprobs))
+    fused = sample_tokens(logits_RV, rows.keys, positions_R, rows.temperature)
+    if not mix.is_truncated:
+        return Drawn(fused.ids, fused.logprobs, None)
+    inverted = _draw_by_inversion(logits_RV, positions_R, rows, mix)
+    # A row's token may not depend on the rows beside it: each goes its own way.
+    plain_R = (rows.top_p >= 1) & (rows.top_k == 0) & (rows.min_p == 0)
+    return Drawn(
+        torch.where(plain_R, fused.ids, inverted.ids),
+        torch.where(plain_R, fused.logprobs, inverted.logprobs),
+        inverted.kept_mass,
+    )
 
 
 def sample(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor]:
-    """Returns (token ids [R] int64, log-probs [R] fp32) of one drawn token per row.
+    """Returns (token ids [R] int64, log-probs [R] fp32): `draw` without knowledge of the mix."""
+    drawn = draw(logits_RV, positions_R, rows, Mix())
+    return drawn.ids, drawn.logprobs
 
-    The log-prob is the natural one under the row's temperature, before any truncation; at
-    temperature 0 the most likely token is taken and its log-prob is that at temperature 1.
-    """
+
+def _draw_by_inversion(
+    logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix
+) -> Drawn:
+    """Draws by inverting the cumulative distribution, with one uniform number a row."""
+    logits_RV = logits_RV.float()
     greedy_R = rows.temperature == 0
-    scale_R = torch.where(greedy_R, torch.ones_like(rows.temperature), rows.temperature)
-    logprobs_RV = torch.log_softmax(logits_RV.float() / scale_R[:, None], dim=-1)
-    probs_RV = logprobs_RV.to(torch.float64).exp()
-    if bool(((rows.top_p < 1) | (rows.top_k > 0) | (rows.min_p > 0)).any()):
-        probs_RV = _truncated(probs_RV, rows)
-    cumulative_RV = probs_RV.cumsum(dim=-1)
-    target_R = uniforms(rows.keys, positions_R) * cumulative_RV[:, -1]
-    drawn_R = torch.searchsorted(cumulative_RV, target_R[:, None]).squeeze(1)
-    # A target below the total can still meet the total's last step on a tail of zeros.
-    drawn_R = drawn_R.clamp(max=logits_RV.shape[1] - 1)
-    ids_R = torch.where(greedy_R, logprobs_RV.argmax(dim=-1), drawn_R)
-    return ids_R, logprobs_RV.gather(1, ids_R[:, None]).squeeze(1)
+    if mix.is_scaled:
+        logits_RV = logits_RV / torch.where(greedy_R, 1.0, rows.temperature)[:, None]
+    logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
+    mass_R = None
+    greedy_ids_R = logprobs_RV.argmax(dim=-1) if mix.has_greedy else None
+    if not mix.has_drawn and not mix.wants_mass:
+        ids_R = greedy_ids_R
+    else:
+        probs_RV = logprobs_RV.exp()
+        if mix.is_truncated:
+            probs_RV = _truncated(probs_RV.to(torch.float64), rows)
+        cumulative_RV = probs_RV.cumsum(dim=-1, dtype=torch.float64)
+        total_R = cumulative_RV[:, -1]
+        target_R = uniforms(rows.keys, positions_R) * total_R
+        ids_R = torch.searchsorted(cumulative_RV, target_R[:, None]).squeeze(1)
+        # A target below the total can still meet the total's last step on a tail of zeros.
+        ids_R = ids_R.clamp(max=logits_RV.shape[1] - 1)
+        if mix.has_greedy:
+            ids_R = torch.where(greedy_R, greedy_ids_R, ids_R)
+        if mix.wants_mass:
+            mass_R = total_R.float().clamp(max=1.0)
+    return Drawn(ids_R, logprobs_RV.gather(1, ids_R[:, None]).squeeze(1), mass_R)
 
 
 def _truncated(probs_RV: Tensor, rows: RowSampling) -> Tensor:

@@ -5,6 +5,7 @@
     linear_token_logprob_partials, combine_partials   the same over a split vocabulary
     group_statistics       mean, deviation and count per group of rewards
     group_normalize        advantages whitened inside each group
+    sample_tokens          one token a row from logits, with its log-prob, in one pass
     policy_loss            the clipped REINFORCE++ / PPO token loss with its metrics
     reference              float64-capable plain torch of each: the specification
     doctor                 which backend will run here, and why
@@ -18,10 +19,12 @@ from .groups import GroupStatistics, group_normalize, group_statistics
 from .linear_logprob import linear_token_logprobs
 from .logprob import TokenLogprobs, token_logprobs
 from .loss import policy_loss
+from .sample import SampledTokens, sample_tokens
 from .vocab_parallel import combine_partials, linear_token_logprob_partials
 
 __all__ = [
     "GroupStatistics",
+    "SampledTokens",
     "TokenLogprobs",
     "combine_partials",
     "doctor",
@@ -31,6 +34,7 @@ __all__ = [
     "linear_token_logprobs",
     "policy_loss",
     "reference",
+    "sample_tokens",
     "token_logprobs",
 ]
 __version__ = "0.1.0"

@@ -1,9 +1,8 @@
-"""The attention function of every model here, over packed rows or over our own KV cache.
+"""The attention function that transformers calls, and what the rest asks of a model.
 
 Registered with transformers under the name "azr", so that any decoder family with standard
-attention runs on it, in training and in rollouts, with the same weights. Queries and keys arrive
-as [B, H, T, K] (B rows, H heads, T tokens, K head size); rows are padded on the right, so a causal
-mask alone keeps real tokens from seeing padding.
+attention runs on it, in training and in rollouts, with the same weights. transformers hands over
+queries and keys as [B, H, T, K] (B rows, H heads, T tokens, K head size).
 """
 
 from typing import Protocol
@@ -25,11 +24,13 @@ ALTERS_LOGITS = (
 """Options of transformers configurations that neither `attention_forward` nor the loss applies."""
 
 
-class LayerCache(Protocol):
-    """What the attention function asks of a KV cache (see azr.rollout.cache)."""
+class Attend(Protocol):
+    """Who attends, where the tokens of a call are not simply whole rows (B = 1 then)."""
 
-    def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Stores new keys and values; returns all keys, all values and the mask of the visible."""
+    def __call__(
+        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
+    ) -> Tensor:
+        """Returns the attention output [T, H, K] of one layer."""
         ...
 
 
@@ -41,33 +42,31 @@ def attention_forward(
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    kv_cache: LayerCache | None = None,
+    attend: Attend | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Returns ([B, T, H, K] attention output, None) in transformers' convention.
 
-    G key-value heads serve H query heads (H a multiple of G). Without a cache the rows attend
-    causally to themselves. With a cache of kind prefill or decode, keys and values are stored
-    first; a decode step (T = 1) attends to everything stored in its row.
+    G key-value heads serve H query heads (H a multiple of G). Without `attend` the rows attend
+    causally to themselves, padding on the right being seen by no real token. The mask is not
+    read: see `hidden_states`. Raises ValueError for dropout where `attend` is given.
     """
-    mask = None
-    if kv_cache is not None:
-        k_BGTK, v_BGTK, mask = kv_cache.append(module.layer_idx, k_BGTK, v_BGTK)
-    if mask is None:
-        groups = q_BHTK.shape[1] // k_BGTK.shape[1]
-        if groups > 1:
-            k_BGTK = k_BGTK.repeat_interleave(groups, dim=1)
-            v_BGTK = v_BGTK.repeat_interleave(groups, dim=1)
-        out = F.scaled_dot_product_attention(
-            q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scaling, dropout_p=dropout
-        )
-        return out.transpose(1, 2).contiguous(), None
-    # One query token per row: the query heads of a group stand in as its queries, so that keys
-    # and values are read once per group and never repeated.
-    B, H, _, K = q_BHTK.shape
-    q_BGQK = q_BHTK.reshape(B, k_BGTK.shape[1], -1, K)
-    out = F.scaled_dot_product_attention(q_BGQK, k_BGTK, v_BGTK, attn_mask=mask, scale=scaling)
-    return out.reshape(B, 1, H, K), None
+    if attend is not None:
+        if dropout:
+            raise ValueError(
+                f"attention_dropout {dropout}: packed rows attend without dropout; set it to 0 in "
+                "the model's configuration"
+            )
+        q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (q_BHTK, k_BGTK, v_BGTK))
+        return attend(module.layer_idx, q_THK, k_TGK, v_TGK, scaling)[None], None
+    groups = q_BHTK.shape[1] // k_BGTK.shape[1]
+    if groups > 1:
+        k_BGTK = k_BGTK.repeat_interleave(groups, dim=1)
+        v_BGTK = v_BGTK.repeat_interleave(groups, dim=1)
+    out = F.scaled_dot_product_attention(
+        q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scaling, dropout_p=dropout
+    )
+    return out.transpose(1, 2).contiguous(), None
 
 
 def use_azr_attention(model: PreTrainedModel) -> None:
@@ -94,21 +93,25 @@ def use_azr_attention(model: PreTrainedModel) -> None:
                 "model whose logits are the plain product of hidden state and head"
             )
     AttentionInterface.register(NAME, attention_forward)
-    # No mask is ever built: the cache knows the visible keys, and rows are padded on the right.
+    # No mask is ever built: a cache knows the visible keys, packed rows know their ends.
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
     model.set_attn_implementation(NAME)
 
 
 def hidden_states(
-    model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor, kv_cache: LayerCache | None = None
+    model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor, attend: Attend | None = None
 ) -> Tensor:
     """Returns the last hidden states [B, T, D] of the decoder, before the language-model head."""
+    # Before it asks for a mask, transformers looks for packed rows in the positions: work on the
+    # host that waits for the device. A mask that is four-dimensional already spares that; the
+    # attention function never reads it.
+    unread = torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=ids_BT.device)
     return model.base_model(
         input_ids=ids_BT,
         position_ids=positions_BT,
-        attention_mask=None,
+        attention_mask=unread,
         use_cache=False,
-        kv_cache=kv_cache,
+        attend=attend,
     ).last_hidden_state
 
 

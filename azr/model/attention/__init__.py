@@ -1,0 +1,38 @@
+"""The attention of every model here: one function for transformers, one interface of two calls.
+
+Training and prefill attend over packed rows (`varlen`), a decode step attends over a KV cache
+(`decode`). Which library serves the two calls is chosen by `choose` and reported by `backends`.
+"""
+
+from azr.model.attention.backends import (
+    NAMES,
+    Backend,
+    BackendProbe,
+    backends,
+    choose,
+)
+from azr.model.attention.interface import (
+    Attend,
+    arange_positions,
+    attention_forward,
+    head_weight,
+    hidden_states,
+    use_azr_attention,
+)
+from azr.model.attention.packed import PackedAttend, PackedRows
+
+__all__ = [
+    "NAMES",
+    "Attend",
+    "Backend",
+    "BackendProbe",
+    "PackedAttend",
+    "PackedRows",
+    "arange_positions",
+    "attention_forward",
+    "backends",
+    "choose",
+    "head_weight",
+    "hidden_states",
+    "use_azr_attention",
+]

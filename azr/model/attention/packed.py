@@ -1,0 +1,92 @@
+"""Rows of unequal length in one stretch of tokens, without padding.
+
+Tokens that several rows share, the prompt of n samples say, may stand in the stretch once: the
+model then computes them once, and only attention sees every row in full.
+
+Shapes: N tokens of the stretch, E tokens of all rows in full (E = N where nothing is shared).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Where rows begin and end."""
+
+    starts: Tensor
+    """int32 [B + 1]: row b is the full tokens starts[b] to starts[b + 1]."""
+    longest: int
+    lengths: tuple[int, ...]
+    token_of_full: Tensor | None = None
+    """int64 [E]: which of the N tokens a row's token is; None where none is shared."""
+    full_of_token: Tensor | None = None
+    """int64 [N]: one of the places in which a token stands."""
+    grid: Tensor | None = None
+    """int64 [B, longest]: the N tokens row by row, filled up on the right with token 0; None where
+    all rows are equally long and none is shared. For backends that cannot take ragged rows."""
+    grid_place: Tensor | None = None
+    """int64 [N]: where in the flat grid a token stands."""
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        token_of_full: np.ndarray | None = None,
+        full_of_token: np.ndarray | None = None,
+    ) -> "PackedRows":
+        """Returns the rows of the given lengths; the two maps where tokens are shared."""
+        counts = np.asarray(lengths, dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        longest = int(counts.max())
+
+        def tensor(values: np.ndarray | None, dtype: torch.dtype = torch.int64) -> Tensor | None:
+            return None if values is None else torch.as_tensor(values, dtype=dtype).to(device)
+
+        grid = place = None
+        if token_of_full is not None or int(counts.min()) < longest:
+            inside = np.arange(longest) < counts[:, None]
+            grid = np.zeros(inside.shape, dtype=np.int64)
+            grid[inside] = np.arange(starts[-1]) if token_of_full is None else token_of_full
+            place = np.flatnonzero(inside)
+            if full_of_token is not None:
+                place = place[full_of_token]
+        return cls(
+            starts=tensor(starts, torch.int32),
+            longest=longest,
+            lengths=tuple(counts.tolist()),
+            token_of_full=tensor(token_of_full),
+            full_of_token=tensor(full_of_token),
+            grid=tensor(grid),
+            grid_place=tensor(place),
+        )
+
+
+class VarlenBackend(Protocol):
+    """The part of a backend that packed rows need."""
+
+    def varlen(
+        self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
+    ) -> Tensor:
+        """Returns [N, H, K]: each row attends causally to itself. Differentiable."""
+        ...
+
+
+@dataclass(slots=True)
+class PackedAttend:
+    """Attends causally within each row; an `Attend`."""
+
+    backend: VarlenBackend
+    rows: PackedRows
+
+    def __call__(
+        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
+    ) -> Tensor:
+        """Returns [T, H, K]."""
+        return self.backend.varlen(q_THK, k_TGK, v_TGK, self.rows, scale)

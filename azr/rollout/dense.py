@@ -1,0 +1,277 @@
+"""The KV cache of the SDPA backend: dense rows, in two parts.
+
+Prompts stand once, [U, G, P, K] a layer, however many rows share them; what the rows have drawn
+stands beside, [R, G, W, K]. A decode step attends to both parts and merges the two by their
+log-sum-exps. All queries of one prompt go to its keys together, which is most of the speed: on a
+CPU eight rows of one prompt cost little more than one.
+
+Shapes: U prompts of at most P tokens, R rows of at most W own tokens, G key-value heads with Q
+queries each, K head size, M the most rows of a prompt.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from azr.model.attention import Backend, PackedAttend, PackedRows
+from azr.model.attention.sdpa import Sdpa, merged
+from azr.rollout.cache import Geometry, Prompt, PromptHidden
+from azr.rollout.request import Waiting
+
+
+class DenseCache:
+    """A `KVCache` of dense rows."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        geometry: Geometry,
+        *,
+        slots: int,
+        prompts: int,
+        prompt_tokens: int,
+        own_tokens: int,
+        hidden: int,
+        device: torch.device,
+    ):
+        assert isinstance(backend, Sdpa)
+        self.backend, self.device = backend, device
+        self.prompt_tokens, self.own_tokens = prompt_tokens, own_tokens
+        g = geometry
+
+        # Zeros, not whatever the memory held: a masked score is NaN where the key is NaN, and a
+        # masked value counts 0 times itself, which is NaN for NaN and Inf.
+        def part(rows: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
+            shape = (rows, g.kv_heads, tokens, g.head_size)
+            return [
+                tuple(torch.zeros(shape, device=device, dtype=g.dtype) for _ in range(2))
+                for _ in range(g.layers)
+            ]
+
+        self.prompt_layers = part(prompts, prompt_tokens)
+        self.own_layers = part(slots, own_tokens)
+        self.prompts: list[Prompt] = []
+        """In the order of their places, without holes."""
+        self.hidden = PromptHidden(prompts, hidden, device, g.dtype)
+        self._by_ids: dict[tuple[int, ...], Prompt] = {}
+        self._prompt_of_row: list[Prompt | None] = [None] * slots
+        self._own_of_row = np.zeros(slots, dtype=np.int64)
+        self._groups: _Groups | None = None
+
+    @staticmethod
+    def bytes(
+        geometry: Geometry, slots: int, prompts: int, prompt_tokens: int, own_tokens: int
+    ) -> int:
+        """Returns what such a cache takes."""
+        return geometry.token_bytes * (slots * own_tokens + prompts * prompt_tokens)
+
+    def take(self, slot: int, row: Waiting) -> bool:
+        """Reserves a row; a dense cache has room for as many as it has slots."""
+        ids = row.request.token_ids
+        prompt = self._by_ids.get(ids)
+        if prompt is None:
+            if len(self.prompts) == len(self.prompt_layers[0][0]):
+                return False
+            prompt = Prompt(token_ids=ids, claims=0, place=len(self.prompts))
+            self.prompts.append(prompt)
+            self._by_ids[ids] = prompt
+        prompt.add_claims(row)
+        self._prompt_of_row[slot] = prompt
+        self._own_of_row[slot] = 0
+        self._groups = None
+        return True
+
+    def unfilled(self) -> list[tuple[int, ...]]:
+        """Returns the prompts that were taken and not computed yet."""
+        return [p.token_ids for p in self.prompts if not p.is_filled]
+
+    def prefill(self, lengths: list[int]) -> "_Prefill":
+        """Returns who attends, and stores, while those prompts are computed."""
+        first = sum(p.is_filled for p in self.prompts)
+        rows = PackedRows.of(lengths, self.device)
+        return _Prefill(self.backend, rows, self.prompt_layers, first, len(self.prompts) - first)
+
+    def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
+        """Keeps the last hidden state of each prompt that was computed."""
+        fresh = [p for p in self.prompts if not p.is_filled]
+        if fresh:
+            self.hidden.put([p.place for p in fresh], hidden_UD)
+        for prompt in fresh:
+            prompt.is_filled = True
+
+    def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Returns hidden states and which of them each row in the slots begins with."""
+        return self.hidden.of([p.place for p in self._prompt_of_row[start:stop]])
+
+    def step(self, rows: int, padded: int) -> "_Decode":
+        """Returns who attends in the next decode step; each row grows by its last token."""
+        dtype = self.own_layers[0][0].dtype
+        if self._groups is None or self._groups.rows != padded:
+            places = [p.place if p else 0 for p in self._prompt_of_row[:padded]]
+            lengths = [len(p.token_ids) for p in self.prompts]
+            self._groups = _Groups.of(places, lengths, self.device, dtype)
+        own = self._own_of_row[:padded].copy()
+        own[rows:] = own[:rows].max()  # a slot without a row: it computes, and nobody reads it
+        self._own_of_row[:rows] += 1
+        return _Decode(self.backend, self.prompt_layers, self.own_layers, self._groups, own, dtype)
+
+    def leave(self, slots: list[int]) -> None:
+        """Lets go of the prompts that nobody needs any more."""
+        for slot in slots:
+            prompt = self._prompt_of_row[slot]
+            self._prompt_of_row[slot] = None
+            prompt.claims -= 1
+            if prompt.claims == 0:
+                self._remove(prompt)
+
+    def _remove(self, prompt: Prompt) -> None:
+        """The last prompt takes the place of the one that goes."""
+        del self._by_ids[prompt.token_ids]
+        last = self.prompts.pop()
+        if last is not prompt:
+            length = len(last.token_ids)
+            for layer in self.prompt_layers:
+                for memory in layer:
+                    memory[prompt.place, :, :length] = memory[last.place, :, :length]
+            self.hidden.move(last.place, prompt.place)
+            last.place = prompt.place
+            self.prompts[last.place] = last
+
+    def move(self, source: list[int], target: list[int], rows: int) -> None:
+        """Moves rows between slots."""
+        self._groups = None
+        if source:
+            used = int(self._own_of_row[source].max())
+            for layer in self.own_layers:
+                for memory in layer:
+                    memory[target, :, :used] = memory[source, :, :used]
+            self._own_of_row[target] = self._own_of_row[source]
+            for s, t in zip(source, target, strict=True):
+                self._prompt_of_row[t] = self._prompt_of_row[s]
+        self._own_of_row[rows:] = 0
+        self._prompt_of_row[rows:] = [None] * (len(self._prompt_of_row) - rows)
+
+    def drop_idle(self) -> bool:
+        """Nothing to drop: a place for a prompt is there for every slot."""
+        return False
+
+
+class _Groups:
+    """Which rows attend to which prompt."""
+
+    __slots__ = ("longest", "mask", "members", "places", "prompts", "rows", "width")
+
+    @classmethod
+    def of(
+        cls,
+        place_of_row: list[int],
+        lengths: list[int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "_Groups":
+        self = cls()
+        self.rows, self.prompts, self.longest = len(place_of_row), len(lengths), max(lengths)
+        place = np.array(place_of_row)
+        order = np.argsort(place, kind="stable")
+        counts = np.bincount(place, minlength=self.prompts)
+        self.width = int(counts.max())
+        column = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = place[order] * self.width + column  # the place of each ordered row in the grid
+        members = np.zeros(self.prompts * self.width, dtype=np.int64)
+        members[at] = order
+        places = np.empty(len(place), dtype=np.int64)
+        places[order] = at
+        self.members = torch.from_numpy(members).to(device)
+        self.places = torch.from_numpy(places).to(device)
+        self.mask = _mask(np.array(lengths), self.longest, device, dtype)
+        return self
+
+
+def _mask(
+    lengths: np.ndarray, longest: int, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """Returns what is added to scores [B, 1, 1, longest]; None where all rows are that long."""
+    if int(lengths.min()) == longest:
+        return None
+    hidden = np.arange(longest) >= lengths[:, None]
+    mask = np.where(hidden, -np.inf, 0.0).astype(np.float32)[:, None, None]
+    return torch.from_numpy(mask).to(device, dtype)
+
+
+class _Prefill(PackedAttend):
+    """Attends within each prompt and stores its keys and values."""
+
+    __slots__ = ("count", "first", "layers")
+
+    def __init__(self, backend, rows: PackedRows, layers, first: int, count: int):
+        super().__init__(backend, rows)
+        self.layers, self.first, self.count = layers, first, count
+
+    def __call__(
+        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
+    ) -> Tensor:
+        """Returns [T, H, K]."""
+        rows, places = self.rows, slice(self.first, self.first + self.count)
+        longest = max(rows.lengths[: self.count])
+        for memory, x_TGK in zip(self.layers[layer], (k_TGK, v_TGK), strict=True):
+            if rows.grid is not None:
+                x_TGK = x_TGK.index_select(0, rows.grid.view(-1))
+            grid = x_TGK.reshape(len(rows.lengths), rows.longest, *x_TGK.shape[1:])
+            memory[places, :, :longest] = grid[: self.count, :longest].transpose(1, 2)
+        return PackedAttend.__call__(self, layer, q_THK, k_TGK, v_TGK, scale)
+
+
+class _Decode:
+    """Stores each row's new token and attends to its prompt and to what it has drawn."""
+
+    def __init__(
+        self,
+        backend: Sdpa,
+        prompt_layers: list[tuple[Tensor, Tensor]],
+        own_layers: list[tuple[Tensor, Tensor]],
+        groups: _Groups,
+        own: np.ndarray,
+        dtype: torch.dtype,
+    ):
+        self.backend, self.prompt_layers, self.own_layers = backend, prompt_layers, own_layers
+        self.groups = groups
+        device = groups.places.device
+        self.extent = int(own.max()) + 1
+        self.at = self.extent - 1 if int(own.min()) + 1 == self.extent else None
+        self.mask = _mask(own + 1, self.extent, device, dtype)
+        if self.at is None:
+            self.rows = torch.arange(len(own), device=device)
+            self.own = torch.from_numpy(own).to(device)
+
+    def __call__(
+        self, layer: int, q_RHK: Tensor, k_RGK: Tensor, v_RGK: Tensor, scale: float
+    ) -> Tensor:
+        """Returns [R, H, K]."""
+        R, H, K = q_RHK.shape
+        G = k_RGK.shape[1]
+        Q = H // G
+        keys, values = self.own_layers[layer]
+        for memory, new in ((keys, k_RGK), (values, v_RGK)):
+            if self.at is not None:
+                memory[:R, :, self.at] = new
+            else:
+                memory[self.rows, :, self.own] = new
+        q_RGQK = q_RHK.reshape(R, G, Q, K)
+        own = self.backend.decode(
+            q_RGQK, keys[:R, :, : self.extent], values[:R, :, : self.extent], self.mask, scale
+        )
+        g = self.groups
+        U, M = g.prompts, g.width
+        q_UGMK = q_RGQK.index_select(0, g.members).view(U, M, G, Q, K).transpose(1, 2)
+        keys, values = self.prompt_layers[layer]
+        out, lse = self.backend.decode(
+            q_UGMK.reshape(U, G, M * Q, K),
+            keys[:U, :, : g.longest],
+            values[:U, :, : g.longest],
+            g.mask,
+            scale,
+        )
+        out = out.reshape(U, G, M, Q, K).transpose(1, 2).reshape(U * M, G, Q, K)
+        lse = lse.reshape(U, G, M, Q).transpose(1, 2).reshape(U * M, G, Q)
+        prompt = out.index_select(0, g.places), lse.index_select(0, g.places)
+        return merged(prompt, own, q_RHK.dtype).reshape(R, H, K)

@@ -1,0 +1,128 @@
+"""What the rows have drawn so far, on the host, and the draws that are still on their way there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from azr.rollout.request import Sample, Waiting
+from azr.rollout.slots import STOPPED, Slots
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The draws of one step, on their way to the host or there."""
+
+    rows: np.ndarray
+    """Which row of the history each draw belongs to."""
+    ids: Tensor
+    logprobs: Tensor
+    mass: Tensor | None
+    codes: Tensor
+    arrived: "torch.cuda.Event | None"
+
+    @classmethod
+    def of(
+        cls, slots: Slots, start: int, stop: int, rows: np.ndarray, with_mass: bool
+    ) -> "Outcome":
+        """Starts the copies to the host; on the CPU there is nothing to wait for."""
+        on_device = slots.out_ids.is_cuda
+
+        def fetched(tensor: Tensor) -> Tensor:
+            part = tensor[start:stop]
+            if not on_device:
+                return part
+            host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+            return host.copy_(part, non_blocking=True)
+
+        outcome = cls(
+            rows=rows,
+            ids=fetched(slots.out_ids),
+            logprobs=fetched(slots.out_logprobs),
+            mass=fetched(slots.out_mass) if with_mass else None,
+            codes=fetched(slots.out_codes),
+            arrived=torch.cuda.Event() if on_device else None,
+        )
+        if outcome.arrived:
+            outcome.arrived.record()
+        return outcome
+
+
+class History:
+    """Tokens and log-probs of the rows that have not been handed out.
+
+    A row is named by a number of its own, which stays with it whatever slot it moves to.
+    """
+
+    def __init__(self, rows: int, width: int):
+        self._ids = np.zeros((rows, width), dtype=np.int64)
+        self._logprobs = np.zeros((rows, width), dtype=np.float32)
+        self._mass: np.ndarray | None = None
+        self._counts = np.zeros(rows, dtype=np.int64)
+        self._prompt_tokens = np.zeros(rows, dtype=np.int64)
+        self._is_open = np.zeros(rows, dtype=bool)
+        self._owners: list[Waiting | None] = [None] * rows
+        self._free = list(range(rows - 1, -1, -1))
+        self._cooling: list[int] = []
+
+    def open(self, owners: Sequence[Waiting]) -> np.ndarray:
+        """Returns the numbers of new rows, one for each owner."""
+        numbers = np.array([self._free.pop() for _ in owners], dtype=np.int64)
+        self._counts[numbers] = 0
+        self._prompt_tokens[numbers] = [len(o.request.token_ids) for o in owners]
+        self._is_open[numbers] = True
+        for number, owner in zip(numbers.tolist(), owners, strict=True):
+            self._owners[number] = owner
+        if self._mass is None and any(o.request.sampling.kept_mass for o in owners):
+            self._mass = np.ones(self._logprobs.shape, dtype=np.float32)
+        return numbers
+
+    def owner(self, row: int) -> Waiting:
+        """Returns whose row it is."""
+        return self._owners[row]
+
+    def tokens(self, row: int) -> list[int]:
+        """Returns what the row has drawn."""
+        return self._ids[row, : self._counts[row]].tolist()
+
+    def tokens_held(self, rows: np.ndarray) -> int:
+        """Returns the tokens of these rows, prompts included."""
+        return int((self._counts[rows] + self._prompt_tokens[rows]).sum())
+
+    def add(self, outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
+        """Takes the draws of a step; returns (rows that took one, how they stand).
+
+        Draws of rows that were closed while the step ran are left out.
+        """
+        if outcome.arrived:
+            outcome.arrived.synchronize()
+        # A closed row's number is free again once no step can be under way that still has it.
+        self._free += self._cooling
+        self._cooling = []
+        is_open = self._is_open[outcome.rows]
+        rows = outcome.rows[is_open]
+        places = self._counts[rows]
+        self._ids[rows, places] = outcome.ids.numpy()[is_open]
+        self._logprobs[rows, places] = outcome.logprobs.numpy()[is_open]
+        if self._mass is not None and outcome.mass is not None:
+            self._mass[rows, places] = outcome.mass.numpy()[is_open]
+        self._counts[rows] += 1
+        return rows, outcome.codes.numpy()[is_open]
+
+    def close(self, row: int, code: int) -> Sample:
+        """Returns the finished sample of a row, whose number may be given to another."""
+        owner, count = self._owners[row], int(self._counts[row])
+        self._is_open[row] = False
+        self._owners[row] = None
+        self._cooling.append(row)
+        wants_mass = owner.request.sampling.kept_mass
+        return Sample(
+            request=owner.number,
+            index=owner.index,
+            token_ids=tuple(self._ids[row, :count].tolist()),
+            logprobs=self._logprobs[row, :count].copy(),
+            finish_reason="stop" if code == STOPPED else "length",
+            kept_mass=self._mass[row, :count].copy() if wants_mass else None,
+        )

@@ -1,0 +1,266 @@
+"""The KV cache of the FlashAttention backends: one memory a layer, handed out in pages.
+
+A row reserves every page it can ever need when it enters, so a row that runs is never short of
+memory: what does not fit waits. With a page table the rows of a prompt share its full pages and
+own copies of its last, half-filled one; without (extents) a row's pages follow one another and
+hold a copy of the whole prompt.
+
+Shapes: S tokens of the memory (pages times PAGE_TOKENS), R rows of at most P pages, G key-value
+heads, K head size. Page 0 is where slots without a row write.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from azr.model.attention import PackedAttend, PackedRows
+from azr.model.attention.flash import PAGE_TOKENS, DecodeRows, FlashBackend
+from azr.rollout.cache import Geometry, Prompt, PromptHidden
+from azr.rollout.request import Waiting
+from azr.rollout.slots import Slots
+
+
+def pages_for(tokens: int) -> int:
+    """Returns the pages that so many tokens need."""
+    return -(-tokens // PAGE_TOKENS)
+
+
+class Pages:
+    """Which pages are free, and how many hold each of the others."""
+
+    def __init__(self, pages: int):
+        self._holders = np.zeros(pages, dtype=np.int64)
+        self._holders[0] = 1  # the scratch page
+
+    def take(self, count: int, *, adjacent: bool) -> list[int] | None:
+        """Returns pages, each held once; None where there are not enough."""
+        free = np.flatnonzero(self._holders == 0)
+        if adjacent and count > 1 and len(free) >= count:
+            # free[i] and free[i + count - 1] are count - 1 apart only where nothing lies between.
+            starts = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
+            free = free[starts[0] :] if len(starts) else free[:0]
+        if len(free) < count:
+            return None
+        taken = free[:count].tolist()
+        self.hold(taken)
+        return taken
+
+    def hold(self, pages: list[int]) -> None:
+        """Adds a holder."""
+        self._holders[pages] += 1
+
+    def let_go(self, pages: list[int]) -> None:
+        """Takes a holder away; a page without any is free."""
+        self._holders[pages] -= 1
+
+    @property
+    def free(self) -> int:
+        """Pages that nobody holds."""
+        return int((self._holders == 0).sum())
+
+
+class PageCache:
+    """A `KVCache` of pages."""
+
+    def __init__(
+        self,
+        backend: FlashBackend,
+        geometry: Geometry,
+        slots: Slots,
+        *,
+        pages: int,
+        row_tokens: int,
+        hidden: int,
+        device: torch.device,
+    ):
+        """`pages` counts the scratch page too; `row_tokens` is the longest row."""
+        g = geometry
+        self.backend, self.device, self.slots = backend, device, slots
+        self.row_pages = pages_for(row_tokens)
+        shape = (pages * PAGE_TOKENS, g.kv_heads, g.head_size)
+        self.layers = [
+            tuple(torch.zeros(shape, device=device, dtype=g.dtype) for _ in range(2))
+            for _ in range(g.layers)
+        ]
+        self.pages = Pages(pages)
+        self.is_shared = backend.cache == "pages"
+        rows = slots.slots
+        self.hidden = PromptHidden(rows + 1, hidden, device, g.dtype)
+        self._hidden_places = list(range(rows, -1, -1))
+        self.table = torch.zeros((rows, self.row_pages), dtype=torch.int32, device=device)
+        self.query_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self.key_starts = torch.zeros(rows + 1, dtype=torch.int32, device=device)
+        self._pages_of_row: list[list[int]] = [[] for _ in range(rows)]
+        self._prompt_of_row: list[Prompt | None] = [None] * rows
+        self._by_ids: dict[tuple[int, ...], Prompt] = {}
+        self._pages_of_prompt: dict[tuple[int, ...], list[int]] = {}
+        self._copies: list[tuple[int, int]] = []
+        """Pages of prompts that rows which share a prompt copy once it is computed."""
+
+    @staticmethod
+    def page_bytes(geometry: Geometry) -> int:
+        """Returns what a page takes in all layers."""
+        return geometry.token_bytes * PAGE_TOKENS
+
+    def take(self, slot: int, row: Waiting) -> bool:
+        """Reserves a row's pages; False where there are too few for now."""
+        ids = row.request.token_ids
+        needed, held = pages_for(row.request.most_tokens), pages_for(len(ids))
+        full = len(ids) // PAGE_TOKENS
+        prompt = self._by_ids.get(ids)
+        shared = self._pages_of_prompt[ids][:full] if prompt and self.is_shared else []
+        own = self.pages.take(needed - len(shared), adjacent=not self.is_shared)
+        if own is None:
+            return False
+        self.pages.hold(shared)
+        pages = shared + own
+        if prompt is None:
+            # The first row's own pages are the prompt's; the prompt holds them too.
+            place = self._hidden_places.pop()
+            prompt = self._by_ids[ids] = Prompt(token_ids=ids, claims=0, place=place)
+            self._pages_of_prompt[ids] = pages[:held]
+            self.pages.hold(pages[:held])
+        else:
+            origin = self._pages_of_prompt[ids]
+            self._copies += zip(origin[len(shared) :], pages[len(shared) : held], strict=True)
+        prompt.add_claims(row)
+        self._pages_of_row[slot] = pages
+        self._prompt_of_row[slot] = prompt
+        return True
+
+    def unfilled(self) -> list[tuple[int, ...]]:
+        """Returns the prompts that were taken and not computed yet."""
+        return [p.token_ids for p in self._by_ids.values() if not p.is_filled]
+
+    def prefill(self, lengths: list[int]) -> "_Prefill":
+        """Returns who attends, and stores, while those prompts are computed."""
+        places = [
+            page * PAGE_TOKENS + np.arange(PAGE_TOKENS)
+            for ids in self.unfilled()
+            for page in self._pages_of_prompt[ids]
+        ]
+        kept = [len(ids) for ids in self.unfilled()]
+        cut, at = [], 0
+        for length in kept:
+            stretch = np.concatenate(places[at : at + pages_for(length)])
+            cut.append(stretch[:length])
+            at += pages_for(length)
+        # Tokens that only fill up the batch go to the scratch page.
+        cut += [np.zeros(length, dtype=np.int64) for length in lengths[len(kept) :]]
+        where = torch.from_numpy(np.concatenate(cut)).to(self.device)
+        return _Prefill(self.backend, PackedRows.of(lengths, self.device), self.layers, where)
+
+    def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
+        """Keeps the prompts' last hidden states, makes the copies, fills the page table."""
+        fresh = [p for p in self._by_ids.values() if not p.is_filled]
+        if fresh:
+            self.hidden.put([p.place for p in fresh], hidden_UD)
+        for prompt in fresh:
+            prompt.is_filled = True
+        if self._copies:
+            source, target = (
+                torch.tensor(side, device=self.device) for side in zip(*self._copies, strict=True)
+            )
+            for layer in self.layers:
+                for memory in layer:
+                    paged = memory.view(-1, PAGE_TOKENS, *memory.shape[1:])
+                    paged[target] = paged[source]
+            self._copies = []
+        table = np.zeros((stop - start, self.row_pages), dtype=np.int32)
+        for row, pages in zip(table, self._pages_of_row[start:stop], strict=True):
+            row[: len(pages)] = pages
+        self.table[start:stop] = torch.from_numpy(table)
+        self.key_starts[start:stop] = self.table[start:stop, 0] * PAGE_TOKENS
+
+    def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Returns hidden states and which of them each row in the slots begins with."""
+        return self.hidden.of([p.place for p in self._prompt_of_row[start:stop]])
+
+    def step(self, rows: int, padded: int) -> "_Decode":
+        """Returns who attends in a decode step: only tensors that stay where they are, so that the
+        step can be captured once and replayed."""
+        return _Decode(self, padded)
+
+    def leave(self, slots: list[int]) -> None:
+        """Gives the rows' pages back."""
+        for slot in slots:
+            prompt = self._prompt_of_row[slot]
+            self.pages.let_go(self._pages_of_row[slot])
+            self._pages_of_row[slot], self._prompt_of_row[slot] = [], None
+            prompt.claims -= 1
+            if prompt.claims == 0:
+                self._forget(prompt)
+
+    def _forget(self, prompt: Prompt) -> None:
+        del self._by_ids[prompt.token_ids]
+        self.pages.let_go(self._pages_of_prompt.pop(prompt.token_ids))
+        self._hidden_places.append(prompt.place)
+
+    def move(self, source: list[int], target: list[int], rows: int) -> None:
+        """Moves rows between slots: their table entries, not their pages."""
+        for s, t in zip(source, target, strict=True):
+            self._pages_of_row[t] = self._pages_of_row[s]
+            self._prompt_of_row[t] = self._prompt_of_row[s]
+        gone = len(self._pages_of_row) - rows
+        self._pages_of_row[rows:] = [[] for _ in range(gone)]
+        self._prompt_of_row[rows:] = [None] * gone
+        if source:
+            self.table[target] = self.table[source]
+            self.key_starts[target] = self.key_starts[source]
+        self.table[rows:] = 0
+        self.key_starts[rows:] = 0
+
+    def drop_idle(self) -> bool:
+        """Drops prompts that wait for their further samples, which will compute them anew.
+
+        Only ever needed where rows must be contiguous and such a prompt stands in between.
+        """
+        used = {id(p) for p in self._prompt_of_row}
+        idle = [p for p in self._by_ids.values() if id(p) not in used]
+        for prompt in idle:
+            self._forget(prompt)
+        return bool(idle)
+
+
+class _Prefill(PackedAttend):
+    """Attends within each prompt and stores its keys and values."""
+
+    __slots__ = ("layers", "where")
+
+    def __init__(self, backend, rows: PackedRows, layers, where: Tensor):
+        super().__init__(backend, rows)
+        self.layers, self.where = layers, where
+
+    def __call__(
+        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
+    ) -> Tensor:
+        """Returns [T, H, K]."""
+        for memory, x_TGK in zip(self.layers[layer], (k_TGK, v_TGK), strict=True):
+            memory.index_copy_(0, self.where, x_TGK)
+        return PackedAttend.__call__(self, layer, q_THK, k_TGK, v_TGK, scale)
+
+
+class _Decode:
+    """Stores each row's new token and attends to the row. Asks the device nothing."""
+
+    def __init__(self, cache: PageCache, rows: int):
+        self.cache = cache
+        lengths = cache.slots.lengths(rows)
+        page = cache.table[:rows].gather(1, (lengths // PAGE_TOKENS)[:, None]).squeeze(1)
+        self.where = page.long() * PAGE_TOKENS + lengths % PAGE_TOKENS
+        self.rows = DecodeRows(
+            lengths=(lengths + 1).int(),
+            table=cache.table[:rows],
+            query_starts=cache.query_starts[: rows + 1],
+            key_starts=cache.key_starts[: rows + 1],
+            capacity=cache.row_pages * PAGE_TOKENS,
+        )
+
+    def __call__(
+        self, layer: int, q_RHK: Tensor, k_RGK: Tensor, v_RGK: Tensor, scale: float
+    ) -> Tensor:
+        """Returns [R, H, K]."""
+        keys, values = self.cache.layers[layer]
+        keys.index_copy_(0, self.where, k_RGK)
+        values.index_copy_(0, self.where, v_RGK)
+        return self.cache.backend.decode(q_RHK, keys, values, self.rows, scale)

@@ -1,0 +1,64 @@
+"""What goes into the engine and what comes out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from azr.rollout.sampler import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt and how many completions of it are wanted."""
+
+    token_ids: tuple[int, ...]
+    sampling: Sampling
+    key: int
+    """Unsigned 64-bit key of the sampling noise; sample i draws from (key, i)."""
+    n: int = 1
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt and of the longest completion allowed."""
+        return len(self.token_ids) + self.sampling.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One completion."""
+
+    request: int
+    """Index of its request in the call."""
+    index: int
+    """Which of the request's n samples."""
+    token_ids: tuple[int, ...]
+    """Sampled tokens, a final stop token included, or all of those of a stop string."""
+    logprobs: np.ndarray
+    """float32 [len(token_ids)], under the sampling temperature, before any truncation."""
+    finish_reason: Literal["stop", "length"]
+    kept_mass: np.ndarray | None = None
+    """float32 [len(token_ids)], the probability that top-k, top-p and min-p left to draw from;
+    None where the request did not ask for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a call is."""
+
+    done: int
+    """Samples that have finished."""
+    samples: int
+    """Samples that were asked for."""
+    tokens: int
+    """Tokens drawn, those of unfinished samples included."""
+    seconds: float
+
+
+class Waiting:
+    """A sample that has not ended: its request, its index, and the tokens it may have."""
+
+    __slots__ = ("index", "number", "request")
+
+    def __init__(self, number: int, index: int, request: Request) -> None:
+        self.number, self.index, self.request = number, index, request
