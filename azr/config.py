@@ -116,6 +116,10 @@ class RolloutConfig:
     references until it fits; a task whose own prompt is longer is no valid task."""
     slots: int = 1024
     """Completions that are decoded together; bounds the KV cache."""
+    cache_gib: float = 0.0
+    """Bound on the KV cache; 0 takes what is free. What does not fit waits its turn."""
+    attention: Literal["auto", "flash-attn", "torch-varlen", "torch-aten", "sdpa"] = "auto"
+    """Attention backend of rollouts and training; `auto` takes the first that can run here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -451,7 +455,7 @@ def validate(config: Config) -> None:
         "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.weight_decay "
         "loss.entropy_coef loss.kl_coef reward.complexity_coef reward.distance_coef "
         "reward.answer_coef reward.novelty_cap loss.tis_cap save.every save.keep_every "
-        "run.watchdog_s"
+        "run.watchdog_s rollout.cache_gib"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
     for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):

@@ -26,9 +26,17 @@ class Part:
 
 
 def memory_plan(
-    config: Config, architecture: PretrainedConfig, parameters: int, context_tokens: int
+    config: Config,
+    architecture: PretrainedConfig,
+    parameters: int,
+    context_tokens: int,
+    available: int | None = None,
 ) -> list[Part]:
-    """Returns the parts; `context_tokens` is the longest prompt with its response."""
+    """Returns the parts; `context_tokens` is the longest prompt with its response.
+
+    The KV cache is planned for every slot at that length, or for what the other parts leave of the
+    `available` bytes: completions that do not fit wait. It is given back for the update.
+    """
     text = architecture.get_text_config()
     width = {"float32": 4, "bfloat16": 2}[config.run.dtype]
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -57,10 +65,16 @@ def memory_plan(
         Part("weights", parameters * width, "--model.path, --run.dtype"),
         *_optimizer_parts(config, parameters),
         Part("frozen start model", parameters * width * is_reference_kept, "--loss.kl none"),
-        Part("KV cache", rows * context_tokens * cache, "--rollout.slots"),
         Part("activations, about", tokens * per_token * width, "--optim.micro-batch-tokens"),
         Part("logits peak, about", logits, "--rollout.slots"),
     ]
+    kept = rows * context_tokens * cache
+    if config.rollout.cache_gib:
+        kept = min(kept, int(config.rollout.cache_gib * GIB))
+    if available is not None:
+        left = available - sum(part.bytes for part in parts)
+        kept = min(kept, max(left, context_tokens * cache))
+    parts.append(Part("KV cache", kept, "--rollout.slots"))
     return [part for part in parts if part.bytes]
 
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from azr.config import Config, ConfigError, load_toml
 from azr.keys import generator, make_key
 from azr.learner import Learner
-from azr.memory import Part, available_bytes, check_fit, memory_plan
+from azr.memory import GIB, Part, available_bytes, check_fit, memory_plan
 from azr.model.load import (
     check_words,
     load_architecture,
@@ -93,8 +93,9 @@ def plan_memory(
         architecture = tiny_config(config.model, len(tokenizer))
     parameters = parameter_count(architecture)
     context = longest_context(config, environment, limit)
-    plan = memory_plan(config, architecture, parameters, context)
-    check_fit(plan, available_bytes(config.run.device), config.run.device)
+    available = available_bytes(config.run.device)
+    plan = memory_plan(config, architecture, parameters, context, available)
+    check_fit(plan, available, config.run.device)
     return architecture, parameters, plan
 
 
@@ -194,13 +195,21 @@ class Trainee:
 def make_engine(
     config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RolloutEngine:
-    """Returns the rollout engine around a model, as training and evaluation use it."""
-    return RolloutEngine(
-        model,
-        slots=config.rollout.slots,
-        pad_id=pad_id(tokenizer),
-        decode=tokenizer.decode,  # for stop strings
-    )
+    """Returns the rollout engine around a model, as training and evaluation use it.
+
+    Raises ConfigError for an attention backend that cannot run here.
+    """
+    try:
+        return RolloutEngine(
+            model,
+            slots=config.rollout.slots,
+            pad_id=pad_id(tokenizer),
+            decode=tokenizer.decode,  # for stop strings
+            attention=config.rollout.attention,
+            cache_bytes=int(config.rollout.cache_gib * GIB) or None,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--rollout.attention: {error}") from error
 
 
 def assemble(

@@ -128,6 +128,7 @@ def run(
                     f"rounds (--selfplay.seed-rounds); the environment added {seeding.added}",
                 )
         engine, selfplay, learner = trainee.engine, trainee.selfplay, trainee.learner
+        engine.on_progress = log.console.print
 
         while step < config.steps and not (stop and stop.signal):
             step += 1
@@ -136,6 +137,7 @@ def run(
             with naming_memory_errors("rollouts", "--rollout.slots"):
                 result = selfplay.play(step)
             clock.split("play")
+            engine.release()  # the update needs the KV cache's memory
             with naming_memory_errors("the update", "--optim.micro-batch-tokens"):
                 update = learner.update(result.experience(config.selfplay.roles), step)
             clock.split("update")
@@ -215,10 +217,12 @@ class _Clock:
             "eval": spent["eval"],
         }
         trained, tokens = update.get("policy/tokens", 0.0), self._engine.generated_tokens
+        fraction = self._engine.decode_roofline_frac()
         return {
             **{f"time/{name}_s": seconds for name, seconds in named.items()},
             "time/other_s": total - sum(named.values()),
             "time/step_s": total,
+            **({"perf/decode_roofline_frac": fraction} if fraction is not None else {}),
             "perf/gen_tok_s": (tokens - self._tokens) / max(phases.rollout + spent["eval"], 1e-9),
             "perf/train_tok_s": trained / max(spent["update"], 1e-9),
         }

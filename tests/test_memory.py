@@ -9,8 +9,10 @@ from models import FAMILIES, azr_model, plain_model
 from azr.config import Config, ConfigError, LossConfig, OptimConfig, RolloutConfig, RunConfig
 from azr.learner import Experience, Learner
 from azr.memory import GIB, Part, available_bytes, check_fit, memory_plan, readable
+from azr.model.attention.sdpa import Sdpa
 from azr.model.load import parameter_count
-from azr.rollout.cache import RowCache
+from azr.rollout.cache import Geometry
+from azr.rollout.dense import DenseCache
 
 CONTEXT = 30
 CONFIG = Config(
@@ -77,8 +79,38 @@ def test_the_exact_parts_are_what_is_allocated(family, dtype, update):
     copied = learner.optimizer.named.values() if (dtype, update) == ("bfloat16", "master") else ()
     copies = parts.get("fp32 copies of weights")
     assert (copies.bytes if copies else 0) == bytes_of(copied)
-    cache = RowCache(model.config, 12, CONTEXT, torch.device("cpu"), getattr(torch, dtype))
-    assert parts["KV cache"].bytes == bytes_of(t for layer in cache.layers for t in layer)
+    # A prompt for every row is the most that there can be.
+    cache = DenseCache(
+        Sdpa(),
+        Geometry.of(model.config, getattr(torch, dtype)),
+        slots=12,
+        prompts=12,
+        prompt_tokens=20,
+        own_tokens=CONTEXT - 20,
+        hidden=model.config.hidden_size,
+        device=torch.device("cpu"),
+    )
+    layers = cache.prompt_layers + cache.own_layers
+    assert parts["KV cache"].bytes == bytes_of(t for layer in layers for t in layer)
+
+
+def test_the_cache_is_planned_for_what_is_left():
+    model = plain_model()
+    whole = plan_of(model)
+    rest = sum(part.bytes for name, part in whole.items() if name != "KV cache")
+    wanted = whole["KV cache"].bytes
+    row = wanted // CONFIG.rollout.slots
+
+    def kept(available, config=CONFIG):
+        plan = memory_plan(config, model.config, parameter_count(model.config), CONTEXT, available)
+        return {part.name: part.bytes for part in plan}["KV cache"]
+
+    assert kept(rest + wanted + 1) == wanted
+    assert kept(rest + wanted // 2) == wanted // 2
+    # One row is the least; where not even that fits, the plan as a whole does not.
+    assert kept(rest + 1) == kept(0) == row
+    bounded = replace(CONFIG, rollout=RolloutConfig(slots=12, cache_gib=2 * row / GIB))
+    assert kept(None, bounded) == 2 * row
 
 
 def test_the_frozen_start_model_counts_only_where_it_is_kept():

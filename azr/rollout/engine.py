@@ -39,7 +39,7 @@ class RolloutEngine:
     decode         turns token ids into text; needed only for requests with stop strings
     attention      backend, or "auto" (azr.model.attention.backends)
     cache_bytes    bounds the KV cache; None takes what is free
-    on_progress    is told how far a call is, at most every `progress_s` seconds
+    on_progress    is told how far a long call is, at most every `progress_s` seconds
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RolloutEngine:
         attention: str = "auto",
         cache_bytes: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
-        progress_s: float = 10.0,
+        progress_s: float = 30.0,
     ):
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
@@ -108,6 +108,14 @@ class RolloutEngine:
         The trainer calls this before an update, which needs the memory for activations.
         """
         self._state = self._plan = None
+
+    def decode_roofline_frac(self) -> float | None:
+        """Returns the share of the device's best that decode steps have reached since the engine
+        was made: see azr.rollout.roofline. None on the CPU, or where nothing was decoded."""
+        if self.meter is None:
+            return None
+        self.meter.settle()
+        return self.meter.fraction
 
     def _check(self, number: int, request: Request, context: int) -> None:
         if not request.token_ids:
@@ -320,5 +328,6 @@ class _Run:
                 samples=self.total,
                 tokens=self.tokens,
                 seconds=now - self.started,
+                roofline_frac=engine.decode_roofline_frac(),
             )
         )

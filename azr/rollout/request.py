@@ -53,6 +53,15 @@ class Progress:
     tokens: int
     """Tokens drawn, those of unfinished samples included."""
     seconds: float
+    roofline_frac: float | None
+    """Share of the device's best that decoding reaches; None where that is not measured."""
+
+    def __str__(self) -> str:
+        text = f"rollout: {self.done} of {self.samples} samples, {self.tokens} tokens, "
+        text += f"{self.tokens / max(self.seconds, 1e-9):.0f} tokens/s"
+        if self.roofline_frac is not None:
+            text += f", decoding at {self.roofline_frac:.0%} of the roofline"
+        return text
 
 
 class Waiting:

@@ -107,7 +107,7 @@ class Meter:
         self._open.append((start, event, rows, tokens))
 
     def settle(self) -> None:
-        """Adds up the steps that are over; waits for the last one."""
+        """Adds up the steps so far; waits for the last one."""
         for start, stop, rows, tokens in self._open:
             stop.synchronize()
             self.measured_s += start.elapsed_time(stop) / 1e3
@@ -116,6 +116,6 @@ class Meter:
         self._open = []
 
     @property
-    def fraction(self) -> float:
-        """Floor over measured time: 1 is the roofline; NaN before the first step."""
-        return self.floor_s / self.measured_s if self.measured_s else float("nan")
+    def fraction(self) -> float | None:
+        """Floor over measured time: 1 is the roofline; None before the first step."""
+        return self.floor_s / self.measured_s if self.measured_s else None
