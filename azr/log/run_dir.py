@@ -3,13 +3,9 @@
 import fcntl
 import json
 import os
-import platform
-import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
-from azr import __version__
 from azr.checkpoint import newest_marked_step
 from azr.config import Config, ConfigError, to_toml
 
@@ -79,56 +75,6 @@ class RunLock:
         self._file.close()
 
 
-def describe_machine() -> dict:
-    """Returns versions and hardware, for env.json and the banner. Imports torch."""
-    import numba
-    import numpy
-    import torch
-    import transformers
-
-    machine = {
-        "azr": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-        "numba": numba.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "gpu": None,
-        "command": sys.argv,
-    }
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name(0)
-    return machine
-
-
 def write_json(path: Path, data: dict) -> None:
     """Writes a JSON object, indented."""
     path.write_text(json.dumps(data, indent=2) + "\n")
-
-
-def _commit() -> str:
-    """Returns the commit of the checkout this runs from, "+" where it was changed, or ""."""
-    here = Path(__file__).resolve().parent.parent.parent
-    if not (here / ".git").exists():
-        return ""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()

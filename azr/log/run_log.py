@@ -18,7 +18,8 @@ from azr.log.curves import plot_learning_curve
 from azr.log.dashboards import Dashboards
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
-from azr.log.run_dir import RunLock, create_run_dir, describe_machine, write_json
+from azr.log.run_dir import RunLock, create_run_dir, write_json
+from azr.machine import describe_machine
 from azr.memory import GIB, Part
 
 Accuracies = Mapping[tuple[str, str], Accuracy]

@@ -1,0 +1,60 @@
+"""What a run runs on: versions, hardware, commit. Imports torch only where it is described."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from azr import __version__
+
+
+def describe_machine() -> dict:
+    """Returns versions and hardware, for env.json and the banner. Imports torch."""
+    import numba
+    import numpy
+    import torch
+    import transformers
+
+    machine = {
+        "azr": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "numba": numba.__version__,
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "gpu": None,
+        "command": sys.argv,
+    }
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name(0)
+    return machine
+
+
+def commit() -> str:
+    """Returns the commit of the checkout this runs from, "+" where it was changed, or ""."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return ""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def processor() -> str:
+    """Returns the name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
