@@ -131,18 +131,17 @@ def longest_context(config: Config, environment: Environment, limit: int | None 
 def _long_prompts(config: Config, environment: Environment) -> list[str]:
     """Returns instructions of seed tasks, the proposer's with the longest of them as references."""
     style = config.task.style
-    instructions = []
     seeds = environment.seed_tasks(generator("longest-context"), 256)
+    solving = {t: [environment.solve_prompt(task, style) for task in seeds[t]] for t in seeds}
+    proposing = []
     for task_type in config.task.types:
-        by_length = sorted(
-            ((environment.solve_prompt(task, style), task) for task in seeds[task_type]),
-            key=lambda pair: len(pair[0]),
-            reverse=True,
-        )
-        references = [task for _, task in by_length[: config.task.references]]
-        instructions += [text for text, _ in by_length]
-        instructions.append(environment.propose_prompt(task_type, references, style))
-    return instructions
+        source = environment.reference_source(task_type)
+        shown = [pair for t in source.types for pair in zip(solving[t], seeds[t], strict=True)]
+        shown.sort(key=lambda pair: len(pair[0]), reverse=True)
+        count = config.task.references if source.count is None else source.count
+        references = [task for _, task in shown[:count]]
+        proposing.append(environment.propose_prompt(task_type, references, style))
+    return proposing + [text for t in config.task.types for text in solving[t]]
 
 
 def build_model(

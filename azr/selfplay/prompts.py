@@ -48,8 +48,9 @@ class Prompts:
     """Makes prompts of the run's style; no prompt is ever cut.
 
     A proposer's prompt that is too long shows fewer references, the last ones left out first. A
-    task whose solver prompt is too long `fits` not, and is no valid task. Compact prompts have no
-    limit here: the context of a model from scratch is made for them.
+    task `fits` only if its solver prompt is short enough, and every proposer's prompt that shows
+    it alone; else it is no valid task. Compact prompts have no limit here: the context of a model
+    from scratch is made for them.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class Prompts:
     ):
         self.environment, self.tokenizer = environment, tokenizer
         self.style = config.task.style
+        self.sources = {t: environment.reference_source(t) for t in config.task.types}
+        self.references = config.task.references
         self.limit: int | None = None
         if model is not None and self.style in TEXT_STYLES:
             context = model.config.get_text_config().max_position_embeddings
@@ -74,15 +77,23 @@ class Prompts:
         return [Prompt(text, i) for text, i in zip(texts, ids, strict=True)]
 
     def fits(self, tasks: Sequence[Task]) -> list[bool]:
-        """Returns whether each task's solver prompt is short enough."""
+        """Returns whether each task is short enough to be solved, and shown as a reference."""
         if self.limit is None:
             return [True] * len(tasks)
-        return [len(prompt.token_ids) <= self.limit for prompt in self.solve(tasks)]
+        fitting = [len(prompt.token_ids) <= self.limit for prompt in self.solve(tasks)]
+        for task_type, source in self.sources.items():
+            if not (self.references if source.count is None else source.count):
+                continue
+            shown = [i for i, task in enumerate(tasks) if task.type in source.types]
+            prompts = self._propose([(task_type, (tasks[i],)) for i in shown])
+            for j in self._too_long(prompts):
+                fitting[shown[j]] = False
+        return fitting
 
     def propose(self, wanted: Sequence[tuple[str, tuple[Task, ...]]]) -> list[Prompt]:
         """Returns the proposer's prompt for each (task type, references).
 
-        Raises ConfigError where a prompt without any reference is too long.
+        Raises ConfigError where a prompt is too long even with the fewest references.
         """
         prompts = self._propose(wanted)
         too_long = self._too_long(prompts)
@@ -90,11 +101,12 @@ class Prompts:
             shorter = []
             for i in too_long:
                 task_type, references = wanted[i][0], prompts[i].references
-                if not references:
+                if len(references) <= (self.sources[task_type].count or 0):
                     raise ConfigError(
                         f"--rollout.max-prompt-tokens {self.limit}: the proposer's prompt of type "
-                        f"{task_type!r} has {len(prompts[i].token_ids)} tokens without any "
-                        "reference; allow more, or fewer --rollout.max-new-tokens"
+                        f"{task_type!r} has {len(prompts[i].token_ids)} tokens with "
+                        f"{len(references)} references; allow more, or fewer "
+                        "--rollout.max-new-tokens"
                     )
                 shorter.append((task_type, references[:-1]))
             for i, prompt in zip(too_long, self._propose(shorter), strict=True):
