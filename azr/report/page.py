@@ -53,7 +53,7 @@ def page(runs: Sequence[RunRecord]) -> str:
     body = sections(board)
     place = next((i for i, (name, _, _) in enumerate(body) if name == "setup"), len(body))
     body.insert(place, ("browse", "Tasks and samples", _browser(board)))
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in body)
+    links = "".join(f'<a href="#{name}">{name}</a>' for name, _, _ in body)
     shown = "".join(
         f'<details class="section" id="{name}" open><summary><h2>{escape(title)}</h2></summary>'
         f"{content}</details>"

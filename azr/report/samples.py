@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SCANNED = 40_000
+SCANNED = 20_000
 SHOWN = 1_000
 SHOWN_TASKS = 500
 SHOWN_CHARS = 2_000_000
