@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from azr.model.attention import choose, head_weight, hidden_states
 from azr.rollout.cache import Geometry
-from azr.rollout.graphs import StepGraphs, bucket
+from azr.rollout.graphs import StepGraphs, bucket, is_capturable
 from azr.rollout.history import History, Outcome
 from azr.rollout.memory import Plan, new_cache
 from azr.rollout.request import Progress, Request, Sample, Waiting
@@ -142,7 +142,7 @@ class RolloutEngine:
             slots = Slots(max(plan.slots, FEWEST_ROWS), plan.most_stops, self.device)
             self._state = _Run(self, plan, slots)
             self._plan = plan
-        if self.meter is None and self._state.graphs is not None:
+        if self.meter is None and self._state.graphs and self.device.type == "cuda":
             rates = measure_rates(self.geometry.dtype)
             self.meter = Meter(Floor.of(self.model, self.geometry, rates))
         self._state.begin(requests)
@@ -160,9 +160,10 @@ class _Run:
         self.history = History(2 * slots.slots, plan.own_tokens)
         self.numbers = np.zeros(slots.slots, dtype=np.int64)
         """Number in the history of the row in each slot."""
-        is_captured = engine.device.type == "cuda" and engine.backend.cache != "rows"
-        self.graphs = StepGraphs(self._enqueue, slots) if is_captured else None
-        self.lag = 1 if is_captured else 0
+        self.graphs = None
+        if is_capturable(engine.device, engine.backend):
+            self.graphs = StepGraphs(self._enqueue, slots)
+        self.lag = 1 if self.graphs else 0
         """Steps that run on the device while the host deals with an earlier one."""
 
     def begin(self, requests: list[Request]) -> None:
@@ -248,9 +249,11 @@ class _Run:
             self._enqueue(max(self.rows, FEWEST_ROWS), self.mix)
         else:
             meter = self.engine.meter
-            begun = meter.start()
+            begun = meter.start() if meter else None
             self.graphs.run(bucket(self.rows, self.slots.slots), self.mix)
-            meter.stop(begun, self.rows, self._tokens_held())
+            if meter:
+                held = self.history.tokens_held(self.numbers[: self.rows])
+                meter.stop(begun, self.rows, held)
         self._send(0)
 
     def _enqueue(self, rows: int, mix: Mix) -> None:
@@ -262,9 +265,6 @@ class _Run:
 
     def _logits(self, hidden_RD: Tensor) -> Tensor:
         return torch.nn.functional.linear(hidden_RD, head_weight(self.engine.model))
-
-    def _tokens_held(self) -> int:
-        return self.history.tokens_held(self.numbers[: self.rows])
 
     def _send(self, start: int) -> None:
         numbers = self.numbers[start : self.rows].copy()

@@ -9,8 +9,14 @@ from collections.abc import Callable
 
 import torch
 
+from azr.model.attention import Backend
 from azr.rollout.sampler import Mix
 from azr.rollout.slots import Slots
+
+
+def is_capturable(device: torch.device, backend: Backend) -> bool:
+    """Returns whether steps are captured: a dense cache reads another extent at each step."""
+    return device.type == "cuda" and backend.cache != "rows"
 
 
 def bucket(rows: int, slots: int) -> int:

@@ -4,13 +4,6 @@ Training and prefill attend over packed rows (`varlen`), a decode step attends o
 (`decode`). Which library serves the two calls is chosen by `choose` and reported by `backends`.
 """
 
-from azr.model.attention.backends import (
-    NAMES,
-    Backend,
-    BackendProbe,
-    backends,
-    choose,
-)
 from azr.model.attention.interface import (
     Attend,
     arange_positions,
@@ -20,6 +13,13 @@ from azr.model.attention.interface import (
     use_azr_attention,
 )
 from azr.model.attention.packed import PackedAttend, PackedRows
+from azr.model.attention.probe import (
+    NAMES,
+    Backend,
+    BackendProbe,
+    backends,
+    choose,
+)
 
 __all__ = [
     "NAMES",
