@@ -58,6 +58,20 @@ class PrimeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramConfig:
+    """Options of the task family `program`."""
+
+    inputs: int = 10
+    """N: inputs of an induction task, of which the solver sees the first half."""
+    cpu_s: float = 2.0
+    """CPU seconds that a program may take on one input."""
+    max_output_chars: int = 400
+    """A program with a longer output is no task; the official code cuts the output instead."""
+    sandbox_workers: int = 0
+    """Programs that run at the same time; 0 is one for each core of this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskConfig:
     """What is proposed and solved."""
 
@@ -71,6 +85,7 @@ class TaskConfig:
     """How prompts are dressed: `compact` for a tiny model's own vocabulary, `r1` in plain text,
     `chat` in the tokenizer's chat template. `auto` is settled at start by the model."""
     prime: PrimeConfig = field(default_factory=PrimeConfig)
+    program: ProgramConfig = field(default_factory=ProgramConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -447,7 +462,8 @@ def validate(config: Config) -> None:
         "warmup.batch_size rollout.slots selfplay.proposals_per_type selfplay.estimate_samples "
         "selfplay.solver_tasks_per_type selfplay.solver_samples_per_task selfplay.buffer_size "
         "selfplay.seed_tasks selfplay.seed_rounds optim.epochs optim.minibatches "
-        "optim.micro_batch_tokens optim.max_bad_updates eval.every log.every save.keep_last"
+        "optim.micro_batch_tokens optim.max_bad_updates eval.every log.every save.keep_last "
+        "task.program.max_output_chars"
     ).split():
         need(_get(config, name) >= 1, name, "must be at least 1")
     for name in (
@@ -455,10 +471,10 @@ def validate(config: Config) -> None:
         "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.weight_decay "
         "loss.entropy_coef loss.kl_coef reward.complexity_coef reward.distance_coef "
         "reward.answer_coef reward.novelty_cap loss.tis_cap save.every save.keep_every "
-        "run.watchdog_s rollout.cache_gib"
+        "run.watchdog_s rollout.cache_gib task.program.sandbox_workers"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
-    for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):
+    for name in ("warmup.lr", "optim.lr", "optim.grad_clip", "task.program.cpu_s"):
         need(0 < _get(config, name) < float("inf"), name, "must be above 0")
     for name in ("rollout.temperature", "selfplay.estimate_temperature"):
         need(

@@ -18,7 +18,10 @@ from azr.config import ConfigError, TaskConfig
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 # Families of this package, so that a checkout that is not installed finds them as well.
-_BUILT_IN = {"prime": "azr.tasks.prime:PrimeEnvironment"}
+_BUILT_IN = {
+    "prime": "azr.tasks.prime:PrimeEnvironment",
+    "program": "azr.tasks.program:ProgramEnvironment",
+}
 
 
 @dataclass(frozen=True, slots=True)

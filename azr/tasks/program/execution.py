@@ -1,0 +1,162 @@
+"""Running programs: the sandbox with a memory of what it ran, and what its work says in numbers."""
+
+import ast
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from azr.sandbox import Job, Label, Limits, Result, Sandbox
+from azr.tasks.program.normal import UnreadableCode, parse_module
+from azr.tasks.program.values import MAX_NESTING
+
+REMEMBERED = 200_000
+"""Results kept, each of one program on one input."""
+
+
+class Deferred(Future):
+    """A future whose work waits for whoever asks for the result: it needs no thread of its own."""
+
+    def __init__(self, finish: Callable[[], list]):
+        super().__init__()
+        self._finish: Callable[[], list] | None = finish
+
+    def result(self, timeout: float | None = None) -> list:
+        """Returns the result, made at the first call."""
+        if self._finish is not None:
+            finish, self._finish = self._finish, None
+            try:
+                self.set_result(finish())
+            except BaseException as error:
+                self.set_exception(error)
+                raise
+        return super().result(timeout)
+
+
+class Executor:
+    """Runs programs in the sandbox, which starts with the first of them.
+
+    The same program on the same input is run once, as long as it is remembered: results are those
+    of a deterministic machine, or statuses that say otherwise. A failure of the sandbox itself is
+    never remembered.
+    """
+
+    def __init__(self, *, cpu_s: float, output_bytes: int, workers: int):
+        self._limits = Limits(
+            cpu_s=cpu_s, wall_s=max(5 * cpu_s, 5.0), output_bytes=output_bytes, depth=MAX_NESTING
+        )
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._sandbox: Sandbox | None = None
+        self._known: dict[tuple[str, str], Future[Result]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def label(self, jobs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Future[Label]]:
+        """Returns a future per (program, inputs): its results, and whether it is deterministic."""
+        self._counts["labels"] += len(jobs)
+        return self._box().submit_labels([Job(code, inputs) for code, inputs in jobs])
+
+    def run(
+        self, pairs: Sequence[tuple[str, str]], *, afresh: bool = False
+    ) -> list[Future[Result]]:
+        """Returns a future per (program, input); `afresh` runs what is remembered again.
+
+        The inputs of a program that cannot keep anything from one call to the next run in one
+        process, one after the other; any other input has a process of its own.
+        """
+        known: dict[tuple[str, str], Future[Result]] = {} if afresh else self._known
+        wanted: dict[tuple[str, int], list[str]] = {}
+        for number, (code, given) in enumerate(dict.fromkeys(pairs)):
+            if (code, given) not in known or _failed(known[code, given]):
+                alone = 0 if keeps_nothing(code) else number + 1
+                wanted.setdefault((code, alone), []).append(given)
+        jobs = [
+            Job(code, inputs[at : at + self._limits.inputs])
+            for (code, _), inputs in wanted.items()
+            for at in range(0, len(inputs), self._limits.inputs)
+        ]
+        futures = iter(self._box().submit_batch(jobs)) if jobs else iter(())
+        for job in jobs:
+            for given in job.args_texts:
+                known[job.code, given] = next(futures)
+        self._counts["runs"] += len(pairs)
+        self._counts["remembered"] += len(pairs) - sum(len(job.args_texts) for job in jobs)
+        found = [known[pair] for pair in pairs]
+        while len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return found
+
+    def note_recheck(self, agrees: bool) -> None:
+        """Counts a grade that was made a second time, from runs afresh."""
+        self._counts["rechecked"] += 1
+        self._counts["disagreements"] += not agrees
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what ran since the last call, and percentiles of the sandbox's last calls."""
+        counts, self._counts = self._counts, Counter()
+        stats = self._sandbox.stats() if self._sandbox else {}
+        runs = counts["runs"]
+        found = {
+            "sandbox/labels": float(counts["labels"]),
+            "sandbox/runs": float(runs),
+            "sandbox/remembered_frac": counts["remembered"] / runs if runs else float("nan"),
+            "sandbox/rechecked": float(counts["rechecked"]),
+            "sandbox/disagreements": float(counts["disagreements"]),
+            "sandbox/failures_total": stats.get("status/sandbox_failure", 0.0),
+            "sandbox/timeouts_total": stats.get("status/timeout_cpu", 0.0)
+            + stats.get("status/timeout_wall", 0.0),
+        }
+        for ours, theirs in (("latency", "latency_s"), ("cpu", "child_cpu_s")):
+            for percent in ("p50", "p99"):
+                found[f"sandbox/{ours}_{percent}_ms"] = 1e3 * stats.get(
+                    f"{theirs}/{percent}", float("nan")
+                )
+        found["sandbox/rss_max_bytes"] = float(stats.get("rss_bytes/max", 0))
+        return found
+
+    def close(self) -> None:
+        """Ends the sandbox, if it was started."""
+        if self._sandbox:
+            self._sandbox.close()
+
+    def _box(self) -> Sandbox:
+        if self._sandbox is None:
+            self._sandbox = Sandbox(workers=self._workers, limits=self._limits)
+        return self._sandbox
+
+
+def _failed(future: Future[Result]) -> bool:
+    return future.done() and future.result().status == "sandbox_failure"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def keeps_nothing(code: str) -> bool:
+    """Whether a program plainly has no state that one call could leave to the next.
+
+    True only for a module of imports and undecorated functions with constant defaults, in which
+    nothing is global, no attribute is written, and no name that reaches such things is used.
+    """
+    try:
+        tree = parse_module(code)
+    except UnreadableCode:
+        return False
+    if not all(isinstance(n, ast.Import | ast.ImportFrom | ast.FunctionDef) for n in tree.body):
+        return False
+    return not any(map(_could_keep, ast.walk(tree)))
+
+
+_REACHING = frozenset("delattr eval exec getattr globals locals setattr vars".split())
+
+
+def _could_keep(node: ast.AST) -> bool:
+    match node:
+        case ast.Global() | ast.ClassDef():
+            return True
+        case ast.Attribute(ctx=ast.Store() | ast.Del()):
+            return True
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name.startswith("__") or name in _REACHING
+        case ast.FunctionDef(args=arguments, decorator_list=decorators):
+            defaults = [*arguments.defaults, *(d for d in arguments.kw_defaults if d)]
+            return bool(decorators) or not all(isinstance(d, ast.Constant) for d in defaults)
+    return False

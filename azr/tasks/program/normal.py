@@ -1,0 +1,103 @@
+"""What makes two programs the same: their normalised syntax tree."""
+
+import ast
+import functools
+import hashlib
+
+MAX_CODE_CHARS = 8_000
+MAX_DEPTH = 100
+
+
+class UnreadableCode(ValueError):
+    """Text that is no Python module of bounded size and nesting."""
+
+
+def parse_module(code: str) -> ast.Module:
+    """Returns the syntax tree; raises UnreadableCode, and nothing else, for any text.
+
+    Length and nesting are bounded before and after the parser sees the text: CPython's own parser
+    answers a deep nest with MemoryError or RecursionError, and a null byte with ValueError.
+    """
+    if len(code) > MAX_CODE_CHARS:
+        raise UnreadableCode("too long")
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise UnreadableCode(type(error).__name__) from None
+    if depth(tree) > MAX_DEPTH:
+        raise UnreadableCode("too deep")
+    return tree
+
+
+def depth(tree: ast.AST) -> int:
+    """Returns the number of nodes on the longest path from the root, without recursion."""
+    level, nodes = 0, [tree]
+    while nodes:
+        level += 1
+        nodes = [child for node in nodes for child in ast.iter_child_nodes(node)]
+    return level
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normal_form(code: str) -> str:
+    """Returns a text that two programs share if they differ in names, comments and layout alone.
+
+    Names that the program binds are numbered in the order of their first appearance, except `f`;
+    docstrings are dropped. Free names, attributes and keywords stay as they are. Raises
+    UnreadableCode.
+    """
+    tree = parse_module(code)
+    numbers: dict[str, str] = {}
+    for node in ast.walk(tree):
+        for name in _bound_names(node):
+            if name != "f":
+                # No identifier: it cannot be confused with a free name.
+                numbers.setdefault(name, f"%{len(numbers)}")
+    for node in ast.walk(tree):
+        _rename(node, numbers)
+        _drop_docstring(node)
+    try:
+        return ast.dump(tree, annotate_fields=False)
+    except RecursionError:
+        raise UnreadableCode("too deep") from None
+
+
+def digest(code: str) -> str:
+    """Returns 16 hexadecimal digits of the normal form; raises UnreadableCode."""
+    return hashlib.blake2b(
+        normal_form(code).encode(), digest_size=8, person=b"azr-code"
+    ).hexdigest()
+
+
+def _bound_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
+        return [node.id]
+    if isinstance(node, ast.arg):
+        return [node.arg]
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+        return [node.name]
+    if isinstance(node, ast.alias) and node.asname:
+        return [node.asname]
+    return []
+
+
+def _rename(node: ast.AST, numbers: dict[str, str]) -> None:
+    for field in ("id", "arg", "name", "asname"):
+        # A keyword's `arg` is a name of the function called, not of this program.
+        if isinstance(node, ast.keyword | ast.alias) and field in ("arg", "name"):
+            continue
+        name = getattr(node, field, None)
+        if isinstance(name, str) and name in numbers:
+            setattr(node, field, numbers[name])
+    if isinstance(node, ast.Global | ast.Nonlocal):
+        node.names = [numbers.get(name, name) for name in node.names]
+
+
+def _drop_docstring(node: ast.AST) -> None:
+    if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        first = node.body[0] if node.body else None
+        is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+        if is_text and isinstance(first.value.value, str) and len(node.body) > 1:
+            del node.body[0]

@@ -1,0 +1,42 @@
+"""The record of a program task, and what its parsers raise."""
+
+from dataclasses import dataclass
+
+DEDUCTION, ABDUCTION, INDUCTION = "deduction", "abduction", "induction"
+
+
+class FormatError(ValueError):
+    """A response that is not in the format of its cell; its text is the named reason."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ProgramProblem:
+    """A program with argument lists and what it returns for each, all as text.
+
+    Deduction and abduction have one of each; induction has N of each, and a message. Outputs are
+    what the sandbox ran, never what a model wrote.
+    """
+
+    code: str
+    """Python source that defines `f`."""
+    inputs: tuple[str, ...]
+    """Canonical texts of argument lists, such as `1, [2, 3]`."""
+    outputs: tuple[str, ...]
+    """Literals: what `f` returned for each."""
+    message: str = ""
+    """Induction: the proposer's hint to the solver."""
+
+    @property
+    def shown(self) -> int:
+        """Pairs that induction shows to the solver, the first half; the rest is hidden."""
+        return len(self.inputs) // 2
+
+    @property
+    def shown_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The (input, output) pairs that induction shows."""
+        return tuple(zip(self.inputs, self.outputs, strict=True))[: self.shown]
+
+    @property
+    def hidden_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The (input, output) pairs that an induced program must reproduce."""
+        return tuple(zip(self.inputs, self.outputs, strict=True))[self.shown :]

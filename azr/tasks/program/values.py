@@ -1,0 +1,122 @@
+"""Plain Python values as text: the one reader of literals, and when two values are equal.
+
+Nothing here runs model-written text: literals are parsed, never evaluated. Length and nesting are
+bounded before the parser sees a text, and whatever it raises means "no literal".
+"""
+
+import ast
+import functools
+import re
+import warnings
+
+MAX_CHARS = 8_000
+MAX_NESTING = 32
+
+_OPENING, _BRACKETS = "([{", re.compile(r"[][(){}]")
+_PARSE_ERRORS = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+_SCALARS = (type(None), bool, int, float, complex, str, bytes)
+
+
+class NoLiteral(ValueError):
+    """Text that is no literal of a plain Python value."""
+
+
+def read_literal(text: str) -> object:
+    """Returns the value of a literal; raises NoLiteral, and nothing else, for any other text.
+
+    A literal is what `repr` writes for None, bool, int, float, complex, str, bytes and for lists,
+    tuples, dicts and sets of these, in any spelling Python has for it. Names, calls (but for
+    `set()`), operators, comprehensions and f-strings are none.
+    """
+    try:
+        value = ast.literal_eval(_expression(text))
+    except _PARSE_ERRORS as error:
+        raise NoLiteral(type(error).__name__) from None
+    if not _is_plain(value):
+        raise NoLiteral("no plain value")
+    return value
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def read_arguments(text: str) -> str:
+    """Returns the canonical text of an argument list; raises NoLiteral where it is none.
+
+    `1, [2, 3], x='a'` is one: positional literals, then named ones. Two texts with the same
+    canonical text mean the same arguments. Text that closes the call and goes on is no argument
+    list, and neither is a starred argument.
+    """
+    try:
+        call = _expression(f"f({text.strip()}\n)")
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise NoLiteral("no argument list")
+        values = [ast.literal_eval(node) for node in call.args]
+        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except _PARSE_ERRORS as error:
+        raise NoLiteral(type(error).__name__) from None
+    if not values and not named:
+        raise NoLiteral("no argument")
+    if None in named or len(named) < len(call.keywords):
+        raise NoLiteral("starred or repeated arguments")
+    parts = [write_literal(v) for v in values]
+    return ", ".join([*parts, *(f"{name}={write_literal(v)}" for name, v in named.items())])
+
+
+def write_literal(value: object) -> str:
+    """Returns a text that reads back as an equal value, the same one for equal sets.
+
+    Raises NoLiteral for what has none: infinity, NaN, and anything that is no plain value.
+    """
+    if type(value) in (list, tuple, set, dict):
+        return _write_container(value)
+    if type(value) not in _SCALARS:
+        raise NoLiteral("no plain value")
+    text = repr(value)
+    if isinstance(value, float | complex) and ("inf" in text or "nan" in text):
+        raise NoLiteral("no literal writes it")
+    return text
+
+
+def _write_container(value: list | tuple | set | dict) -> str:
+    if isinstance(value, dict):
+        items = (f"{write_literal(k)}: {write_literal(v)}" for k, v in value.items())
+        return "{" + ", ".join(items) + "}"
+    items = [write_literal(item) for item in value]
+    if isinstance(value, set):
+        return "{" + ", ".join(sorted(items)) + "}" if items else "set()"
+    if isinstance(value, list):
+        return "[" + ", ".join(items) + "]"
+    return "(" + ", ".join(items) + ("," if len(items) == 1 else "") + ")"
+
+
+def equal(left: object, right: object) -> bool:
+    """Returns Python's own `left == right` for plain values.
+
+    So 1 == 1.0 == True and 0.0 == -0.0, a list never equals a tuple, sets and dicts do not mind
+    their order, and NaN equals nothing, also inside a container. The two sides come from two
+    parses, so that no NaN is ever compared with itself, which a container would call equal.
+    """
+    try:
+        return bool(left == right)
+    except RecursionError:  # deeper than read_literal lets through: a value from elsewhere
+        return False
+
+
+def _expression(text: str) -> ast.expr:
+    if len(text) > MAX_CHARS:
+        raise NoLiteral("too long")
+    depth = 0
+    for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
+        depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
+        if depth > MAX_NESTING:
+            raise NoLiteral("too deep")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
+        return ast.parse(text.strip(), mode="eval").body
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return isinstance(value, _SCALARS)
