@@ -235,7 +235,10 @@ def _facts(config: Config, architecture, parameters: int) -> list[tuple[str, str
 
     reason = "as asked by --device"
     if config.run.device == "cpu" and torch.cuda.is_available():
-        reason = "as asked; a GPU is here too: --device cuda uses it"
+        reason = (
+            "as asked; a GPU is here too: --device cuda uses it, and "
+            "--config a100-qwen2.5-3b-prime.toml trains a real model on it"
+        )
     elif config.run.device == "cpu":
         reason = f"{config.run.threads} torch thread" + "s" * (config.run.threads > 1)
     where = config.model.path or "from scratch"

@@ -9,12 +9,20 @@ import pytest
 import torch
 from folders import bpe_tokenizer, make_folder, prompt_texts_of
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    Qwen2Config,
+    T5Config,
+)
 
-from azr.config import ConfigError, TaskConfig, parse_command_line
+from azr.config import ConfigError, TaskConfig, load_toml, parse_command_line, preset_path
 from azr.log.metrics import read_metrics
+from azr.memory import memory_plan
 from azr.model.attention import arange_positions, head_weight, hidden_states
-from azr.model.load import load_architecture, load_model, load_tokenizer, pad_id
+from azr.model.load import load_architecture, load_model, load_tokenizer, pad_id, parameter_count
 from azr.tasks import load_environment
 from azr.tasks.envelope import FRAME
 from azr.text import prompt_ids
@@ -256,3 +264,29 @@ def test_options_that_do_not_go_with_the_model_are_refused_before_a_step(
     with pytest.raises(ConfigError, match=message):
         run(config(folder, tmp_path, "--warmup.steps", "0", *flags))
     assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+# --- presets ---
+
+QWEN25_3B = Qwen2Config(
+    hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
+    num_key_value_heads=2, vocab_size=151936, max_position_embeddings=32768,
+    tie_word_embeddings=True,
+)  # fmt: skip
+
+
+def test_the_prime_preset_runs_dry_on_a_folder_of_its_architecture(tmp_path, capsys):
+    folder = make_folder(tmp_path, "qwen2", TEXTS, context=4096)
+    flags = ["--config", "a100-qwen2.5-3b-prime.toml", "--model", str(folder), "--device", "cpu"]
+    assert main([*flags, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert 'style = "chat"' in said and "max_p = 617" in said and "memory plan" in said
+
+
+def test_the_prime_preset_fits_the_gpu_it_names():
+    config = load_toml(preset_path("a100-qwen2.5-3b-prime.toml"))
+    parameters = parameter_count(QWEN25_3B)
+    assert 3.0e9 < parameters < 3.2e9
+    plan = memory_plan(config, QWEN25_3B, parameters, 1450)
+    # An 80 GB card shows 79 GiB; 5 are left to the CUDA context and the allocator.
+    assert sum(part.bytes for part in plan) < 74 * 2**30
