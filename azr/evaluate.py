@@ -91,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         validate(config)
         if asked.suite:
-            from azr.evaluation.suite_run import evaluate_suite
-
-            evaluate_suite(config, subject, Path(asked.suite), asked.out)
+            _evaluate_suite(config, subject, Path(asked.suite), asked.out)
         else:
             _evaluate_family(config, subject, asked.baseline, asked.out)
     except ConfigError as error:
@@ -143,6 +141,70 @@ def _evaluate_family(config: Config, subject, baseline: str, out: str) -> None:
     path = Path(out) if out else subject.folder(config.run.root) / f"{config.task.family}.json"
     print_family(cells, subject, model)
     print(f"result          {write_result(path, _finite(result))}")
+
+
+def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None:
+    """Samples and grades a suite, prints the table and writes the result.
+
+    The samples are kept beside the result; the same command goes on from there.
+    """
+    from azr import start
+    from azr.evaluation.journal import Journal
+    from azr.evaluation.suite import load_suite
+    from azr.evaluation.suite_grading import LIMITS
+    from azr.evaluation.suite_run import (
+        DEFAULT_MAX_NEW_TOKENS,
+        fingerprint,
+        item_results,
+        run_suite,
+        settle_style,
+    )
+    from azr.evaluation.suite_table import print_suite, show_progress
+    from azr.evaluation.table import write_result
+    from azr.model.load import load_model
+    from azr.sandbox import Sandbox, SandboxError
+
+    suite = load_suite(suite_path)
+    path = Path(out) if out else subject.folder(config.run.root) / f"{suite.name}.json"
+    device = start.prepare_device(config)
+    model, tokenizer = load_model(subject.model, start.DTYPES[config.run.dtype], device)
+    style = settle_style(config.task.style, tokenizer)
+    most = config.rollout.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    rollout = dataclasses.replace(config.rollout, max_new_tokens=most)
+    config = dataclasses.replace(config, rollout=rollout)
+    identity = {
+        "suite": suite.digest,
+        "weights": fingerprint(model),
+        "style": style,
+        "seed": config.run.seed,
+        **{name: getattr(rollout, name) for name in _SAMPLING},
+    }
+    journal = Journal(path.with_suffix(".samples.jsonl"), identity)
+    engine = start.make_engine(config, model, tokenizer)
+    try:
+        with Sandbox(limits=LIMITS) as sandbox:
+            results = run_suite(
+                config, suite, style, engine, tokenizer, sandbox, journal, show_progress
+            )
+    except SandboxError as error:
+        raise RunError(f"--suite needs the sandbox: {error}") from error
+    finally:
+        journal.close()
+    print_suite(results, subject.model, suite)
+    result = {
+        "model": subject.model,
+        "step": subject.step,
+        "suite_name": suite.name,
+        "layout": suite.layout,
+        **identity,
+        "results": [dataclasses.asdict(r) for r in results],
+        "items": item_results(suite, config.eval.samples, journal),
+    }
+    print(f"result          {write_result(path, _finite(result))}\nsamples         {journal.path}")
+
+
+_SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")
+"""Options of `rollout` that are part of what a suite's samples are."""
 
 
 def _named(results) -> dict[str, float]:

@@ -3,11 +3,12 @@
 A family writes instructions; a prompt of a text style (`azr.tasks.envelope`) is an instruction in
 a dressing, which needs the tokenizer:
 
-    compact   the instruction as it stands
-    r1        FRAME, `User: ` instruction, `Assistant: <think>`
-    chat      the tokenizer's chat template around instruction and FRAME, then `<think>`
+    compact     the instruction as it stands
+    r1          FRAME, `User: ` instruction, `Assistant: <think>`
+    chat        the tokenizer's chat template around instruction and FRAME, then `<think>`
+    completion  the text as it stands behind the model's start of text; suites only
 
-Both dressings end in the opened think tag, and the response goes on from there.
+The dressings r1 and chat end in the opened think tag, and the response goes on from there.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import ConfigError
 from azr.tasks.envelope import CHAT, FRAME, R1, THINK
+
+COMPLETION = "completion"
 
 _CONTENT = "AZR INSTRUCTION"
 """Stands for the instruction while the chat template is rendered."""
@@ -77,6 +80,8 @@ def _dressing(tokenizer: PreTrainedTokenizerBase, style: str) -> _Dressing:
     if style == R1:
         start = _start_ids(tokenizer)
         return _Dressing(start, f"{FRAME}\n\nUser: ", f"\n\nAssistant: {THINK}")
+    if style == COMPLETION:
+        return _Dressing(_start_ids(tokenizer), "", "")
     if style == CHAT:
         head, tail = _chat_parts(tokenizer)
         # The template writes a start-of-text token itself, where the model wants one.

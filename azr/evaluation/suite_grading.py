@@ -1,0 +1,202 @@
+"""Grading a suite's answers in the sandbox: values come out of it and are compared here.
+
+A predicted output is a literal and runs nowhere. A predicted input is the argument list of one call
+of the item's own program; what the call returned is compared with the expected value here. A
+completed function runs with its test in one process, where only the absence of an exception can be
+told, so the program below keeps the two apart as far as one interpreter allows.
+"""
+
+import ast
+import re
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from azr.errors import RunError
+from azr.evaluation.literals import Malformed, parse_literal
+from azr.evaluation.suite import Completion, Item
+from azr.sandbox import Job, Limits, Result
+
+Outcome = Literal["correct", "wrong", "malformed"]
+
+LIMITS = Limits(cpu_s=4.0, wall_s=20.0, args_bytes=1 << 20)
+"""A test calls the function many times; public harnesses allow about 3 seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """What became of an answer, with a named reason where it is not correct."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+class Runner(Protocol):
+    """What is asked of `azr.sandbox.Sandbox`."""
+
+    def submit_batch(self, jobs: Sequence[Job]) -> "list[Future[Result]]":
+        """Returns a future per job."""
+        ...
+
+
+RETRIES = 2
+"""Times that a job is run anew whose result is the sandbox's own failure."""
+
+
+def grade_answers(sandbox: Runner, answers: Sequence[tuple[Item, str]]) -> list[Graded]:
+    """Returns the grades of (item, answer) pairs, in order; equal pairs run once.
+
+    Raises RunError where the sandbox itself keeps failing: that is no grade.
+    """
+    grades: dict[tuple[Item, str], Graded] = {}
+    jobs: dict[tuple[Item, str], Job] = {}
+    for pair in dict.fromkeys(answers):
+        item, answer = pair
+        if isinstance(item, Completion):
+            refused = _REACHING.search(answer)
+            if refused:
+                grades[pair] = Graded("wrong", "forbidden_name")
+            else:
+                jobs[pair] = _test_job(item, answer)
+        elif item.kind == "output":
+            grades[pair] = _grade_output(item, answer)
+        else:
+            jobs[pair] = Job(item.code, (answer,))
+    left = list(jobs)
+    for _ in range(1 + RETRIES):
+        futures = sandbox.submit_batch([jobs[pair] for pair in left])
+        for pair, future in zip(left, futures, strict=True):
+            grades[pair] = _grade_result(pair[0], future.result())
+        left = [pair for pair in left if grades[pair].reason == "sandbox_failure"]
+        if not left:
+            return [grades[pair] for pair in answers]
+    raise RunError(
+        f"the sandbox failed {1 + RETRIES} times on an answer to {left[0][0].id}; what was graded "
+        "before is kept, and the same command goes on from there"
+    )
+
+
+def _grade_output(item, answer: str) -> Graded:
+    try:
+        value = parse_literal(answer)
+    except Malformed as error:
+        return Graded("malformed", str(error))
+    return Graded("correct") if _equal(value, item.expected()) else Graded("wrong", "wrong")
+
+
+def _grade_result(item: Item, result: Result) -> Graded:
+    if result.status == "sandbox_failure":
+        return Graded("wrong", "sandbox_failure")  # never seen outside: see grade_answers
+    if result.status == "syntax_error" and not isinstance(item, Completion):
+        return Graded("malformed", "not_a_literal")
+    if result.status != "ok":
+        named = result.error if result.status == "exception" and result.error else result.status
+        return Graded("wrong", named)
+    expected = PASSED if isinstance(item, Completion) else item.expected()
+    return Graded("correct") if _equal(result.value, expected) else Graded("wrong", "wrong")
+
+
+def _equal(value: object, expected: object) -> bool:
+    """Returns Python's == on plain values: 1 == 1.0 == True; NaN equals nothing."""
+    try:
+        return bool(value == expected)
+    except RecursionError:
+        return False
+
+
+_REACHING = re.compile(
+    r"\b(?:gi_frame|cr_frame|ag_frame|tb_frame|f_back|f_globals|f_locals|f_builtins|f_code"
+    r"|__globals__|__code__|__closure__|__builtins__|__subclasses__|__traceback__|__loader__"
+    r"|__spec__|__self__)\b"
+)
+"""Names by which a function reaches its caller's variables. No solution of such a task needs them;
+a program that spells them in pieces gets by, and what it could do then is told in the docs."""
+
+PASSED = "passed"
+
+
+def _test_job(item: Completion, answer: str) -> Job:
+    """Returns the program below, with everything of the item and the answer as its arguments."""
+    setup = _runnable(item.prompt)
+    args = ", ".join(map(repr, (setup, answer, item.test, item.entry_point)))
+    return Job(TEST_PROGRAM, (args,))
+
+
+def _runnable(prompt: str) -> str:
+    """Returns the prompt as a program: its last function has a docstring alone, or no body yet."""
+    for text in (prompt, prompt.rstrip() + "\n    pass\n"):
+        try:
+            ast.parse(text)
+            return text
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            continue
+    return ""
+
+
+TEST_PROGRAM = '''
+from types import ModuleType
+
+
+def f(setup, solution, test, entry_point, run=exec, kind_of=type, is_sub=issubclass,
+      Module=ModuleType):
+    """Returns "passed" where the test of the solution raises nothing."""
+    # Two worlds with nothing in common that a solution could write to: each has its own builtins,
+    # and the solution's modules are copies. Everything used after it has run is held in locals.
+    names = __builtins__ if kind_of(__builtins__) is dict else vars(__builtins__)
+    for_test, for_solution = dict(names), dict(names)
+    load, copies = for_test["__import__"], {}
+
+    def load_copy(name, globals=None, locals=None, fromlist=(), level=0):
+        module = load(name, globals, locals, fromlist, level)
+        if kind_of(module) is not Module:
+            return module
+        if module.__name__ not in copies:
+            copy = copies[module.__name__] = Module(module.__name__)
+            vars(copy).update(vars(module))
+        return copies[module.__name__]
+
+    for_solution["__import__"] = load_copy
+    tested = {"__name__": "test", "__builtins__": for_test}
+    run(setup, tested)
+    run(test, tested)
+    check = tested["check"]
+    solved = {"__name__": "solution", "__builtins__": for_solution}
+    run(setup, solved)
+    run(solution, solved)
+    candidate = solved[entry_point]
+
+    none, lazy = kind_of(None), (kind_of(i for i in ()), map, filter, zip, reversed)
+    plain_kinds = (none, bool, int, float, complex, str, bytes, range)
+    bases = (
+        (bool, bool), (int, int.__int__), (float, float.__float__), (str, str.__str__),
+        (list, list.__iter__), (tuple, tuple.__iter__), (set, set.__iter__),
+        (frozenset, frozenset.__iter__), (dict, dict.items),
+    )
+    Error, make_list, make_iter = TypeError, list, iter
+
+    def plain(value):
+        """The value in built-in types alone, so that its own methods decide no comparison."""
+        kind = kind_of(value)
+        for known in plain_kinds:
+            if kind is known:
+                return value
+        for known in lazy:
+            if kind is known:
+                return make_iter([plain(item) for item in value])
+        for base, read in bases:
+            if is_sub(kind, base):
+                if base in (list, tuple, set, frozenset):
+                    return base([plain(item) for item in read(value)])
+                if base is dict:
+                    return {plain(k): plain(v) for k, v in read(value)}
+                return read(value)
+        raise Error("the function returned a value of no built-in type")
+
+    def called(*args, **kwargs):
+        return plain(candidate(*args, **kwargs))
+
+    tested[entry_point] = called
+    check(called)
+    return "passed"
+'''
