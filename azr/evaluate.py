@@ -151,7 +151,7 @@ def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None
     from azr import start
     from azr.evaluation.journal import Journal
     from azr.evaluation.suite import load_suite
-    from azr.evaluation.suite_grading import LIMITS
+    from azr.evaluation.suite_grading import LIMITS, MODULES
     from azr.evaluation.suite_run import (
         DEFAULT_MAX_NEW_TOKENS,
         fingerprint,
@@ -182,7 +182,7 @@ def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None
     journal = Journal(path.with_suffix(".samples.jsonl"), identity)
     engine = start.make_engine(config, model, tokenizer)
     try:
-        with Sandbox(limits=LIMITS) as sandbox:
+        with Sandbox(limits=LIMITS, modules=MODULES) as sandbox:
             results = run_suite(
                 config, suite, style, engine, tokenizer, sandbox, journal, show_progress
             )

@@ -1,7 +1,7 @@
 """Evaluates a model on a suite: samples, grades, keeps what is done, and sums up."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,17 @@ from azr.accuracy import Interval, pass_at_k, wilson, wilson_clustered
 from azr.config import Config, ConfigError
 from azr.evaluation.journal import Journal, Line
 from azr.evaluation.suite import Item, Kind, Suite
-from azr.evaluation.suite_grading import Runner, grade_answers
-from azr.evaluation.suite_prompts import COMPLETION, STYLES, extract, instruction, stop_strings
+from azr.evaluation.suite_grading import Graded, Runner, grade_answers
+from azr.evaluation.suite_prompts import (
+    COMPLETION,
+    STYLES,
+    Extract,
+    extract,
+    instruction,
+    stop_strings,
+)
 from azr.keys import make_key
-from azr.rollout import Request, RolloutEngine, Sample, Sampling
+from azr.rollout import Request, RolloutEngine, Sampling
 from azr.text import end_ids, prompt_ids, response_texts
 
 GREEDY = -1
@@ -89,7 +96,7 @@ def run_suite(
         (item, index) for index in (GREEDY, *range(n)) for item in suite.items
     ]  # the greedy answers first
     total, done = len(wanted), sum(_place(item, index) in journal.lines for item, index in wanted)
-    batch: list[tuple[Item, int, str, bool]] = []
+    batch: list[_Drawn] = []
 
     def hand_over() -> None:
         nonlocal done
@@ -99,8 +106,8 @@ def run_suite(
         on_progress(done, total)
 
     on_progress(done, total)
-    for item, index, text, finished in _answers(config, suite, style, engine, tokenizer, journal):
-        batch.append((item, index, text, finished))
+    for drawn in _draw(config, suite, style, engine, tokenizer, journal):
+        batch.append(drawn)
         if len(batch) == GRADED_TOGETHER:
             hand_over()
     if batch:
@@ -108,15 +115,27 @@ def run_suite(
     return [_sum_up(kind, suite, n, journal.lines) for kind in _kinds(suite)]
 
 
-def _answers(
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """One response, not yet graded."""
+
+    item: Item
+    index: int
+    text: str
+    finished: bool
+    fits: bool = True
+    """False where the prompt alone fills the model's context: the text is empty then."""
+
+
+def _draw(
     config: Config,
     suite: Suite,
     style: str,
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
     journal: Journal,
-) -> Iterator[tuple[Item, int, str, bool]]:
-    """Yields (item, index, text, whether the model ended it) of every sample that is missing."""
+) -> Iterator[_Drawn]:
+    """Yields every sample that the journal lacks."""
     prompts = prompt_ids(tokenizer, [instruction(i, style) for i in suite.items], style)
     ends = end_ids(tokenizer, engine.model)
     context = engine.model.config.get_text_config().max_position_embeddings
@@ -128,8 +147,7 @@ def _answers(
                 continue
             room = context - len(prompt)
             if room < 1:
-                # No room for an answer: an empty one, which is malformed in every kind.
-                yield from ((item, index, "", False) for index in indices)
+                yield from (_Drawn(item, i, "", False, fits=False) for i in indices)
                 continue
             sampling = _sampling(config, item, style, ends, room, is_greedy=indices == (GREEDY,))
             key = make_key(config.run.seed, "suite", item.id, item.kind)
@@ -140,7 +158,8 @@ def _answers(
         item, indices = asked[sample.request]
         index = indices[sample.index]
         if _place(item, index) not in journal.lines:
-            yield item, index, _text(sample, tokenizer, ends), sample.finish_reason == "stop"
+            (text,) = response_texts(tokenizer, [sample.token_ids], ends)
+            yield _Drawn(item, index, text, sample.finish_reason == "stop")
 
 
 def _sampling(
@@ -164,25 +183,19 @@ def _sampling(
     )
 
 
-def _text(sample: Sample, tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...]) -> str:
-    return response_texts(tokenizer, [sample.token_ids], ends)[0]
-
-
-def _graded(batch: list[tuple[Item, int, str, bool]], style: str, sandbox: Runner) -> list[Line]:
-    extracts = [extract(item, style, text, finished) for item, _, text, finished in batch]
-    answered = [
-        (item, e.answer)
-        for (item, _, _, _), e in zip(batch, extracts, strict=True)
-        if e.answer is not None
+def _graded(batch: Sequence[_Drawn], style: str, sandbox: Runner) -> list[Line]:
+    extracts = [
+        extract(d.item, style, d.text, d.finished) if d.fits else Extract(None, "prompt_too_long")
+        for d in batch
     ]
-    grades = iter(grade_answers(sandbox, answered))
+    pairs = list(zip(batch, extracts, strict=True))
+    grades = iter(
+        grade_answers(sandbox, [(d.item, e.answer) for d, e in pairs if e.answer is not None])
+    )
     lines = []
-    for (item, index, text, _), e in zip(batch, extracts, strict=True):
-        outcome, reason = "malformed", e.reason
-        if e.answer is not None:
-            grade = next(grades)
-            outcome, reason = grade.outcome, grade.reason
-        lines.append(Line(item.id, item.kind, index, outcome, reason, text))
+    for d, e in pairs:
+        grade = Graded("malformed", e.reason or "") if e.answer is None else next(grades)
+        lines.append(Line(*_place(d.item, d.index), grade.outcome, grade.reason, d.text))
     return lines
 
 

@@ -23,6 +23,7 @@ class Sandbox:
     workers: programs that run at the same time; by default the cores this process may use.
     limits: what one program may use.
     allow_weak: accept a host that forbids seccomp or resource limits. `layers()` says what is left.
+    modules: what programs may import beside the usual modules; it can cost labels their meaning.
 
     A program's failures are statuses of its `Result`; SandboxError means that the sandbox itself
     cannot be used: not built here, a host without the required layers, closed, or a forked copy.
@@ -34,6 +35,7 @@ class Sandbox:
         limits: Limits | None = None,
         *,
         allow_weak: bool = False,
+        modules: Sequence[str] = (),
         _protected: bool = True,
         _preload: tuple[str, ...] = (),
     ) -> None:
@@ -44,7 +46,7 @@ class Sandbox:
         self.limits = limits or Limits()
         self.workers = workers
         self._pid = os.getpid()
-        self._engine = Engine(self.limits, workers, _protected, _preload)
+        self._engine = Engine(self.limits, workers, _protected, (*modules, *_preload))
         self._finalizer = weakref.finalize(self, _close, self._engine, self._pid)
         self._engine.ready.wait()
         if self._engine.broken:
