@@ -205,7 +205,7 @@ static PyObject *py_open_zygote(PyObject *self, PyObject *args)
     config.limits = runtime->limits;
     if ((zygote = sbx_zygote_open(&config)) == NULL)
         return NULL;
-    Py_RETURN_NONE;
+    return PyLong_FromLongLong(sbx_zygote_own_bytes(zygote));
 }
 
 static PyObject *py_serve(PyObject *self, PyObject *args)
@@ -228,12 +228,15 @@ static PyObject *py_serve(PyObject *self, PyObject *args)
 static PyObject *py_fork_floor(PyObject *self, PyObject *args)
 {
     unsigned int count;
+    int64_t cpu_ns;
+    uint32_t faults;
+
     (void)self;
     if (!PyArg_ParseTuple(args, "I:fork_floor", &count))
         return NULL;
-    if (sbx_fork_floor(count) < 0)
+    if (sbx_fork_floor(count, &cpu_ns, &faults) < 0)
         return NULL;
-    Py_RETURN_NONE;
+    return Py_BuildValue("(LI)", (long long)cpu_ns, faults);
 }
 
 static PyObject *py_serve_compiler(PyObject *self, PyObject *args)
@@ -272,9 +275,9 @@ static PyMethodDef methods[] = {
     {"prepare", py_prepare, METH_VARARGS,
      "prepare(builtins, exceptions, allowed, loaded, import, limits)"},
     {"open_zygote", py_open_zygote, METH_VARARGS,
-     "open_zygote(socket_fd, tokens_fd, held_fd, held_index, slots)"},
+     "open_zygote(socket_fd, tokens_fd, held_fd, held_index, slots) -> bytes that no child maps"},
     {"serve", py_serve, METH_VARARGS, "serve(hello) until the client closes the socket"},
-    {"fork_floor", py_fork_floor, METH_VARARGS, "fork_floor(n): fork, exit and reap n children"},
+    {"fork_floor", py_fork_floor, METH_VARARGS, "fork_floor(n) -> (cpu_ns, faults) of forking, exiting and reaping n bare children"},
     {"serve_compiler", py_serve_compiler, METH_VARARGS,
      "serve_compiler(fd, source_bytes, allowed, risky_names, opcodes)"},
     {"syscalls", py_syscalls, METH_NOARGS, "syscalls() -> [(name, number, what a child gets)]"},

@@ -222,8 +222,10 @@ struct sbx_zygote *sbx_zygote_open(const struct sbx_zygote_config *config);
 /* Sends `hello`, then serves. Returns 0 when the client has closed the socket; -1 with OSError. */
 int sbx_zygote_serve(struct sbx_zygote *zygote, const struct sbx_runtime *runtime,
                      const void *hello, size_t hello_bytes);
+/* The address space of a zygote that its children do not have. */
+int64_t sbx_zygote_own_bytes(const struct sbx_zygote *zygote);
 /* Forks, exits and reaps children that do nothing: the floor of the benches. */
-int sbx_fork_floor(uint32_t count);
+int sbx_fork_floor(uint32_t count, int64_t *cpu_ns, uint32_t *faults);
 
 /* ---- imports.c: the import statement inside a child -------------------------------------------- */
 

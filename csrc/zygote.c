@@ -113,6 +113,12 @@ static size_t slot_size(const struct sbx_limits *limits)
     return (bytes + page - 1) / page * page;
 }
 
+int64_t sbx_zygote_own_bytes(const struct sbx_zygote *z)
+{
+    size_t slots = z->config.slot_count - 1;
+    return (int64_t)(slots * z->slot_bytes + z->inbox.capacity + z->outbox.capacity);
+}
+
 struct sbx_zygote *sbx_zygote_open(const struct sbx_zygote_config *config)
 {
     struct sbx_zygote *z = calloc(1, sizeof *z);
@@ -557,17 +563,25 @@ int sbx_zygote_serve(struct sbx_zygote *z, const struct sbx_runtime *runtime,
     return failed ? -1 : 0;
 }
 
-int sbx_fork_floor(uint32_t count)
+int sbx_fork_floor(uint32_t count, int64_t *cpu_ns, uint32_t *faults)
 {
+    int64_t start_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+
+    *cpu_ns = 0;
+    *faults = 0;
     for (uint32_t i = 0; i < count; i++) {
+        struct rusage usage;
         int status;
         pid_t pid = fork_child();
         if (pid == 0)
             _exit(0);
-        if (pid < 0 || gate(SYS_wait4, pid, (long)&status, 0, 0, 0) != pid) {
+        if (pid < 0 || gate(SYS_wait4, pid, (long)&status, 0, (long)&usage, 0) != pid) {
             PyErr_SetFromErrno(PyExc_OSError);
             return -1;
         }
+        *cpu_ns += timeval_ns(usage.ru_utime) + timeval_ns(usage.ru_stime);
+        *faults += (uint32_t)usage.ru_minflt;
     }
+    *cpu_ns += clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_ns;
     return 0;
 }

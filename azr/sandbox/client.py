@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 
 from azr.sandbox.engine import Engine
@@ -37,16 +37,16 @@ class Sandbox:
         allow_weak: bool = False,
         modules: Sequence[str] = (),
         _protected: bool = True,
-        _preload: tuple[str, ...] = (),
+        _extra: Mapping[str, str] | None = None,
     ) -> None:
-        # _protected=False is the bench's "no layers"; _preload is for the fuzz of system calls.
+        # _protected=False is the bench's "no layers"; _extra gives the tests raw system calls.
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if not 1 <= workers <= 1024:
             raise ValueError(f"workers is {workers}; it must be from 1 to 1024")
         self.limits = limits or Limits()
         self.workers = workers
         self._pid = os.getpid()
-        self._engine = Engine(self.limits, workers, _protected, (*modules, *_preload))
+        self._engine = Engine(self.limits, workers, _protected, tuple(modules), _extra or {})
         self._finalizer = weakref.finalize(self, _close, self._engine, self._pid)
         self._engine.ready.wait()
         if self._engine.broken:

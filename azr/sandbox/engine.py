@@ -6,7 +6,7 @@ import selectors
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from azr.sandbox.process import COMPILED, JOB, LENGTH, REPORT, SOURCE, Process, Setting, extension
 from azr.sandbox.records import STATUSES, Limits, SandboxError, Status
@@ -26,7 +26,14 @@ class Engine:
     """State and main loop of the sandbox's one thread. Only `submit` and `close` may be called
     from another thread."""
 
-    def __init__(self, limits: Limits, workers: int, protected: bool, preload: tuple[str, ...]):
+    def __init__(
+        self,
+        limits: Limits,
+        workers: int,
+        protected: bool,
+        modules: tuple[str, ...],
+        extra: Mapping[str, str],
+    ):
         self._decode = extension().decode_entries
         self.limits = limits
         self.workers = workers
@@ -40,7 +47,8 @@ class Engine:
             tokens_fd=tokens_fd,
             held_fd=held_fd,
             protected=protected,
-            preload=preload,
+            modules=modules,
+            extra=extra,
         )
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()

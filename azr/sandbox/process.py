@@ -7,8 +7,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +51,12 @@ class Setting:
     tokens_fd: int
     held_fd: int
     protected: bool = True
-    preload: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    """What programs may import beside `modules.ALLOWED`."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Further extension modules, name -> file: how the tests get at raw system calls."""
+    floor: int = 0
+    """Bare children that a zygote forks before it serves, for the benches."""
 
     @property
     def inputs(self) -> int:
@@ -87,10 +92,11 @@ class Setting:
                 "parent": os.getpid(),
                 "extension": extension().__file__,
                 "seed": seed,
-                "allowed": (*modules.ALLOWED, *self.preload),
+                "allowed": (*modules.ALLOWED, *self.modules),
+                "extra": self.extra,
                 "facades": modules.FACADES,
                 "internal": modules.INTERNAL,
-                "forgotten": modules.FORGOTTEN,
+                "forgotten": [name for name in modules.FORGOTTEN if name not in self.modules],
                 "risky_names": modules.RISKY_NAMES,
                 "limits": c_limits,
                 "memory_bytes": limits.memory_bytes,
@@ -102,6 +108,7 @@ class Setting:
                 "held_fd": self.held_fd,
                 "held_index": held_index,
                 "protected": self.protected,
+                "floor": self.floor,
             }
         )
 
@@ -131,6 +138,8 @@ class Process:
         self.sent: dict[int, object] = {}
         self.sent_bytes = 0
         self.layers: dict[str, int] | None = None
+        self.floor: tuple[int, int] | None = None
+        """CPU nanoseconds and page faults of the bare children of `Setting.floor`."""
         self.error = ""
         self.started_s = time.monotonic()
         self.busy_since_s = 0.0
@@ -205,6 +214,7 @@ class Process:
                 return
             hello = json.loads(bytes(data[LENGTH.size : end]))
             self.layers, self.error = hello.get("layers"), hello.get("error", "")
+            self.floor = hello.get("floor")
             at = end
         while len(data) - at >= LENGTH.size:
             end = at + LENGTH.unpack_from(data, at)[0]

@@ -35,9 +35,9 @@ class Silence:
         return False
 
 
-def load_extension(path):
+def load_extension(name, path):
     """Returns the C module of that file without a search, and without the package around it."""
-    spec = types.SimpleNamespace(name="_sandbox", origin=path)
+    spec = types.SimpleNamespace(name=name, origin=path)
     module = _imp.create_dynamic(spec)
     _imp.exec_dynamic(module)
     return module
@@ -104,8 +104,9 @@ def prepare(sandbox, config):
         Silence()
     )
     allowed = load_modules(config["allowed"], config["internal"])
+    allowed |= {name: load_extension(name, path) for name, path in config["extra"].items()}
     names = exception_names(allowed.values())
-    allowed |= facades(config["facades"], config["recursion"])
+    allowed = facades(config["facades"], config["recursion"]) | allowed
     importlib.import_module("random").seed(config["seed"])
     warm_up(sandbox)
     for name in config["forgotten"]:
@@ -118,7 +119,9 @@ def prepare(sandbox, config):
     if statistics is not None:
         del statistics.random
     sys.argv[:] = [""]
+    sys.orig_argv.clear()
     sys.path.clear()
+    sys.modules["posix"].environ.clear()
     sys.setrecursionlimit(config["recursion"])
 
 
@@ -132,7 +135,7 @@ def serve_zygote(sandbox, config):
     # Small objects of different numbers, so that no two zygotes lay out their memory alike.
     padding = [bytes(16 * (i % 32)) for i in range(config["seed"] * 97 % 512)]
     prepare(sandbox, config)
-    sandbox.open_zygote(
+    own_bytes = sandbox.open_zygote(
         config["socket_fd"],
         config["tokens_fd"],
         config["held_fd"],
@@ -142,14 +145,18 @@ def serve_zygote(sandbox, config):
     gc.collect()
     gc.disable()
     gc.freeze()
-    layers = sandbox.lock_down(True, config["memory_bytes"]) if config["protected"] else {}
-    sandbox.serve(frame({"layers": layers}))
+    memory_bytes = config["memory_bytes"] - own_bytes
+    layers = sandbox.lock_down(True, memory_bytes) if config["protected"] else {}
+    hello = {"layers": layers}
+    if config["floor"]:
+        hello["floor"] = sandbox.fork_floor(config["floor"])
+    sandbox.serve(frame(hello))
     return padding
 
 
 def serve_compiler(sandbox, config):
     opcodes = importlib.import_module("opcode").opmap
-    allowed = {*config["allowed"], *config["facades"]}
+    allowed = {*config["allowed"], *config["facades"], *config["extra"]}
     layers = sandbox.lock_down(False, config["memory_bytes"]) if config["protected"] else {}
     posix = importlib.import_module("posix")
     posix.write(config["socket_fd"], frame({"layers": layers}))
@@ -159,7 +166,7 @@ def serve_compiler(sandbox, config):
 
 def main():
     config = json.loads(sys.argv[1])
-    sandbox = load_extension(config["extension"])
+    sandbox = load_extension("_sandbox", config["extension"])
     try:
         sandbox.die_with(config["parent"])
         serve = {"zygote": serve_zygote, "compiler": serve_compiler}[config["role"]]
