@@ -91,7 +91,9 @@ def make_run(folder, steps=30, *, target=None, samples=True, preset="cpu-prime.t
     event = {"step": 7, "kind": "warning", "message": f"careful: {HOSTILE[0]}"}
     (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
     if samples:
-        db = RunDb(folder / "run.db", lambda task: {"task": task})
+        db = RunDb(
+            folder / "run.db", lambda task: {"task": task, "code": "def f(a):\n    return a"}
+        )
         for step in range(steps + 1):
             texts = HOSTILE[:4] if step % 10 == 0 else (str(step),)
             made = [sample(step, text=t, prompt=f"prompt {t}") for t in texts]
@@ -471,6 +473,8 @@ pick(1, "propose"); out.proposals = first().every((t) => t.startsWith("propose")
 pick(1, ""); pick(5, "20"); pick(6, "29"); out.count = $(".count")[0].textContent;
 pick(5, ""); pick(6, ""); pick(7, "<\\/script>"); out.found = $(".count")[0].textContent;
 pick(7, ""); pick(0, "tasks"); out.tasks = $(".count")[0].textContent;
+out.task = $("#browser .sample")[0].innerText; out.scripts = $("script").length;
+out.images = $("img").length;
 $("#browser .sample button")[0].click(); out.again = $(".controls select")[0].value;
 const svg = $("svg.lines")[0], box = svg.getBoundingClientRect();
 svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 2,
@@ -511,6 +515,7 @@ def test_in_a_browser_at_desk_width(tmp_path, run):
     assert found["cards"] == 25 and found["proposals"]
     assert re.fullmatch(r"\d+ of the \d+ samples on this page", found["count"])
     assert 0 < int(found["count"].split()[0]) < 100 and int(found["found"].split()[0]) > 0
+    assert "def f(a):\n    return a" in found["task"] and HOSTILE[0] in found["task"]
     assert found["tasks"].endswith("tasks on this page") and found["again"] == "samples"
     assert re.search(r"step 2\d\dgreedy \d+(\.\d)?%sampled \d+(\.\d)?%chance 5%", found["tip"])
 

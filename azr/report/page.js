@@ -140,8 +140,27 @@ function taskCard(row, open) {
   const button = make("button", "", "its samples");
   button.addEventListener("click", () => open(row.key));
   line.append(button);
-  card.append(line, make("pre", "", row.key), make("h4", "", "as JSON"), make("pre", "", row.json));
+  card.append(line, make("pre", "", row.key), ...taskFields(row.json));
   return card;
+}
+
+// The task's own record: texts of several lines each in a block, the rest in one line.
+function taskFields(json) {
+  let record;
+  try {
+    record = JSON.parse(json);
+  } catch {
+    return [make("pre", "", json)]; // too long, and cut
+  }
+  const short = [], blocks = [];
+  for (const [name, value] of Object.entries(record)) {
+    const text = typeof value === "string" ? value : JSON.stringify(value);
+    if (name === "type") continue;
+    if (text.includes("\n")) blocks.push(make("h4", "", name), make("pre", "", text.trimEnd()));
+    else short.push(name + " " + text);
+  }
+  if (short.length) blocks.push(make("h4", "", "as it was checked"), make("pre", "", short.join("   ")));
+  return blocks;
 }
 
 function browse() {

@@ -241,6 +241,8 @@ def _changed(
         )
         for name in names
         if options.get(name) != usual.get(name)
+        # A run writes down what "auto" came to; the facts say it with its reason.
+        and not (name == "task.style" and usual.get(name) == "auto")
     ]
 
 
