@@ -1,0 +1,181 @@
+"""Literals, argument lists and equality: no text raises anything else, and none is run."""
+
+import ast
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from azr.tasks.program.normal import UnreadableCode, digest, normal_form
+from azr.tasks.program.screening import reject_program
+from azr.tasks.program.values import NoLiteral, equal, read_arguments, read_literal, write_literal
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.binary(max_size=4)
+)
+HASHABLE = st.integers() | st.text(max_size=4) | st.tuples(st.integers(), st.text(max_size=3))
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(HASHABLE, inner, max_size=3)
+        | st.sets(HASHABLE, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+BOMBS = [
+    "[" * 100_000,
+    "(" * 5_000 + ")" * 5_000,
+    "-" * 7_000 + "1",
+    "not " * 1_900 + "1",
+    "1" + "+1" * 3_000,
+    "a" + ".b" * 3_000,
+    "{" * 31 + "1" + "}" * 31,
+    "9" * 7_000,
+    "1e" + "9" * 5_000,
+    "'" + "\\x" * 2_000 + "'",
+    "f'{1}'",
+    "\x00",
+    "\ud800",
+    "1 if 1 else 2",
+    "lambda: 1",
+    "[x for x in (1,)]",
+    "__import__('os').system('true')",
+    "1) or (True",
+    "True or 1",
+    "1 == 1",
+    "",
+    " ",
+    "1\n2",
+    "...",
+    "nan",
+    "float('inf')",
+    "frozenset({1})",
+]
+
+
+@given(VALUES)
+def test_a_value_survives_its_text(value):
+    text = write_literal(value)
+    assert equal(read_literal(text), value)
+    assert type(ast.literal_eval(text)) is type(value)
+    assert read_arguments(text) == text
+
+
+@given(VALUES, VALUES)
+def test_equality_is_that_of_python(a, b):
+    assert equal(a, b) == (a == b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("1", "1.0", True),
+        ("1", "True", True),
+        ("0.0", "-0.0", True),
+        ("[1, 2]", "(1, 2)", False),
+        ("{1, 2}", "{2, 1}", True),
+        ("{'a': 1, 'b': 2}", "{'b': 2, 'a': 1}", True),
+        ("[1]", "[1.0]", True),
+        ("'1'", "1", False),
+        ("b'a'", "'a'", False),
+        ("2+0j", "2", True),
+        ("1e400", "1e500", True),
+    ],
+)
+def test_documented_cases_of_equality(a, b, same):
+    assert equal(read_literal(a), read_literal(b)) is same
+
+
+def test_nan_equals_nothing_also_inside():
+    assert not equal(math.nan, float("nan"))
+    assert not equal([float("nan")], [float("nan")])
+
+
+@pytest.mark.parametrize("text", BOMBS)
+def test_what_is_no_literal_is_refused_and_nothing_else_is_raised(text):
+    with pytest.raises(NoLiteral):
+        write_literal(read_literal(text))
+
+
+@given(st.text(max_size=60) | st.text(alphabet="[](){}'\"\\,:-+ 01aexf\n", max_size=60))
+def test_no_text_raises_anything_else(text):
+    for read in (read_literal, read_arguments):
+        try:
+            read(text)
+        except NoLiteral:
+            pass
+    for read in (normal_form, digest):
+        try:
+            read(text)
+        except UnreadableCode:
+            pass
+    assert isinstance(reject_program(text), str)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1) or (True", "1); g(2", "*[1]", "**{'a': 1}", "", "x for x in ()", "1, f(2)", "x=1, x=2"],
+)
+def test_text_that_leaves_the_call_is_no_argument_list(text):
+    with pytest.raises(NoLiteral):
+        read_arguments(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("1,2", "1, 2"),
+        ("1, 2 ,", "1, 2"),
+        ('"a", x=[1]  # note', "'a', x=[1]"),
+        ("{2, 1}", "{1, 2}"),
+        ("(\n1,\n)", "(1,)"),
+        ("0x10", "16"),
+    ],
+)
+def test_argument_lists_have_one_text(text, canonical):
+    assert read_arguments(text) == canonical
+    assert read_arguments(canonical) == canonical
+
+
+def test_names_comments_and_layout_do_not_make_another_program():
+    first = 'def f(x):\n    """Doc."""\n    # note\n    y = [z for z in x]\n    return sum(y)\n'
+    same = "def f(a):\n\n    b=[i for i in a]\n    return sum(b)"
+    other = "def f(a):\n    b = [i for i in a]\n    return max(b)\n"
+    swapped = "def f(a):\n    b = [i for i in b]\n    return sum(a)\n"
+    assert normal_form(first) == normal_form(same)
+    assert len({normal_form(code) for code in (first, other, swapped)}) == 3
+    # A free name is never taken for a renamed one, nor a keyword for a variable.
+    assert normal_form("def f(a): return v0") != normal_form("def f(v0): return v0")
+    assert normal_form("def f(a): return g(b=a)") != normal_form("def f(a): return g(c=a)")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("def f(a):\n    return a", ""),
+        ("import math\ndef f(a):\n    return math.pi", ""),
+        ("def g(x): return x\ndef f(*a): return g(a)", ""),
+        ("def f(a: return a", "syntax_error"),
+        ("import os\ndef f(a): return a", "forbidden_import"),
+        ("def f(a):\n    from time import time\n    return a", "forbidden_import"),
+        ("from . import x\ndef f(a): return a", "forbidden_import"),
+        ("def g(a): return a", "no_function"),
+        ("f = lambda a: a", "no_function"),
+        ("def f(): return 1", "no_parameter"),
+        ("def f(a): pass", "no_return"),
+        ("def f(a):\n    def g(): return 1\n    return", "no_return"),
+        ("def f(a):\n    return a\n" + "x = [" * 150 + "]" * 150, "syntax_error"),
+        ("#" * 9_000, "syntax_error"),
+    ],
+)
+def test_programs_are_screened_with_a_named_reason(code, reason):
+    assert reject_program(code) == reason
