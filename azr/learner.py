@@ -1,8 +1,7 @@
 """The update: completions and advantages in, one or several optimiser steps out.
 
-Identical (prompt, response) sequences run through the model once, however often they were sampled;
-the loss still counts every sample. That is exact for any loss, because gradients of the copies add
-up in the gather that repeats the log-probs.
+Samples are packed without padding, and what they share runs through the model once (azr.packing);
+the loss still counts every sample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,11 @@ from transformers import PreTrainedModel
 from azr.config import LossConfig, OptimConfig
 from azr.errors import RunError
 from azr.keys import generator
-from azr.model.attention import arange_positions, head_weight, hidden_states
+from azr.model.attention import PackedAttend, choose, head_weight, hidden_states
 from azr.model.recompute import recomputing
 from azr.optim import make_optimizer
+from azr.packing import Packed, pack
+from azr.rollout.cache import Geometry
 
 
 class TrainingDiverged(RunError):
@@ -54,13 +55,18 @@ class Learner:
         temperature: float,
         total_steps: int,
         seed: int,
-        pad_id: int,
+        attention: str = "auto",
     ):
-        """`reference` is the frozen start model of the KL term; None where there is none."""
+        """`reference` is the frozen start model of the KL term; None where there is none.
+
+        `attention` names the backend, as in the rollout engine.
+        """
         self.model, self.reference = model, reference
         self.loss_config, self.config = loss, optim
         self.temperature, self.total_steps, self.seed = temperature, total_steps, seed
-        self.pad_id = pad_id
+        geometry = Geometry.of(model.config, head_weight(model).dtype)
+        device = head_weight(model).device
+        self.backend = choose(attention, device, geometry.dtype, geometry.head_size)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0
@@ -123,7 +129,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         metrics = []
         for micro in self._micro_batches(batch, part):
-            packed = _pack(batch, micro, self.pad_id, head_weight(self.model).device)
+            packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, entropy = self._logprobs(self.model, packed, with_entropy=True)
             if old is None:
                 old_logprobs = logprobs.detach()
@@ -175,97 +181,51 @@ class Learner:
     def _micro_batches(self, batch: Sequence[Experience], part: list[int]) -> list[list[int]]:
         """Returns the samples in groups of similar length within the token budget."""
         lengths = {i: len(batch[i].prompt_ids) + len(batch[i].response_ids) for i in part}
-        # Copies of one sequence lie next to each other, so that they meet in one group.
-        order = sorted(part, key=lambda i: (lengths[i], batch[i].prompt_ids, batch[i].response_ids))
+        # Samples of one prompt lie next to each other, so that they meet in one group.
+        order = sorted(
+            part,
+            key=lambda i: (
+                len(batch[i].prompt_ids), batch[i].prompt_ids, lengths[i], batch[i].response_ids
+            ),
+        )  # fmt: skip
         groups: list[list[int]] = []
+        longest = 0
         for i in order:
-            if groups and lengths[i] * (len(groups[-1]) + 1) <= self.config.micro_batch_tokens:
+            longest = max(longest, lengths[i])
+            # Counted as if padded: a bound that holds for every attention backend.
+            if groups and longest * (len(groups[-1]) + 1) <= self.config.micro_batch_tokens:
                 groups[-1].append(i)
             else:
                 groups.append([i])
+                longest = lengths[i]
         return groups
 
     def _logprobs(
-        self, model: PreTrainedModel, packed: "_Packed", *, with_entropy: bool
+        self, model: PreTrainedModel, packed: Packed, *, with_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Returns log-probs and entropies [n, L] of the response tokens of n samples."""
-        hidden_UTD = hidden_states(model, packed.ids, arange_positions(packed.ids))
+        attend = PackedAttend(self.backend, packed.rows)
+        hidden_1ND = hidden_states(model, packed.ids, packed.positions, attend)
         result = linear_token_logprobs(
-            hidden_UTD[packed.row_of_token, packed.place_of_token],
+            hidden_1ND[0].index_select(0, packed.token_of_pair),
             head_weight(model),
-            packed.target_of_token,
+            packed.target_of_pair,
             temperature=self.temperature,
             return_entropy=with_entropy,
         )
-        logprobs = result.logprobs[packed.token_of_sample]
-        entropy = result.entropy[packed.token_of_sample] if with_entropy else None
+        logprobs = result.logprobs[packed.pair_of_sample]
+        entropy = result.entropy[packed.pair_of_sample] if with_entropy else None
         return logprobs, entropy
 
     @torch.no_grad()
     def _old_logprobs(self, batch: Sequence[Experience]) -> list[Tensor]:
         old: list[Tensor | None] = [None] * len(batch)
         for micro in self._micro_batches(batch, list(range(len(batch)))):
-            packed = _pack(batch, micro, self.pad_id, head_weight(self.model).device)
+            packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, _ = self._logprobs(self.model, packed, with_entropy=False)
             for row, i in enumerate(micro):
                 old[i] = logprobs[row, : len(batch[i].response_ids)]
         return old
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """n samples as U distinct sequences [U, T] and the places of their N response tokens."""
-
-    ids: Tensor
-    row_of_token: Tensor
-    place_of_token: Tensor
-    target_of_token: Tensor
-    token_of_sample: Tensor
-    """[n, L] which of the N tokens stands at each place of a sample's response."""
-    mask: Tensor
-    """[n, L] bool"""
-    rollout_logprobs: Tensor
-    advantages: Tensor
-
-
-def _pack(
-    batch: Sequence[Experience], micro: list[int], pad_id: int, device: torch.device
-) -> _Packed:
-    sequences: dict[tuple, int] = {}
-    samples = [batch[i] for i in micro]
-    row_of_sample = [
-        sequences.setdefault((s.prompt_ids, s.response_ids), len(sequences)) for s in samples
-    ]
-    width = max(len(p) + len(r) for p, r in sequences)
-    ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
-    starts, rows, places, targets = [], [], [], []
-    for row, (prompt, response) in enumerate(sequences):
-        ids[row, : len(prompt) + len(response)] = prompt + response
-        starts.append(len(rows))
-        rows += [row] * len(response)
-        places += range(len(prompt) - 1, len(prompt) + len(response) - 1)
-        targets += response
-    longest = max(len(s.response_ids) for s in samples)
-    lengths = np.array([len(s.response_ids) for s in samples])
-    steps = np.arange(longest)
-    mask = steps < lengths[:, None]
-    token = np.where(mask, np.array(starts)[row_of_sample][:, None] + steps, 0)
-    rollout = np.zeros((len(samples), longest), dtype=np.float32)
-    rollout[mask] = np.concatenate([s.rollout_logprobs for s in samples])
-
-    def tensor(values, dtype=None) -> Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype).to(device)
-
-    return _Packed(
-        ids=tensor(ids),
-        row_of_token=tensor(rows),
-        place_of_token=tensor(places),
-        target_of_token=tensor(targets),
-        token_of_sample=tensor(token),
-        mask=tensor(mask),
-        rollout_logprobs=tensor(rollout),
-        advantages=tensor([s.advantage for s in samples], torch.float32),
-    )
 
 
 def _stack(rows: list[Tensor], width: int) -> Tensor:

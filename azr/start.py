@@ -228,7 +228,7 @@ def assemble(
         temperature=config.rollout.temperature,
         total_steps=config.steps,
         seed=config.run.seed,
-        pad_id=pad_id(tokenizer),
+        attention=config.rollout.attention,
     )
     selfplay = SelfPlay(config, environment, engine, tokenizer)
     return Trainee(model, tokenizer, engine, selfplay, learner)

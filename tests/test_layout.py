@@ -27,7 +27,7 @@ PURE = (
     "azr.errors",
     "azr.stopping",
 )
-DEVICE = ("azr.model", "azr.rollout", "azr.learner", "azr.optim")
+DEVICE = ("azr.model", "azr.rollout", "azr.packing", "azr.learner", "azr.optim")
 SERVICES = ("azr.buffer", "azr.checkpoint", "azr.log")
 JOINERS = ("azr.selfplay", "azr.start", "azr.resume", "azr.evaluation", "azr.train", "azr.evaluate")
 PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")

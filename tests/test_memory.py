@@ -51,7 +51,6 @@ def test_the_exact_parts_are_what_is_allocated(family, dtype, update):
         temperature=1.0,
         total_steps=1,
         seed=0,
-        pad_id=0,
     )
     gradients = []
     step = learner.optimizer.step
