@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from dataclasses import astuple
 
 import pytest
 import torch
+from scripted import ScriptedEngine, changed, solution
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from azr.accuracy import change, sampled_difference, wilson, wilson_clustered
-from azr.config import PrimeConfig, TaskConfig, load_toml, parse_command_line
+from azr.config import Config, PrimeConfig, TaskConfig, load_toml, parse_command_line
 from azr.evaluate import main
-from azr.evaluation import GradedTask
+from azr.evaluation import GradedTask, accuracies, grade_tasks
 from azr.evaluation.result import make_cells
 from azr.log.metrics import read_metrics
-from azr.tasks import load_environment
+from azr.model.load import make_tokenizer
+from azr.tasks import Grade, load_environment
+from azr.tasks.environment import done
 from azr.train import run
 
 TYPES = ("deduction", "abduction", "induction")
@@ -219,6 +223,36 @@ except SystemExit as end:
     assert not end.code
 """
     assert not loaded_by(code) & {"torch", "transformers", "numpy"}
+
+
+def test_what_the_verifier_cannot_judge_is_tried_again_and_counts_nowhere(monkeypatch):
+    config = changed(Config(), task__prime=PrimeConfig(max_p=7), task__style="compact")
+    environment = load_environment(config.task)
+    vocabulary = environment.vocabulary()
+    tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
+    engine = ScriptedEngine(tokenizer, lambda prompt, index, request: solution(prompt))
+    plain, calls = environment.submit_grade, [None]
+
+    def failing(answers):
+        """Fails on the answers to (7, 3, 5) always, to (7, 2, 4) twice."""
+        grades = plain(answers).result()
+        for i, answer in enumerate(answers):
+            most = {(7, 3, 5): 99, (7, 2, 4): 2}.get(astuple(answer.task.problem), 0)
+            if len(calls) <= most:
+                grades[i] = Grade(outcome="unjudged", reason="sandbox_failure")
+        calls.append(None)
+        return done(grades)
+
+    monkeypatch.setattr(environment, "submit_grade", failing)
+    graded = grade_tasks(config, environment, engine, tokenizer, 0)
+    out = [astuple(g.task.problem) for g in graded if not g.is_judged]
+    assert out == [(7, 3, 5)] * 3 and len(calls) == 4
+    results = accuracies(environment, graded)
+    assert sum(a.tasks for a in results.values()) == len(graded) - 3
+    assert all(a.greedy == a.sampled == 1.0 for a in results.values())
+    assert sum(c.tasks for c in make_cells(environment, graded, graded) if not c.stratum) == (
+        len(graded) - 3
+    )
 
 
 def test_another_order_of_tasks_is_never_compared():

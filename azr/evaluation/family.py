@@ -15,9 +15,11 @@ from azr.config import Config
 from azr.keys import make_key
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.selfplay import response_tokens
-from azr.tasks import Answer, Environment, Task
+from azr.tasks import Answer, Environment, Grade, Task
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
 from azr.text import end_ids, prompt_ids, response_texts
+
+RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,11 @@ class GradedTask:
     """Outcome of the greedy answer."""
     sampled: tuple[str, ...]
     """Outcomes of the sampled answers, in the order of their indices."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the verifier judged every answer; a task of which it did not counts nowhere."""
+        return "unjudged" not in (self.greedy, *self.sampled)
 
 
 def evaluate(
@@ -90,7 +97,7 @@ def grade_tasks(
         )
     ]
     outcomes: list[list[str]] = [[] for _ in requests]
-    for sample, grade in zip(samples, environment.submit_grade(answers).result(), strict=True):
+    for sample, grade in zip(samples, _grades(environment, answers), strict=True):
         outcomes[sample.request].append(grade.outcome)
     greedy, sampled = outcomes[: len(wanted)], outcomes[len(wanted) :] or [()] * len(wanted)
     return [
@@ -99,13 +106,27 @@ def grade_tasks(
     ]
 
 
+def _grades(environment: Environment, answers: list[Answer]) -> list[Grade]:
+    """Returns the grades; answers that the verifier failed on are handed to it again."""
+    grades = environment.submit_grade(answers).result()
+    for _ in range(RETRIES):
+        left = [i for i, grade in enumerate(grades) if grade.outcome == "unjudged"]
+        if not left:
+            break
+        again = environment.submit_grade([answers[i] for i in left]).result()
+        for i, grade in zip(left, again, strict=True):
+            grades[i] = grade
+    return grades
+
+
 def accuracies(
     environment: Environment, graded: Sequence[GradedTask]
 ) -> dict[tuple[str, str], Accuracy]:
     """Returns the accuracy by (split, task type), in the order in which they come."""
     cells: dict[tuple[str, str], list[GradedTask]] = {}
     for g in graded:
-        cells.setdefault((g.split, g.task.type), []).append(g)
+        if g.is_judged:
+            cells.setdefault((g.split, g.task.type), []).append(g)
     return {
         (split, task_type): Accuracy(
             tasks=len(cell),

@@ -67,6 +67,8 @@ def make_cells(
     groups: dict[tuple[str, str, str], list[tuple[GradedTask, GradedTask | None]]] = {}
     for pair in zip(graded, others, strict=True):
         g = pair[0]
+        if not all(answered.is_judged for answered in pair if answered):
+            continue
         whole = groups.setdefault((g.split, g.task.type, ""), [])
         whole.append(pair)
         stratum = environment.stratum(g.task)

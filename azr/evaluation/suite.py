@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from azr.config import ConfigError
-from azr.evaluation.literals import Malformed, parse_literal
+from azr.tasks.program.values import NoLiteral, read_literal
 
 Kind = Literal["output", "input", "completion"]
 
@@ -38,7 +38,7 @@ class Prediction:
 
     def expected(self) -> object:
         """Returns the value of `output`."""
-        return parse_literal(self.output)
+        return read_literal(self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def _predictions(row: Mapping[str, Any], number: int) -> list[Prediction]:
     name = str(row.get("id", f"row_{number}"))
     code, given, output = row["code"], row["input"], row["output"]
     try:
-        parse_literal(output)
-    except Malformed as error:
+        read_literal(output)
+    except NoLiteral as error:
         raise ValueError(f"output is no Python literal ({error}): {output[:80]!r}") from error
     return [Prediction(name, kind, code, given, output) for kind in ("output", "input")]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from azr.errors import RunError
-from azr.evaluation.literals import Malformed, parse_literal
-from azr.evaluation.suite import Completion, Item
+from azr.evaluation.suite import Completion, Item, Prediction
 from azr.sandbox import Job, Limits, Result
+from azr.tasks.program.values import NoLiteral, equal, read_literal
 
 Outcome = Literal["correct", "wrong", "malformed"]
 
@@ -81,32 +81,24 @@ def grade_answers(sandbox: Runner, answers: Sequence[tuple[Item, str]]) -> list[
     )
 
 
-def _grade_output(item, answer: str) -> Graded:
+def _grade_output(item: Prediction, answer: str) -> Graded:
     try:
-        value = parse_literal(answer)
-    except Malformed as error:
-        return Graded("malformed", str(error))
-    return Graded("correct") if _equal(value, item.expected()) else Graded("wrong", "wrong")
+        value = read_literal(answer)
+    except NoLiteral:
+        return Graded("malformed", "no_literal")
+    return Graded("correct") if equal(value, item.expected()) else Graded("wrong", "wrong")
 
 
 def _grade_result(item: Item, result: Result) -> Graded:
     if result.status == "sandbox_failure":
         return Graded("wrong", "sandbox_failure")  # never seen outside: see grade_answers
     if result.status == "syntax_error" and not isinstance(item, Completion):
-        return Graded("malformed", "not_a_literal")
+        return Graded("malformed", "no_literal")
     if result.status != "ok":
         named = result.error if result.status == "exception" and result.error else result.status
         return Graded("wrong", named)
     expected = PASSED if isinstance(item, Completion) else item.expected()
-    return Graded("correct") if _equal(result.value, expected) else Graded("wrong", "wrong")
-
-
-def _equal(value: object, expected: object) -> bool:
-    """Returns Python's == on plain values: 1 == 1.0 == True; NaN equals nothing."""
-    try:
-        return bool(value == expected)
-    except RecursionError:
-        return False
+    return Graded("correct") if equal(result.value, expected) else Graded("wrong", "wrong")
 
 
 _REACHING = re.compile(

@@ -1,7 +1,8 @@
 """How an item of a suite is asked, and how its answer is found in a response.
 
 Styles "r1" and "chat" ask in words and read the envelope of `azr.tasks.envelope`, with one fenced
-block inside. Style "completion" lets a base model go on writing the program:
+block inside; predictions are asked and read exactly as the family `program` does in training. Style
+"completion" lets a base model go on writing the program:
 
     output       code, `assert f(input) ==`        its line is a literal
     input        code, `assert output == f(`       its line is an argument list and `)`
@@ -11,7 +12,15 @@ block inside. Style "completion" lets a base model go on writing the program:
 from dataclasses import dataclass
 
 from azr.evaluation.suite import Completion, Item, Prediction
-from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES, fences, open_envelope
+from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
+from azr.tasks.program import text_format
+from azr.tasks.program.records import (
+    ABDUCTION,
+    DEDUCTION,
+    INDUCTION,
+    FormatError,
+    ProgramProblem,
+)
 from azr.text import COMPLETION
 
 STYLES = (*TEXT_STYLES, COMPLETION)
@@ -19,16 +28,8 @@ STYLES = (*TEXT_STYLES, COMPLETION)
 BODY_ENDS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint", "\nassert", "\n@", "\n```")
 """Where a completed function has ended, and the base model is writing something else."""
 
-_FENCES = {"output": "output", "input": "input", "completion": "python"}
-_ASKED = {
-    "output": "What does `f({0})` return? Write the value as a Python literal, in one block that "
-    "begins with ```output and ends with ```.",
-    "input": "Find arguments with which `f` returns\n\n{0}\n\nAny that do are right. Write them as "
-    "they stand between the parentheses of a call, literals only, in one block that begins with "
-    "```input and ends with ```.",
-    "completion": "Complete the function `{0}`. Write the whole program, with its imports, in one "
-    "block that begins with ```python and ends with ```.",
-}
+_TYPES = {"output": DEDUCTION, "input": ABDUCTION}
+"""The family `program` has the same questions."""
 
 
 def instruction(item: Item, style: str) -> str:
@@ -36,19 +37,18 @@ def instruction(item: Item, style: str) -> str:
     if isinstance(item, Completion):
         if style == COMPLETION:
             return item.prompt.rstrip()
-        return f"{_block(item.prompt)}\n\n{_ASKED['completion'].format(item.entry_point)}"
-    shown = item.input if item.kind == "output" else item.output
-    if style == COMPLETION:
-        code = item.code.rstrip()
-        if item.kind == "output":
-            return f"{code}\n\nassert f({shown}) =="
-        return f"{code}\n\nassert {shown} == f("
-    # Not str.format: the shown text may hold braces.
-    return f"{_block(item.code)}\n\n{_ASKED[item.kind].replace('{0}', shown)}"
-
-
-def _block(code: str) -> str:
-    return f"```python\n{code.strip()}\n```"
+        return (
+            f"Complete the function `{item.entry_point}`:\n\n```python\n{item.prompt.rstrip()}\n"
+            "```\n\nThe answer has one block with the tag `python`, which holds the whole program "
+            "with its imports:\n\n```python\ndef ...\n```"
+        )
+    if style != COMPLETION:
+        problem = ProgramProblem(item.code, (item.input,), (item.output,))
+        return text_format.solve_prompt(_TYPES[item.kind], problem)
+    code = item.code.rstrip()
+    if item.kind == "output":
+        return f"{code}\n\nassert f({item.input}) =="
+    return f"{code}\n\nassert {item.output} == f("
 
 
 def stop_strings(item: Item, style: str) -> tuple[str, ...]:
@@ -83,8 +83,8 @@ def extract(item: Item, style: str, text: str, finished: bool) -> Extract:
         if item.kind == "output":
             return Extract(line, None)
         return Extract(line[:-1], None) if line.endswith(")") else Extract(None, "no_parenthesis")
-    envelope = open_envelope(text, finished)
-    if envelope.answer is None:
-        return Extract(None, envelope.reason)
-    blocks = fences(envelope.answer, _FENCES[item.kind])
-    return Extract(blocks[-1], None) if blocks else Extract(None, "no_block")
+    task_type = INDUCTION if isinstance(item, Completion) else _TYPES[item.kind]
+    try:
+        return Extract(text_format.read_answer(task_type, text, finished), None)
+    except FormatError as error:
+        return Extract(None, str(error))
