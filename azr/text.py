@@ -152,7 +152,7 @@ def response_texts(
     stops = set(ends or (tokenizer.eos_token_id,))
     distinct = list(dict.fromkeys(responses))
     bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids in distinct]
-    decoded = tokenizer.batch_decode([list(ids) for ids in bodies], skip_special_tokens=False)
+    decoded = _decode(tokenizer, bodies)
     known = len(tokenizer)
     for i, ids in enumerate(bodies):
         if ids and max(ids) >= known:
@@ -169,4 +169,13 @@ def _with_unknown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], known:
             pieces[-1].append(i)
         else:
             pieces.append([])
-    return "\ufffd".join(tokenizer.batch_decode(pieces, skip_special_tokens=False))
+    return "\ufffd".join(_decode(tokenizer, pieces))
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+    # Llama 3's tokenizer says to tidy spaces before punctuation, which would alter programs.
+    return tokenizer.batch_decode(
+        [list(ids) for ids in rows],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from azr.config import ConfigError, TaskConfig, load_toml, parse_command_line, preset_path
+from azr.evaluate import main as evaluate
 from azr.log.metrics import read_metrics
 from azr.memory import memory_plan
 from azr.model.attention import arange_positions, head_weight, hidden_states
@@ -125,6 +126,17 @@ def test_a_run_with_text_prompts_resumes_exactly(trained, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_with_text_prompts_is_evaluated_as_it_was_in_training(trained, tmp_path):
+    summary, _ = trained
+    out = tmp_path / "result.json"
+    assert evaluate([str(summary.run_dir), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    last = read_metrics(summary.run_dir / "metrics.jsonl")[-1]
+    same = {k: v for k, v in result["metrics"].items() if k.endswith("accuracy")}
+    assert same and all(last[name] == value for name, value in same.items())
+    assert result["task"]["style"] == "chat"
+
+
 @pytest.mark.parametrize(
     ("architecture", "template", "style"), [("llama", False, "r1"), ("qwen3", True, "chat")]
 )
@@ -176,6 +188,11 @@ def refused(path, message):
 def test_a_folder_that_lacks_a_file_says_which(folder, name, lacking):
     (folder / name).unlink()
     refused(folder, f"not a complete HF model folder: {lacking}")
+
+
+def test_a_run_given_as_a_model_is_told_where_its_models_are(trained):
+    with pytest.raises(ConfigError, match="it is a run; give its checkpoints/step_.../hf"):
+        load_tokenizer(str(trained[0].run_dir))
 
 
 def test_a_hub_id_without_a_network_says_how_to_bring_the_model(monkeypatch):

@@ -129,6 +129,14 @@ def test_every_end_token_ends_a_response_and_no_other_disappears(tmp_path, token
     assert response_texts(tokenizer, [(*body, len(tokenizer), one)], ends) == ["y=1\ufffd1"]
 
 
+def test_spaces_are_not_tidied_up():
+    tokenizer = bpe_tokenizer("llama", TEXTS)
+    tokenizer.clean_up_tokenization_spaces = True
+    text = "x = [1 , 2] . n't ' s ?"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert response_texts(tokenizer, [tuple(ids)]) == [text]
+
+
 def config(path="", style="auto", new_tokens=64):
     return dataclasses.replace(
         Config(),

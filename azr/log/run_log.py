@@ -114,7 +114,8 @@ class RunLog:
         """Shows and records step 0: the start model beside chance, and the seeding."""
         self.before = self.latest = results
         start = {s: a for s, a in results.items() if s[0] == "train"}
-        self.console.start_table(start, "Before self-play: it knows the format, and no arithmetic")
+        made_here = "" if self.config.model.path else ": it knows the format, and nothing else"
+        self.console.start_table(start, f"Before self-play{made_here}")
         elapsed = time.monotonic() - self.started
         row = dict(seeding) | as_metrics(results) | {"time/elapsed_s": elapsed}
         self._metrics.write(0, row)

@@ -223,6 +223,8 @@ def _unreadable(path: str, error: Exception) -> str:
         lacking = [
             name for name, kinds in needed.items() if not any(any(folder.glob(k)) for k in kinds)
         ]
+        if (folder / "checkpoints").is_dir():
+            lacking.append("a model of its own: it is a run; give its checkpoints/step_.../hf")
         what = f"it lacks {' and '.join(lacking)}; " if lacking else ""
         return f"--model {path}: not a complete HF model folder: {what}{first_line}"
     if not _HUB_ID.fullmatch(path):
