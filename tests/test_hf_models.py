@@ -142,7 +142,8 @@ def test_a_run_with_text_prompts_is_evaluated_as_it_was_in_training(trained, tmp
 )
 def test_other_architectures_train_and_come_back(architecture, template, style, tmp_path):
     folder = make_folder(tmp_path / "model", architecture, TEXTS, template=template)
-    flags = ["--steps", "3", "--selfplay.solver-tasks-per-type", "16", "--save.every", "0"]
+    flags = ["--steps", "3", "--save.every", "0", "--warmup.steps", "60"]
+    flags += ["--selfplay.proposals-per-type", "12", "--selfplay.solver-tasks-per-type", "16"]
     if architecture == "qwen3":  # room for the instruction and one reference, not for two
         tokenizer = load_tokenizer(str(folder))
         lengths = []
