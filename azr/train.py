@@ -160,6 +160,7 @@ def run(
         log.finish(step, saved)
     except TrainingDiverged as error:
         path = log.save_bad_batch(step, [dataclasses.asdict(e) for e in error.batch])
+        refresh(log.run_dir, partial(log.warn, step), is_over=True)
         raise RunError(f"{error}. The batch is in {path}") from error
     finally:
         watchdog.disarm()

@@ -59,6 +59,7 @@ def test_the_run_directory_holds_what_the_design_names(finished):
         "checkpoints",
         "learning_curve.png",
         "report.html",
+        "seeds.jsonl",
         "start",
     }  # fmt: skip - and neither a journal nor a temporary file
     assert summary.checkpoint == folder / "checkpoints" / "step_000003"
@@ -111,6 +112,21 @@ def test_every_metric_is_explained(finished):
             if levels[-2:-1] in (["rejected"], ["failed"]):
                 levels[-1] = "{reason}"
             assert f"`{'/'.join(levels)}`" in text, name
+
+
+def test_the_report_is_written_at_checkpoints_and_no_run_ends_for_want_of_it(tmp_path, monkeypatch):
+    from azr.report import page
+
+    def refuse(folders, *, is_over=False):
+        written.append(is_over)
+        raise PermissionError("no ink")
+
+    written = []
+    monkeypatch.setattr(page, "write_report", refuse)
+    summary = run(fast(tmp_path, "--save.every", "1", "--steps", "2"))
+    assert summary.step == 2 and written == [False, True]
+    events = (summary.run_dir / "events.jsonl").read_text()
+    assert events.count("report.html was not written (PermissionError: no ink)") == 2
 
 
 def test_the_policy_matches_its_own_rollouts(finished):
