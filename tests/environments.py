@@ -1,10 +1,11 @@
 """The kinds of host that a sandbox must hold on, made here out of the one that runs the tests.
 
-    python -m tests.environments docker tests/some_script.py ARG...
+    python -m tests.environments docker tests/some_script.py    (or -c CODE, or -m MODULE)
 
 becomes root with all capabilities ("root"), root as in an unprivileged Docker container ("docker":
-14 capabilities, Docker's seccomp filter) or an ordinary user ("user"), then runs the script. Ends
-with code 77 and a reason on standard error where this host forbids to make that environment.
+14 capabilities, Docker's seccomp filter), an ordinary user ("user"), or a host that allows no
+filters ("weak"); then becomes Python with the rest of the command. Ends with code 77 and a reason
+where this host forbids to make that environment.
 """
 
 import ctypes
@@ -12,13 +13,12 @@ import ctypes.util
 import errno
 import os
 import platform
-import runpy
 import struct
 import sys
 from pathlib import Path
 
 UNAVAILABLE = 77
-NAMES = ("root", "docker", "user")
+NAMES = ("root", "docker", "user", "weak")
 USER = 65534
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -101,7 +101,21 @@ def install_docker_filter() -> None:
     code += [(equal, 0, 1, 435), (give, 0, 0, no_such)]
     code += [(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 0, 1, 0x7E020000)]
     code += [(give, 0, 0, refuse), (give, 0, 0, allow)]
-    packed = b"".join(struct.pack("<HBBI", op, yes, no, k) for op, yes, no, k in code)
+    install(code)
+
+
+def forbid_seccomp() -> None:
+    """A filter that refuses further filters: a host on which the sandbox's own does not install."""
+    prctl, seccomp = {"x86_64": (157, 317), "aarch64": (167, 277)}[platform.machine()]
+    refuse = 0x00050000 | errno.EPERM
+    code = [(0x20, 0, 0, 0), (0x15, 0, 1, seccomp), (0x06, 0, 0, refuse), (0x15, 0, 3, prctl)]
+    code += [(0x20, 0, 0, 16), (0x15, 0, 1, PR_SET_SECCOMP), (0x06, 0, 0, refuse)]
+    install([*code, (0x06, 0, 0, 0x7FFF0000)])
+
+
+def install(code: list[tuple[int, int, int, int]]) -> None:
+    """Installs a filter given as (operation, jump if true, jump if false, constant)."""
+    packed = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
     buffer = ctypes.create_string_buffer(packed)
     program = struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(buffer))
     check(libc.prctl(PR_SET_SECCOMP, 2, ctypes.c_char_p(program), 0, 0), "seccomp filter")
@@ -161,6 +175,8 @@ def become(name: str) -> None:
     if name == "docker":
         install_docker_filter()
         keep_capabilities(set(DOCKER_CAPABILITIES.values()))
+    elif name == "weak":
+        forbid_seccomp()
     elif name == "user":
         for path in needed_paths():
             open_way_to(path)
@@ -170,14 +186,13 @@ def become(name: str) -> None:
 
 
 def main() -> None:
-    name, script, *arguments = sys.argv[1:]
+    name, *command = sys.argv[1:]
     try:
         become(name)
     except CannotMake as error:
         print(f"cannot make the environment {name!r} here: {error}", file=sys.stderr)
         sys.exit(UNAVAILABLE)
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`Sandbox`: what callers see."""
 
 import asyncio
+import functools
 import hashlib
+import operator
 import os
 import threading
 import time
@@ -15,6 +17,25 @@ from azr.sandbox.work import Call, LabelCall, PlainCall, Program
 
 REQUIRED_LAYERS = ("seccomp", "no_new_privs", "rlimits")
 """Without these a process is no sandbox."""
+LAYERS = (
+    "seccomp",
+    "no_new_privs",
+    "rlimits",
+    "landlock",
+    "uid",
+    "capabilities",
+    "namespaces",
+    "undumpable",
+    "oom_victim",
+)
+NAMESPACES = {
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "user": 0x10000000,
+    "net": 0x40000000,
+}
 
 
 class Sandbox:
@@ -126,12 +147,24 @@ class Sandbox:
     # ---- State --------------------------------------------------------------------------------
 
     def layers(self) -> dict[str, bool | int | str]:
-        """Returns what protects this machine from programs: each layer as the zygotes found it."""
-        found = [p.layers for p in tuple(self._engine.zygotes.values()) if p.layers is not None]
-        if not found:
-            return {}
-        # A layer holds if it holds in every zygote.
-        return {name: min(layers.get(name, 0) for layers in found) for name in found[0]}
+        """Returns what protects this machine from programs, layer by layer, as tried at the start.
+
+        A layer counts if every zygote has it. landlock: the kernel's ABI, 0 if there is none.
+        uid: whether programs run as a user that nobody else is. namespaces: those entered.
+        """
+        zygotes = tuple(self._engine.zygotes.values())
+        found = [zygote.layers for zygote in zygotes if zygote.layers]
+        report: dict[str, bool | int | str] = {}
+        for name in LAYERS:
+            values = [layers[name] for layers in found] or [0]
+            if name == "landlock":
+                report[name] = min(values)
+            elif name == "namespaces":
+                common = functools.reduce(operator.and_, values)
+                report[name] = " ".join(kind for kind, bit in NAMESPACES.items() if common & bit)
+            else:
+                report[name] = all(values)
+        return report
 
     def stats(self) -> dict[str, float]:
         """Returns counters since the start, and percentiles over the last calls."""

@@ -3,6 +3,7 @@
 import mmap
 import os
 import selectors
+import signal
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -14,10 +15,12 @@ from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Pr
 
 CACHE_BYTES = 64 << 20
 """Compiled programs that are kept."""
-START_ATTEMPTS = 3
+START_ATTEMPTS = 5
 """Processes of one kind that may fail to start in a row before the sandbox gives up."""
 ALONE_AFTER_S = 1.0
 """A run that must be alone waits no longer than this for others to be used up."""
+CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGSYS)
+"""Ways in which a compiler ends by its own doing."""
 FULL_BYTES = 1 << 20
 """Bytes on their way to one process."""
 
@@ -154,7 +157,9 @@ class Engine:
         return [*self.zygotes.values(), *([self.compiler] if self.compiler else [])]
 
     def _start_all(self) -> None:
-        self._start_compiler()
+        if self.compiler is None:
+            self.compiler = Process(self.setting, "compiler", 0, 0)
+            self._selector.register(self.compiler.socket, selectors.EVENT_READ, self.compiler)
         for seed in range(BASE_SEEDS):
             self._zygote(seed)
 
@@ -194,11 +199,6 @@ class Engine:
 
     # ---- Processes ----------------------------------------------------------------------------
 
-    def _start_compiler(self) -> Process:
-        self.compiler = Process(self.setting, "compiler", 0, 0)
-        self._selector.register(self.compiler.socket, selectors.EVENT_READ, self.compiler)
-        return self.compiler
-
     def _zygote(self, seed: int) -> Process:
         """Returns the zygote of this seed, started if need be."""
         if seed not in self.zygotes:
@@ -209,7 +209,7 @@ class Engine:
     def _lose(self, process: Process) -> None:
         """Buries a process that has gone, gives its work to another one."""
         self._selector.unregister(process.socket)
-        process.kill()
+        code = process.kill()
         self.counters["restarts"] += 1
         if process.layers is None:
             self._failed_starts[process.role] += 1
@@ -219,7 +219,7 @@ class Engine:
                 self.ready.set()
         if process.role == "compiler":
             self.compiler = None
-            self._recompile(process)
+            self._recompile(process, code)
         else:
             del self.zygotes[process.seed]
             self._free_tokens(process)
@@ -249,13 +249,15 @@ class Engine:
                 run.alone = True
                 self._alone.append((time.monotonic(), run))
 
-    def _recompile(self, process: Process) -> None:
+    def _recompile(self, process: Process, code: int) -> None:
         """Takes back what a dead compiler had; it worked in order, so the first is to blame."""
         programs = list(process.sent.values())
         if programs:
             programs[0].attempts += 1
             if programs[0].attempts > 1:
-                self._compiled(programs.pop(0), "crash")
+                # It may have been somebody else who sent a SIGKILL.
+                by_itself = code in CRASHES
+                self._compiled(programs.pop(0), "crash" if by_itself else "sandbox_failure")
         self._sources.extendleft(reversed(programs))
 
     def _watch_compiler(self) -> None:
@@ -365,6 +367,8 @@ class Engine:
 
     def _compiled(self, program: Program, status: Status) -> None:
         program.outcome = status
+        if status == "sandbox_failure":  # nothing to remember
+            self._programs.pop(program.key, None)
         for call in self._compiling.pop(program, ()):
             call.begin(self._ask)
 

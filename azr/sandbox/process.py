@@ -232,10 +232,6 @@ class Process:
             return 0
         return int(text.split()[1]) * PAGE_BYTES
 
-    def has_ended(self) -> bool:
-        """Whether the process has exited; reaps it if so."""
-        return self._popen.poll() is not None
-
     def end(self, deadline_s: float) -> None:
         """Closes the socket, which ends the process and its children; kills it after a while."""
         self.socket.close()
@@ -244,8 +240,8 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def kill(self) -> None:
-        """Kills the process, whose children die with it, and reaps it."""
+    def kill(self) -> int:
+        """Kills the process if it still lives, children and all; returns how it ended."""
         self.socket.close()
         self._popen.kill()
-        self._popen.wait()
+        return self._popen.wait()

@@ -16,6 +16,8 @@ BASE_SEEDS = 2
 ALL_SEEDS = 12
 """Seeds of the label of a program that can see hash order or identity. A fair coin that is thrown
 by the seed shows the same side in all of them once in 2048."""
+ROUNDS = (range(1), range(1, BASE_SEEDS), range(2, 4), range(4, 8), range(8, ALL_SEEDS))
+"""Seeds that run together; a label ends with the round that shows a difference."""
 FINAL_SHARE = 0.5
 """Share of a limit from which on a result is run again alone."""
 CONTENDED = 1.5
@@ -199,7 +201,7 @@ class LabelCall(Call):
         self.differs: set[int] = set()
         self.reason = ""
         self.left = 0
-        self.phase = 0
+        self.round = 0
         if None not in self.first:
             self.done(self)
             return
@@ -217,14 +219,13 @@ class LabelCall(Call):
                 self._compare(position, outcome)
         if self.left:
             return
-        if self.reason or self.phase == 2 or (self.phase == 1 and not self.program.is_risky):
+        self.round += 1
+        if self.reason or self.round == (len(ROUNDS) if self.program.is_risky else 2):
             self.done(self)
             return
-        self.phase += 1
         backward = self.runnable()[::-1]
-        # The first input comes again at the end: state shows even where there is one input.
-        seeds = range(1, BASE_SEEDS) if self.phase == 1 else range(BASE_SEEDS, ALL_SEEDS)
-        for seed in seeds:
+        for seed in ROUNDS[self.round]:
+            # The first input comes again at the end: state shows even where there is one input.
             self._ask(ask, seed, [*backward, backward[0]])
 
     def _compare(self, position: int, outcome: Outcome) -> None:

@@ -1,0 +1,104 @@
+"""Labels: what is nondeterministic is found, what is deterministic is not accused."""
+
+import random
+
+import pytest
+
+from azr.sandbox import Job, Sandbox
+from azr.sandbox.work import ALL_SEEDS
+from tests import nondeterminism
+
+pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
+
+SHARE = 0.99
+"""Of the variants of all random kinds together, and of each kind allowing for chance."""
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(workers=2) as sandbox:
+        yield sandbox
+
+
+def missed(sandbox, kind: nondeterminism.Kind, variants: int) -> list[str]:
+    """The variants of a kind that a label takes for deterministic."""
+    rng = random.Random(kind.name)
+    jobs = [Job(*kind.build(rng)) for _ in range(variants)]
+    labels = sandbox.label_batch(jobs)
+    return [job.code for job, label in zip(jobs, labels, strict=True) if label.deterministic]
+
+
+def check_random_kinds(sandbox, variants: int) -> None:
+    found = {kind.name: missed(sandbox, kind, variants) for kind in nondeterminism.RANDOM}
+    total = sum(map(len, found.values()))
+    assert total <= (1 - SHARE) * variants * len(found) / 2, found
+    # One of a kind may be missed by chance: 12 throws of a coin agree once in 2048.
+    assert max(map(len, found.values())) <= max(1, (1 - SHARE) * variants), found
+
+
+def check_clean(sandbox, count: int) -> None:
+    jobs = [Job(*program) for program in nondeterminism.clean(count, seed=1)]
+    labels = sandbox.label_batch(jobs)
+    accused = [
+        (job.code, label.reason)
+        for job, label in zip(jobs, labels, strict=True)
+        if not label.deterministic
+    ]
+    assert accused == []
+
+
+def test_there_are_enough_kinds():
+    kinds = [*nondeterminism.RANDOM, *nondeterminism.CERTAIN]
+    assert len({kind.name for kind in kinds}) == len(kinds) >= 60
+    assert ALL_SEEDS >= 8
+
+
+def test_random_kinds_are_found(sandbox):
+    check_random_kinds(sandbox, variants=12)
+
+
+@pytest.mark.soak
+def test_200_variants_of_random_kinds_are_found(sandbox):
+    check_random_kinds(sandbox, variants=200)
+
+
+@pytest.mark.parametrize("kind", nondeterminism.CERTAIN, ids=lambda kind: kind.name)
+def test_certain_kinds_are_found(sandbox, kind):
+    assert missed(sandbox, kind, 1) == []
+
+
+@pytest.mark.parametrize("code", nondeterminism.REFUSED)
+def test_clocks_and_chance_are_refused(sandbox, code):
+    label = sandbox.label(code, ["1", "2"])
+    assert [r.status for r in label.results] == ["forbidden_import"] * 2
+
+
+def test_nothing_clean_is_accused(sandbox):
+    check_clean(sandbox, 140)
+
+
+@pytest.mark.soak
+def test_10000_clean_programs_are_not_accused(sandbox):
+    check_clean(sandbox, 10_000)
+
+
+def test_a_label_takes_few_runs_where_nothing_is_at_risk(sandbox):
+    before = sandbox.stats()["children"]
+    sandbox.label("def f(x): return x + 1", ["1", "2", "3"])
+    plain = sandbox.stats()["children"] - before
+    sandbox.label("def f(x): return len(set(x))", ["'a'"])
+    assert plain == 2
+    assert sandbox.stats()["children"] - before - plain == ALL_SEEDS
+
+
+def test_exceptions_are_compared_by_class(sandbox):
+    label = sandbox.label("def f(x): return 1 // x", ["0", "1"])
+    assert label.deterministic
+    assert [r.status for r in label.results] == ["exception", "ok"]
+
+
+def test_labels_are_the_same_every_time(sandbox):
+    jobs = [Job(*kind.build(random.Random(7))) for kind in nondeterminism.RANDOM[:27]]
+    again = [label.deterministic for label in sandbox.label_batch(jobs)]
+    with Sandbox(workers=1) as other:
+        assert [label.deterministic for label in other.label_batch(jobs)] == again

@@ -1,0 +1,295 @@
+"""The life of a sandbox: starting, dying at any moment, ending without a trace."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from azr.sandbox import Job, Limits, Sandbox, SandboxError, corpus
+from tests import environments
+
+pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOP = "def f():\n    while True: pass"
+
+
+@pytest.fixture
+def sandbox():
+    with Sandbox(workers=2, limits=Limits(cpu_s=0.25)) as sandbox:
+        yield sandbox
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def descendants(pid: int) -> list[int]:
+    """Every living process below one, by /proc."""
+    found = []
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except FileNotFoundError:
+        return found
+    for task in tasks:
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_close_leaves_nothing():
+    before, threads = descriptors(), threading.active_count()
+    here = set(descendants(os.getpid()))
+    sandbox = Sandbox(workers=2, limits=Limits(cpu_s=60, wall_s=60))
+    assert sandbox.label("def f(x): return sorted(set(x))", ["'a'"]).deterministic
+    futures = sandbox.submit_batch([Job(LOOP, "")] * 4)
+    children = set(descendants(os.getpid())) - here
+    sandbox.close()
+    assert all(future.result().status == "sandbox_failure" for future in futures)
+    assert not any(alive(pid) for pid in children)
+    assert descriptors() == before
+    assert threading.active_count() == threads
+    assert set(descendants(os.getpid())) <= here
+
+
+def test_a_sandbox_that_is_forgotten_ends():
+    here = set(descendants(os.getpid()))
+    sandbox = Sandbox(workers=1)
+    children = set(descendants(os.getpid())) - here
+    assert len(children) == 3
+    del sandbox
+    assert wait_until(lambda: not any(map(alive, children)))
+
+
+def test_a_killed_zygote_costs_no_result(sandbox):
+    jobs = [
+        Job("def f(x):\n    for _ in range(10 ** 5): pass\n    return x", str(i)) for i in range(60)
+    ]
+    futures = sandbox.submit_batch(jobs)
+    futures[5].result()
+    os.kill(sandbox._engine.zygotes[0].pid, signal.SIGKILL)
+    assert [future.result().value for future in futures] == list(range(60))
+    stats = sandbox.stats()
+    assert stats["restarts"] == 1 and stats["retries"] >= 1
+    assert sandbox.run("def f(): return 1", "").value == 1
+
+
+def test_a_killed_compiler_costs_no_result(sandbox):
+    for number in range(5):
+        os.kill(sandbox._engine.compiler.pid, signal.SIGKILL)
+        assert sandbox.run(f"def f(): return {number}", "").value == number
+    assert sandbox.stats()["restarts"] == 5
+
+
+def test_killed_again_and_again(sandbox):
+    """Whatever dies when: every job ends, with its own value or with the sandbox's failure."""
+    rng = random.Random(0)
+    jobs = [Job(f"def f(x): return x + {i}", "1") for i in range(300)]
+    futures = sandbox.submit_batch(jobs)
+    engine = sandbox._engine
+    for _ in range(6):
+        time.sleep(0.05 + rng.random() * 0.1)
+        engine = sandbox._engine
+        for process in (engine.zygotes.get(0), engine.compiler):
+            if process is not None:
+                os.kill(process.pid, signal.SIGKILL)
+    for number, future in enumerate(futures):
+        result = future.result(timeout=60)
+        assert result.status == "sandbox_failure" or result.value == number + 1
+    assert sandbox.run("def f(): return 1", "").value == 1
+
+
+def test_no_token_is_lost(sandbox):
+    """After zygotes were killed with children running, as many run at a time as before."""
+    for _ in range(3):
+        futures = sandbox.submit_batch([Job(LOOP, "")] * 2)
+        zygote = sandbox._engine.zygotes[0].pid
+        assert wait_until(lambda pid=zygote: len(descendants(pid)) == 2)
+        os.kill(zygote, signal.SIGKILL)
+        assert {future.result().status for future in futures} == {"timeout_cpu"}
+    sandbox.submit_batch([Job(LOOP, "")] * 5)
+    zygote = sandbox._engine.zygotes[0].pid
+    assert wait_until(lambda: len(descendants(zygote)) == 2)
+    time.sleep(0.1)
+    assert len(descendants(zygote)) == 2
+
+
+ORPHANS = """
+import os, sys
+from azr.sandbox import Job, Limits, Sandbox
+sandbox = Sandbox(workers=2, limits=Limits(cpu_s=60, wall_s=60))
+sandbox.label("def f(): return len({1})", [""])
+sandbox.submit_batch([Job("def f():\\n    while True: pass", "")] * 2)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_everything_dies_with_a_killed_trainer():
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHANS],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout.readline() == b"ready\n"
+        # 12 zygotes, a compiler, and the loops.
+        assert wait_until(lambda: len(descendants(process.pid)) == 12 + 1 + 2)
+        children = descendants(process.pid)
+        process.kill()
+    assert wait_until(lambda: not any(map(alive, children)))
+
+
+def test_a_forked_copy_neither_runs_nor_ends_anything(sandbox):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sandbox.run("def f(): return 1", "")
+        except SandboxError:
+            sandbox.close()
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert sandbox.run("def f(): return 1", "").value == 1
+
+
+def test_threads_share_a_sandbox(sandbox):
+    def work(number: int) -> list[object]:
+        return [sandbox.run(f"def f(x): return [x, {number}]", str(i)).value for i in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(8)))
+    assert found == [[[i, number] for i in range(20)] for number in range(8)]
+
+
+def test_waiting_and_submitting_hold_nobody_up(sandbox):
+    begin = time.thread_time()
+    futures = sandbox.submit_batch([Job(LOOP, "")] * 2)
+    assert not any(future.done() for future in futures)
+    assert [future.result().status for future in futures] == ["timeout_cpu"] * 2
+    assert time.thread_time() - begin < 0.1  # it waited, it did not spin
+
+    async def both() -> tuple[list[str], int]:
+        turns = 0
+        task = asyncio.create_task(sandbox.arun_batch([Job(LOOP, "")]))
+        while not task.done():
+            await asyncio.sleep(0.005)
+            turns += 1
+        return [result.status for result in task.result()], turns
+
+    statuses, turns = asyncio.run(both())
+    assert statuses == ["timeout_cpu"] and turns > 5
+
+
+def test_a_verdict_near_a_limit_is_taken_again(sandbox):
+    burn = "def f(n):\n    while n: n -= 1\n    return 'done'"
+    sandbox.run(burn, "1000")
+    before = sandbox.stats().get("reruns", 0)
+    # Doubled until it takes more than half of the limit, so that any machine gets there.
+    for power in range(16, 40):
+        result = sandbox.run(burn, str(2**power))
+        if sandbox.stats().get("reruns", 0) > before:
+            break
+    assert sandbox.stats()["reruns"] == before + 1
+    assert result.status in ("ok", "timeout_cpu")
+
+
+def test_no_more_children_than_workers():
+    with Sandbox(workers=3, limits=Limits(cpu_s=0.2)) as sandbox:
+        futures = sandbox.submit_labels([Job(LOOP, "")] * 6)
+        most = 0
+        zygotes = [p.pid for p in sandbox._engine.zygotes.values()]
+        while not all(future.done() for future in futures):
+            most = max(most, sum(len(descendants(pid)) for pid in zygotes))
+            time.sleep(0.01)
+        assert most == 3
+
+
+def test_a_weak_host_is_refused_unless_accepted():
+    code = """
+from azr.sandbox import Sandbox, SandboxError
+try:
+    Sandbox(workers=1)
+except SandboxError as error:
+    print(error)
+with Sandbox(workers=1, allow_weak=True) as sandbox:
+    print(sandbox.layers()["seccomp"], sandbox.run("def f(x): return x", "5").value)
+"""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.environments", "weak", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == environments.UNAVAILABLE:
+        pytest.skip(done.stderr.strip())
+    refusal, accepted = done.stdout.splitlines()
+    assert "seccomp" in refusal and "allow_weak" in refusal
+    assert accepted == "False 5"
+
+
+def soak(count: int) -> None:
+    """Runs so many programs, 5% from the fast half of the corpus, and looks for what is left."""
+    fast = [program for program in corpus.load() if not program.is_slow]
+    fast = [p for p in fast if "memory" not in p.statuses and len(p.job.code) < 10_000][::2]
+    rng = random.Random(0)
+    before = descriptors()
+    tmp = set(os.listdir("/tmp"))
+    with Sandbox(workers=2, limits=corpus.LIMITS) as sandbox:
+
+        def some(n: int) -> None:
+            jobs = [
+                rng.choice(fast).job
+                if rng.random() < 0.05
+                else Job(f"def f(x): return [x] * {rng.randrange(50)}", str(rng.randrange(99)))
+                for _ in range(n)
+            ]
+            assert all(r.status != "sandbox_failure" for r in sandbox.run_batch(jobs))
+
+        some(max(count // 10, 500))
+        processes = sandbox._engine._processes()
+        rss = sum(process.rss_bytes() for process in processes)
+        opened = descriptors()
+        for _ in range(count // 1000):
+            some(1000)
+        assert sandbox._engine._processes() == processes, "a process died"
+        assert sum(process.rss_bytes() for process in processes) <= 1.05 * rss
+        assert descriptors() == opened
+        assert all(not descendants(process.pid) for process in processes)
+    assert descriptors() == before
+    assert {name for name in set(os.listdir("/tmp")) - tmp if "azr" in name} == set()
+
+
+def test_5000_programs_leave_nothing():
+    soak(5000)
+
+
+@pytest.mark.soak
+def test_100000_programs_leave_nothing():
+    soak(100_000)
