@@ -393,7 +393,7 @@ def test_percentages(value, words):
 
 def test_other_numbers():
     shown = [number(v) for v in (0, 0.25, 2e-6, 123.4, 9999, 45_678, 2.5e6, -0.5, None)]
-    assert shown == ["0", "0.25", "2.0e-06", "123", "9,999", "45.7k", "2.5M", "-0.5", "–"]
+    assert shown == ["0", "0.25", "2e-06", "123", "9,999", "45.7k", "2.5M", "-0.5", "–"]
     assert [duration(s) for s in (0.21, 48, 124, 11_100)] == [
         "0.21 s",
         "48 s",

@@ -73,7 +73,8 @@ class Board:
         for r, run in enumerate(self.runs):
             for s, split in enumerate(splits):
                 name = f"eval/{split}/{task_type}"
-                self._claim(f"{name}/greedy_accuracy", f"{name}/sampled_accuracy", f"{name}/chance")
+                told = ("greedy_accuracy", "sampled_accuracy", "chance", "tasks", "samples")
+                self._claim(*(f"{name}/{metric}" for metric in told))
                 greedy = run.series(f"{name}/greedy_accuracy")
                 tasks = dict(
                     zip(*_pair(run.series(f"{name}/tasks")), strict=True)
@@ -146,6 +147,20 @@ class Board:
                 )
             )
         return _present([draw_lines(f"{role} / {task_type}", lines)])
+
+    def rest_by_type(self, role: str) -> list[str]:
+        """Returns the figures of a role's metrics by type that have not been shown yet."""
+        patterns: dict[str, None] = {}
+        for name in (n for run in self.runs for n in run.metrics if n not in self.shown):
+            levels = name.split("/")
+            if len(levels) == 3 and levels[0] == role and levels[1] in self.types:
+                patterns[f"{role}/{{type}}/{levels[2]}"] = None
+        figures = []
+        for pattern in patterns:
+            words = plain(pattern.rsplit("/", 1)[1])
+            unit: Unit = "share" if words.endswith("rate") else "number"
+            figures += self.by_type(f"{role}: {words}", pattern, unit)
+        return figures
 
     def rest(self) -> dict[str, list[str]]:
         """Returns the figures of all metrics not shown yet, by the first level of their names."""

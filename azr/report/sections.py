@@ -145,7 +145,9 @@ def proposer(board: Board) -> str:
     figures += board.by_type("Answers that are right", "solve/{type}/accuracy", "share",
                              note="on the step's own tasks, so no test score")  # fmt: skip
     figures += board.by_type("Answers that parse", "solve/{type}/format_rate", "share")
-    return _grid(figures) + _reasons(board)
+    others = board.rest_by_type("propose") + board.rest_by_type("solve")
+    folded = f"<details><summary>More on proposals and answers</summary>{_grid(others)}</details>"
+    return _grid(figures) + _reasons(board) + (folded if others else "")
 
 
 def _reasons(board: Board) -> str:

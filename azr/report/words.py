@@ -24,7 +24,7 @@ def number(value: float | None) -> str:
             return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
     if size >= 100 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.3g}" if size >= 1e-3 else f"{value:.1e}"
+    return f"{value:.3g}" if size >= 1e-3 else f"{value:.2g}"
 
 
 def duration(seconds: float | None) -> str:
