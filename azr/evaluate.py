@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate_family(config: Config, subject, baseline: str, out: str) -> None:
     """Grades the family's tasks, prints the table and writes the result."""
     from azr import start
+    from azr.accuracy import as_metrics
     from azr.evaluation.family import accuracies, grade_tasks
     from azr.evaluation.result import make_cells
     from azr.evaluation.subject import find_subject
@@ -122,11 +123,16 @@ def _evaluate_family(config: Config, subject, baseline: str, out: str) -> None:
         engine = start.make_engine(at, module, tokenizer)
         return grade_tasks(at, environment, engine, tokenizer, step)
 
-    after = graded(subject.model, subject.step)
     other = find_subject(baseline, _warn) if baseline else None
     model, step = (other.model, other.step) if other else (subject.start, 0)
-    before = graded(model, step) if model else None
-    cells = make_cells(environment, after, before)
+    try:
+        after = graded(subject.model, subject.step)
+        before = graded(model, step) if model else None
+        cells = make_cells(environment, after, before)
+        metrics = as_metrics(accuracies(environment, after))
+        metrics_before = as_metrics(accuracies(environment, before)) if before else None
+    finally:
+        environment.close()
     result = {
         "model": subject.model,
         "step": subject.step,
@@ -134,8 +140,8 @@ def _evaluate_family(config: Config, subject, baseline: str, out: str) -> None:
         "task": dataclasses.asdict(config.task),
         "seed": config.run.seed,
         "samples": config.eval.samples,
-        "metrics": _named(accuracies(environment, after)),
-        "baseline_metrics": _named(accuracies(environment, before)) if before else None,
+        "metrics": metrics,
+        "baseline_metrics": metrics_before,
         "cells": [dataclasses.asdict(cell) for cell in cells],
     }
     path = Path(out) if out else subject.folder(config.run.root) / f"{config.task.family}.json"
@@ -151,7 +157,7 @@ def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None
     from azr import start
     from azr.evaluation.journal import Journal
     from azr.evaluation.suite import load_suite
-    from azr.evaluation.suite_grading import LIMITS, MODULES
+    from azr.evaluation.suite_grading import LIMITS, MODULES, failing_references
     from azr.evaluation.suite_run import (
         DEFAULT_MAX_NEW_TOKENS,
         fingerprint,
@@ -183,6 +189,7 @@ def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None
     engine = start.make_engine(config, model, tokenizer)
     try:
         with Sandbox(limits=LIMITS, modules=MODULES) as sandbox:
+            failing = failing_references(sandbox, suite.items)
             results = run_suite(
                 config, suite, style, engine, tokenizer, sandbox, journal, show_progress
             )
@@ -190,7 +197,7 @@ def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None
         raise RunError(f"--suite needs the sandbox: {error}") from error
     finally:
         journal.close()
-    print_suite(results, subject.model, suite)
+    print_suite(results, subject.model, suite, failing)
     result = {
         "model": subject.model,
         "step": subject.step,
@@ -198,6 +205,7 @@ def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None
         "layout": suite.layout,
         **identity,
         "results": [dataclasses.asdict(r) for r in results],
+        "failing_references": failing,
         "items": item_results(suite, config.eval.samples, journal),
     }
     print(f"result          {write_result(path, _finite(result))}\nsamples         {journal.path}")
@@ -205,12 +213,6 @@ def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None
 
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")
 """Options of `rollout` that are part of what a suite's samples are."""
-
-
-def _named(results) -> dict[str, float]:
-    from azr.accuracy import as_metrics
-
-    return as_metrics(results)
 
 
 def _finite(value: Any) -> Any:

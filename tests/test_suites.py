@@ -20,7 +20,7 @@ from azr.errors import RunError
 from azr.evaluate import main
 from azr.evaluation.journal import Journal
 from azr.evaluation.suite import Completion, Prediction, load_suite
-from azr.evaluation.suite_grading import MODULES, grade_answers
+from azr.evaluation.suite_grading import MODULES, failing_references, grade_answers
 from azr.evaluation.suite_prompts import STYLES, extract, instruction
 from azr.evaluation.suite_run import item_results, run_suite, settle_style
 from azr.sandbox import Limits, Result, Sandbox
@@ -57,7 +57,8 @@ def check(candidate):
 DOUBLE = 'def double(n):\n    """ Twice n """\n'
 HUMAN = [
     {"task_id": "T/0", "prompt": PROMPT, "entry_point": "triple", "test": TEST},
-    {"task_id": "T/1", "prompt": DOUBLE, "entry_point": "double", "canonical_solution": "?",
+    {"task_id": "T/1", "prompt": DOUBLE, "entry_point": "double",
+     "canonical_solution": "    return n + n\n",
      "test": "import random\n\ndef check(candidate):\n    n = random.Random(1).randint(0, 9)\n"
              "    assert candidate(n) == 2 * n\n"},
 ]  # fmt: skip
@@ -262,6 +263,22 @@ def test_a_program_that_returns_what_equals_everything_is_wrong(sandbox):
     assert got.reason == "unsupported_value"
 
 
+def test_items_whose_own_answer_fails_here_are_named(tmp_path, sandbox):
+    rows = [
+        HUMAN[0] | {"canonical_solution": "    import numpy\n    return 3 * n\n"},
+        HUMAN[1],
+        HUMAN[0] | {"task_id": "T/2", "canonical_solution": "    return 4 * n\n"},
+    ]
+    suite = load_suite(write(tmp_path / "s.jsonl", rows))
+    assert failing_references(sandbox, suite.items) == {
+        "T/0": "forbidden_import",
+        "T/2": "AssertionError",
+    }
+    rows = [CRUX[0], CRUX[1] | {"output": "'xy'"}, CRUX[2] | {"input": "object()"}]
+    suite = load_suite(write(tmp_path / "s.jsonl", rows))
+    assert failing_references(sandbox, suite.items) == {"b": "wrong", "c": "no_literal"}
+
+
 class Failing:
     """A sandbox that fails itself so many times before it gives a result."""
 
@@ -431,6 +448,28 @@ def test_the_style_is_the_tokenizers_unless_one_of_a_suite_is_asked_for():
 # The command, with a model
 
 
+@pytest.mark.parametrize("style", ["r1", "chat"])
+def test_the_command_asks_in_words_too(tmp_path, style, capsys):
+    chatty = make_folder(tmp_path / "hf", "llama", TEXTS, template=style == "chat", context=2048)
+    for name, rows in (("crux", CRUX[:1]), ("human", HUMAN[:1])):
+        suite = write(tmp_path / f"{name}.jsonl", rows)
+        out = tmp_path / f"{name}.json"
+        arguments = ["--suite", str(suite), "--out", str(out), "--eval.samples", "1"]
+        options = [
+            "--rollout.max-new-tokens",
+            "4",
+            "--task.style",
+            "auto" if style == "chat" else "r1",
+        ]
+        assert main([str(chatty), *arguments, *options]) == 0
+        got = json.loads(out.read_text())
+        assert got["style"] == style and set(got["results"][0]["reasons"]) <= {
+            "unfinished", "no_answer_end",
+        }  # fmt: skip
+        assert got["results"][0]["pass_at"] == {"1": 0.0}
+    assert "not correct" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("toy") / "hf", "qwen2", TEXTS, template=False)
@@ -491,5 +530,6 @@ def test_a_prompt_that_does_not_fit_is_counted_and_stops_nothing(tmp_path, toy):
     out = tmp_path / "x.json"
     assert main([str(toy), "--suite", str(suite), *OPTIONS, "--out", str(out)]) == 0
     lines = [json.loads(x) for x in out.with_suffix(".samples.jsonl").read_text().splitlines()[1:]]
+    assert json.loads(out.read_text())["failing_references"] == {}
     assert {x["reason"] for x in lines if x["item"] == "T/2"} == {"prompt_too_long"}
     assert len([x for x in lines if x["item"] == "T/2"]) == 8

@@ -3,6 +3,7 @@
     CRUXEval     code, input, output [, id]           two items a row: predict the output, and
                                                       an input that gives the output
     HumanEval    prompt, entry_point, test, task_id   one item a row: complete the function
+                 [, canonical_solution]
 
 Other fields may be there and are not read.
 """
@@ -51,6 +52,8 @@ class Completion:
     entry_point: str
     test: str
     """Source that defines `check(candidate)`."""
+    reference: str = ""
+    """The body that the suite's authors give, where they do."""
     kind: Kind = "completion"
 
 
@@ -127,4 +130,13 @@ def _completion(row: Mapping[str, Any], number: int) -> list[Completion]:
         raise ValueError("test defines no function check(candidate)")
     if not row["entry_point"].isidentifier():
         raise ValueError(f"entry_point is no name: {row['entry_point']!r}")
-    return [Completion(row["task_id"], row["prompt"], row["entry_point"], row["test"])]
+    reference = row.get("canonical_solution")
+    return [
+        Completion(
+            id=row["task_id"],
+            prompt=row["prompt"],
+            entry_point=row["entry_point"],
+            test=row["test"],
+            reference=reference if isinstance(reference, str) else "",
+        )
+    ]

@@ -81,6 +81,24 @@ def grade_answers(sandbox: Runner, answers: Sequence[tuple[Item, str]]) -> list[
     )
 
 
+def failing_references(sandbox: Runner, items: Sequence[Item]) -> dict[str, str]:
+    """Returns item id -> reason for items whose own answer does not pass here: nobody's can.
+
+    Asked are inputs of predictions, and reference solutions of functions where they are given.
+    """
+    answers = [
+        (item, item.prompt + item.reference if isinstance(item, Completion) else item.input)
+        for item in items
+        if (item.reference if isinstance(item, Completion) else item.kind == "input")
+    ]
+    grades = grade_answers(sandbox, answers)
+    return {
+        item.id: grade.reason
+        for (item, _), grade in zip(answers, grades, strict=True)
+        if grade.outcome != "correct"
+    }
+
+
 def _grade_output(item: Prediction, answer: str) -> Graded:
     try:
         value = read_literal(answer)
