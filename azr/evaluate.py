@@ -38,7 +38,7 @@ class Arguments:
     """Evaluates a model: on every task of its family beside the model that a run started from,
     or on a suite."""
 
-    target: tyro.conf.Positional[str]
+    target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL_OR_RUN")]]
     """A run directory (its newest checkpoint), a checkpoint, an HF model folder, or a hub id."""
     suite: str = ""
     """JSONL file in the layout of CRUXEval (code, input, output) or of HumanEval (task_id, prompt,

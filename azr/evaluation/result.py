@@ -1,5 +1,6 @@
 """The result of a family's evaluation: cells with intervals, beside the model compared with."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,12 +76,19 @@ def make_cells(
         if stratum:
             groups.setdefault((g.split, g.task.type, stratum), []).append(pair)
     cells = []
-    for (split, task_type, stratum), pairs in groups.items():
+    place = {key[:2]: number for number, key in enumerate(groups) if not key[2]}
+    for key in sorted(groups, key=lambda key: (place[key[:2]], _natural(key[2]))):
+        (split, task_type, stratum), pairs = key, groups[key]
         if stratum and len(pairs) == len(groups[split, task_type, ""]):
             continue  # the only stratum of its split
         chance = environment.chance(task_type, split) if not stratum else None
         cells.append(_cell(split, task_type, stratum, chance, pairs))
     return cells
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Returns a sorting key by which "p = 7" comes before "p = 11"."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _cell(
