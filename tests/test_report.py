@@ -22,7 +22,7 @@ from azr.report.chart import POINTS, Line, draw_histogram, draw_lines
 from azr.report.record import read_run
 from azr.report.samples import SCANNED, SHOWN, TEXT_CHARS, read_samples
 from azr.report.summary import headline, judge
-from azr.report.words import duration, number, percent, wilson
+from azr.report.words import duration, number, percent
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.errors='pwned'</script>",
@@ -194,7 +194,9 @@ def test_a_lone_surrogate_is_no_reason_to_fail(tmp_path):
     assert "? lone surrogate" in read_page(write_report([folder])).text
 
 
-@pytest.mark.parametrize("state", ["empty", "step 0", "cut line", "no samples", "bad database"])
+@pytest.mark.parametrize(
+    "state", ["empty", "step 0", "cut line", "no samples", "bad database", "no file"]
+)
 def test_a_report_of_whatever_there_is(tmp_path, state):
     folder = make_run(tmp_path / "run", 20, target=40, samples=state != "no samples")
     metrics = folder / "metrics.jsonl"
@@ -209,6 +211,9 @@ def test_a_report_of_whatever_there_is(tmp_path, state):
         metrics.write_bytes(b"".join(lines)[:-40])
     elif state == "bad database":
         (folder / "run.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 4000)
+    elif state == "no file":
+        (folder / "run.db").unlink()
+        (folder / "run.db").mkdir()
     page = read_page(write_report([folder]))
     assert "stopped early" in page.text
     expected = {
@@ -217,6 +222,7 @@ def test_a_report_of_whatever_there_is(tmp_path, state):
         "cut line": "line 21 is cut short or damaged",
         "no samples": "no samples were kept (--log.samples)",
         "bad database": "run.db cannot be read",
+        "no file": "run.db cannot be read",
     }
     assert expected[state] in page.text
     assert bool(page.paths("line")) == (state != "empty")
@@ -352,18 +358,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "use --out FILE" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         read_run(tmp_path)
-
-
-def test_wilson_against_its_defining_equation():
-    # The bounds are where the hypothesis p is just not rejected: |share - p| = 1.96 sqrt(p(1-p)/n).
-    for share, n in ((0.0, 8), (0.5, 10), (0.97, 80), (1.0, 3), (0.125, 8)):
-        for bound in wilson(share, n):
-            if 1e-9 < bound < 1 - 1e-9:
-                assert abs(share - bound) == pytest.approx(
-                    1.96 * math.sqrt(bound * (1 - bound) / n)
-                )
-        assert wilson(share, n)[0] <= share <= wilson(share, n)[1]
-    assert wilson(0.0, 8)[1] > 0.3 and wilson(0.3, 0) == (0.0, 1.0)
 
 
 def test_an_accuracy_is_judged_by_its_interval():

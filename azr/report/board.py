@@ -5,9 +5,10 @@ With one run a colour is a task type; with several it is a run, and each type ha
 
 from collections.abc import Sequence
 
+from azr.accuracy import wilson
 from azr.report.chart import Line, Unit, draw_lines
 from azr.report.record import RunRecord
-from azr.report.words import plain, wilson
+from azr.report.words import plain
 
 DASHES = ("", "dashed", "dotted")
 
@@ -95,8 +96,8 @@ class Board:
                         values=greedy.values,
                         colour=f"k{place if self.is_single else r % 6}",
                         dash=DASHES[s % 3],
-                        low=[b[0] for b in bounds] if has_band else (),
-                        high=[b[1] for b in bounds] if has_band else (),
+                        low=[b.low for b in bounds] if has_band else (),
+                        high=[b.high for b in bounds] if has_band else (),
                     )
                 )
                 if self.is_single and len(splits) == 1:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+from azr.accuracy import Interval
 from azr.report.words import number, percent
 
 WIDTH, HEIGHT = 360, 214
@@ -121,7 +122,7 @@ def draw_ladder(
     before: float | None,
     after: float,
     chance: float | None,
-    bounds: tuple[float, float] | None,
+    bounds: Interval | None,
     colour: str,
     label: str,
 ) -> str:
@@ -140,7 +141,7 @@ def draw_ladder(
         )
     if bounds:
         parts.append(
-            f'<line class="whisker {colour}" x1="{x(bounds[0]):.1f}" x2="{x(bounds[1]):.1f}" '
+            f'<line class="whisker {colour}" x1="{x(bounds.low):.1f}" x2="{x(bounds.high):.1f}" '
             'y1="9" y2="9"/>'
         )
     if before is not None:

@@ -7,6 +7,7 @@ A run may hold millions of samples. At most `SCANNED` evenly spaced rows are loo
 import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,15 +95,13 @@ def read_samples(path: Path, problems: list[str]) -> SampleBook | None:
     """Returns what to show of a run.db, None where there is none; names what cannot be read."""
     if not path.exists():
         return None
-    db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)
-    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
     try:
-        return _read(db)
+        with closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)) as db:
+            db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            return _read(db)
     except sqlite3.Error as error:
         problems.append(f"run.db cannot be read: {error}")
         return None
-    finally:
-        db.close()
 
 
 def _quoted(path: Path) -> str:
@@ -111,7 +110,8 @@ def _quoted(path: Path) -> str:
 
 
 def _read(db: sqlite3.Connection) -> SampleBook:
-    rows, first, last = db.execute("SELECT count(*), min(id), max(id) FROM samples").fetchone()
+    # Row numbers have no gaps; count(*) would read the whole file.
+    rows = db.execute("SELECT coalesce(max(id), 0) FROM samples").fetchone()[0]
     stride = max(1.0, rows / SCANNED)
     scanned = [
         _Row(*row)
@@ -119,13 +119,13 @@ def _read(db: sqlite3.Connection) -> SampleBook:
             # Rows are found by their numbers: the texts of the others are never read.
             "WITH RECURSIVE pick(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM pick WHERE n < :n - 1)"
             " SELECT s.id, step, role, type, outcome, reason, reward, tokens, count FROM pick"
-            " JOIN samples s ON s.id = :first + CAST(n * :stride AS INTEGER)",
-            {"n": min(rows, SCANNED), "first": first, "stride": stride},
+            " JOIN samples s ON s.id = 1 + CAST(n * :stride AS INTEGER)",
+            {"n": min(rows, SCANNED), "stride": stride},
         )
     ] if rows else []  # fmt: skip
     total = round(sum(row.count for row in scanned) * stride)
     chosen = sorted(_choose(scanned, _affordable(db, scanned)))
-    tasks_total = db.execute("SELECT count(*) FROM tasks").fetchone()[0]
+    tasks_total = db.execute("SELECT coalesce(max(id), 0) FROM tasks").fetchone()[0]
     every = max(1, -(-tasks_total // SHOWN_TASKS))
     tasks = db.execute(
         "SELECT type, key, step, data FROM tasks WHERE (id - 1) % ? = 0 ORDER BY id", (every,)

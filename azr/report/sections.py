@@ -82,7 +82,7 @@ def _results(board: Board) -> str:
                 ([] if board.is_single else [name])
                 + [plain(o.split), o.type, f"{o.tasks:,}" if o.tasks else "–", percent(o.chance)]
                 + [percent(o.before), percent(o.after)]
-                + [f"{percent(bounds[0])} to {percent(bounds[1])}" if bounds else "–"]
+                + [f"{percent(bounds.low)} to {percent(bounds.high)}" if bounds else "–"]
                 + [percent(o.greedy)]
             )
     head = ["tasks", "type", "n", "chance", "before", "after", "95% interval", "greedy after"]

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from azr.accuracy import Interval, wilson
 from azr.report.chart import draw_ladder
 from azr.report.record import RunRecord
-from azr.report.words import duration, percent, plain, wilson
+from azr.report.words import duration, percent, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class Outcome:
     step: int
 
     @property
-    def bounds(self) -> tuple[float, float] | None:
+    def bounds(self) -> Interval | None:
         """The 95% interval of `after`."""
         return wilson(self.after, self.tasks) if self.tasks else None
 
@@ -81,10 +82,10 @@ def judge(after: float, chance: float | None, tasks: int | None) -> str:
     """Returns in words how an accuracy stands to chance, by its 95% interval."""
     if chance is None or tasks is None:
         return ""
-    low, high = wilson(after, tasks)
-    if low > chance:
+    interval = wilson(after, tasks)
+    if interval.low > chance:
         return "above chance"
-    if high < chance:
+    if interval.high < chance:
         return "below chance"
     return "not distinguishable from chance"
 

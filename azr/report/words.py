@@ -44,16 +44,3 @@ def duration(seconds: float | None) -> str:
 def plain(name: str) -> str:
     """Returns a name of the log as words: heldout_pair -> held-out pair."""
     return name.replace("_", " ").replace("heldout", "held-out")
-
-
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Returns the 95% interval of a share of n independent tasks (Wilson's score interval).
-
-    Unlike share +- 1.96 standard errors it is no single point at 0 of 8 or 8 of 8.
-    """
-    if not n > 0:
-        return (0.0, 1.0)
-    z2 = 1.96**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    reach = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return (max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach)))
