@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -30,7 +30,10 @@ from azr.config import (
 )
 from azr.errors import RunError
 
-EXIT_ERROR, EXIT_USAGE = 1, 2
+if TYPE_CHECKING:
+    from azr.evaluation.subject import Subject
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,10 @@ def _parse(argv: Sequence[str], base: Config) -> Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done, 1 error, 2 bad usage or options."""
+    """Runs the command line; returns the exit code.
+
+    0 done, 1 error, 2 bad usage or options, 130 stopped by Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         first = _parse(arguments, Config())  # the target says where the other options come from
@@ -100,10 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"azr: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        _warn("interrupted; the same command goes on with a suite, and starts anew with a family")
+        return EXIT_INTERRUPTED
     return 0
 
 
-def _evaluate_family(config: Config, subject, baseline: str, out: str) -> None:
+def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str) -> None:
     """Grades the family's tasks, prints the table and writes the result."""
     from azr import start
     from azr.accuracy import as_metrics
@@ -149,7 +158,7 @@ def _evaluate_family(config: Config, subject, baseline: str, out: str) -> None:
     print(f"result          {write_result(path, _finite(result))}")
 
 
-def _evaluate_suite(config: Config, subject, suite_path: Path, out: str) -> None:
+def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: str) -> None:
     """Samples and grades a suite, prints the table and writes the result.
 
     The samples are kept beside the result; the same command goes on from there.

@@ -212,6 +212,14 @@ def test_a_damaged_checkpoint_is_named_and_a_run_falls_back_to_the_one_before(
     assert "no whole checkpoint" in refused(capsys, 1, copy)
 
 
+def test_ctrl_c_is_a_line_and_an_exit_code(finished, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("azr.evaluation.family.grade_tasks", interrupted)
+    assert "interrupted" in refused(capsys, 130, finished)
+
+
 def test_help_answers_without_torch():
     from test_layout import loaded_by
 
