@@ -228,6 +228,11 @@ def test_a_report_of_whatever_there_is(tmp_path, state):
     assert bool(page.paths("line")) == (state != "empty")
 
 
+def test_the_headline_tells_the_time_of_its_evaluation(tmp_path):
+    folder = make_run(tmp_path / "run", 27, target=40)
+    assert headline(read_run(folder)).startswith("After 20 steps (40 s) the model solves")
+
+
 def test_what_state_a_run_is_in(tmp_path):
     folder = make_run(tmp_path / "run", 20, target=40)
     assert read_run(folder).state == "stopped early"
@@ -373,7 +378,13 @@ def test_the_headline_does_not_claim_what_eight_tasks_cannot_show(tmp_path):
     path.write_text(path.read_text().replace('/tasks": 40.0', '/tasks": 4.0'))
     words = html.unescape(re.sub("<.*?>", "", headline(read_run(folder))))
     assert words.startswith("After 10 steps (20 s) the model solves 90% of 4 training tasks")
+    assert "0% before; chance is 5.0%" in words and "chance is 5.0% (" not in words
     assert "90% of 4 held-out new tasks (above chance)" in words
+    path.write_text(
+        re.sub(r'sampled_accuracy": [\d.]+', 'sampled_accuracy": 0.0', path.read_text())
+    )
+    words = html.unescape(re.sub("<.*?>", "", headline(read_run(folder))))
+    assert words.count("not distinguishable from chance") == 3
 
 
 @pytest.mark.parametrize(

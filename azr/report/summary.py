@@ -93,11 +93,12 @@ def judge(after: float, chance: float | None, tasks: int | None) -> str:
 def headline(run: RunRecord) -> str:
     """Returns one or two sentences, escaped."""
     found = outcomes(run)
-    spent = run.series("time/elapsed_s").last
+    at = found[0].step if found else run.step
+    elapsed = run.series("time/elapsed_s")
+    spent = dict(zip(elapsed.steps, elapsed.values, strict=True)).get(at)
     time = f" ({duration(spent)})" if spent is not None else ""
     if not found:
         return f"Nothing has been evaluated yet, after {run.step:,} steps{time}."
-    at = found[0].step
     sentences = []
     for split in run.splits:
         group = [o for o in found if o.split == split]
@@ -105,14 +106,15 @@ def headline(run: RunRecord) -> str:
             continue
         before, after, chance, tasks = _pooled(group)
         of = f"of {tasks:,} " if tasks else "of the "
+        verdict = judge(after, chance, tasks)
         if split == "train":
+            doubt = f" ({verdict})" if verdict not in ("", "above chance") else ""
             by_chance = f"; chance is {percent(chance)}" if chance is not None else ""
             sentences.append(
                 f"<b>{percent(after)}</b> {of}training tasks, from {percent(before)} before"
-                f"{by_chance}"
+                f"{by_chance}{doubt}"
             )
             continue
-        verdict = judge(after, chance, tasks)
         sentences.append(
             f"<b>{percent(after)}</b> {of}{escape(plain(split))} tasks"
             + f" ({verdict or 'from ' + percent(before)})"
