@@ -12,12 +12,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from azr.config import PrimeConfig, TaskConfig
+from azr.config import PrimeConfig, ProgramConfig, TaskConfig
 from azr.keys import generator
 from azr.model.load import make_tokenizer
 from azr.tasks import Answer, Environment, Proposal, Task, load_environment
 from azr.tasks.envelope import END_ANSWER, FRAME, REASONS, write_envelope
 from azr.tasks.prime_text import ASKED
+from azr.tasks.program import compact_format, text_format
 from azr.text import prompt_ids
 
 PAGE = Path(__file__).with_name("prompts.md")
@@ -63,8 +64,35 @@ def prime_examples(environment: Environment, style: str) -> Iterator[Example]:
             yield Example(role, task_type, task, tuple(references), response)
 
 
+def program_examples(environment: Environment, style: str) -> Iterator[Example]:
+    """Yields the six cells of programs."""
+    form = compact_format if style == "compact" else text_format
+    seeds = environment.seed_tasks(generator("prompts"), 4)
+    for task_type in environment.task_types:
+        *references, task = seeds[task_type][:3]
+        q = task.problem
+        if task_type == "induction":
+            # One program of the other types is shown.
+            references = [seeds["deduction"][2]]
+        first = q.message if task_type == "induction" else q.code
+        response = form.write_proposal(task_type, first, q.inputs)
+        yield Example("propose", task_type, task, tuple(references), response)
+        answer = {
+            "deduction": q.outputs[0],
+            "abduction": q.inputs[0],
+            "induction": q.code,
+        }[task_type]
+        yield Example("solve", task_type, task, (), form.write_answer(task_type, answer))
+
+
 FAMILIES = {
     "prime": (lambda style: TaskConfig(style=style, prime=PrimeConfig(max_p=97)), prime_examples),
+    "program": (
+        lambda style: TaskConfig(
+            family="program", style=style, program=ProgramConfig(inputs=4, sandbox_workers=1)
+        ),
+        program_examples,
+    ),
 }
 """Name -> (configuration by style, examples)."""
 

@@ -30,8 +30,11 @@ LONGEST_VALUE = 7
 MAX_CHARS = 1_000
 
 
-def propose_prompt(task_type: str, references: Sequence[ProgramProblem]) -> str:
-    """Returns the proposer's prompt; for induction the one reference is the program."""
+def propose_prompt(task_type: str, references: Sequence[ProgramProblem], inputs: int) -> str:
+    """Returns the proposer's prompt; for induction the one reference is the program.
+
+    How many inputs an induction has is nothing that a compact prompt says.
+    """
     if task_type == INDUCTION:
         return f"P I {program(references[0].code)} >"
     shown = "".join(f"{program(r.code)} | {write(r.inputs[0])} ;; " for r in references)
@@ -54,6 +57,18 @@ def response_words(role: str, task_type: str, inputs: int) -> int:
     if role == "propose":
         return LONGEST_PROGRAM + 1 + LONGEST_VALUE
     return LONGEST_PROGRAM if task_type == INDUCTION else LONGEST_VALUE
+
+
+def write_proposal(task_type: str, first: str, inputs: Sequence[str]) -> str:
+    """Returns the response that `read_proposal` reads back."""
+    if task_type == INDUCTION:
+        return " , ".join(map(write, inputs)) + f" | {first}"
+    return f"{program(first)} | {write(inputs[0])}"
+
+
+def write_answer(task_type: str, answer: str) -> str:
+    """Returns the response that `read_answer` reads back."""
+    return program(answer) if task_type == INDUCTION else write(answer)
 
 
 def read_proposal(task_type: str, text: str, finished: bool, count: int) -> tuple[str, ...]:

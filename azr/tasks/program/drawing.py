@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from random import Random
+from types import ModuleType
 
 from azr.tasks.program import compact_format, grammar
-from azr.tasks.program.compact import Inexpressible, write_program, write_value
+from azr.tasks.program.compact import Inexpressible, write_value
 from azr.tasks.program.execution import Executor
 from azr.tasks.program.records import ABDUCTION, DEDUCTION, INDUCTION, ProgramProblem
 from azr.tasks.program.values import write_literal
@@ -73,6 +74,7 @@ def draw_allowed(random: Random, allowed: Callable[[str], bool]) -> tuple[str, s
 
 def warmup_row(
     random: Random,
+    form: ModuleType,
     task_type: str,
     role: str,
     *,
@@ -80,33 +82,34 @@ def warmup_row(
     references: int,
     allowed: Callable[[str], bool],
 ) -> tuple[str, str]:
-    """Returns a (prompt, response) pair whose response was drawn without a look at its prompt."""
+    """Returns a (prompt, response) pair in a format, the response unrelated to the prompt.
 
-    def program() -> tuple[str, str]:
+    No program is run: outputs, those that a prompt shows as well, are random values.
+    """
+
+    def problem(count: int) -> ProgramProblem:
         kind, code = draw_allowed(random, allowed)
-        return kind, write_program(code)
+        given = [write_literal(value) for value in grammar.draw_inputs(random, kind, count)]
+        outputs = [write_literal(grammar.draw_value(random)) for _ in given]
+        message = random.choice(compact_format.MESSAGES)
+        return ProgramProblem(code, tuple(given), tuple(outputs), message)
 
-    def given(kind: str) -> str:
-        return write_value(grammar.draw_input(random, kind))
-
-    def value() -> str:
-        return write_value(grammar.draw_value(random))
-
-    kind, text = program()
-    letter, message = compact_format.LETTERS[task_type], random.choice(compact_format.MESSAGES)
-    if role == "propose" and task_type == INDUCTION:
-        values = grammar.draw_inputs(random, kind, inputs)
-        return f"P I {text} >", " , ".join(map(write_value, values)) + f" | {message}"
-    if role == "propose":
-        shown = [program() for _ in range(random.randint(0, references))]
-        prompt = "".join(f"{t} | {given(k)} ;; " for k, t in shown)
-        return f"P {letter} {prompt}>", f"{text} | {given(kind)}"
+    shown = problem(inputs if task_type == INDUCTION else 1)
+    if role == "solve":
+        drawn = problem(1)
+        kind = random.choice(grammar.KINDS)
+        answer = {
+            DEDUCTION: drawn.outputs[0],
+            ABDUCTION: write_literal(grammar.draw_input(random, kind)),
+            INDUCTION: drawn.code,
+        }[task_type]
+        return form.solve_prompt(task_type, shown), form.write_answer(task_type, answer)
     if task_type == INDUCTION:
-        pairs = " , ".join(f"{given(kind)} : {value()}" for _ in range(inputs // 2))
-        return f"S I {pairs} | {message} >", program()[1]
-    if task_type == DEDUCTION:
-        return f"S D {text} : {given(kind)} >", value()
-    return f"S A {text} : {value()} >", given(random.choice(grammar.KINDS))
+        prompt = form.propose_prompt(task_type, [shown], inputs)
+        return prompt, form.write_proposal(task_type, shown.message, shown.inputs)
+    others = [problem(1) for _ in range(random.randint(0, references))]
+    prompt = form.propose_prompt(task_type, others, inputs)
+    return prompt, form.write_proposal(task_type, shown.code, shown.inputs)
 
 
 def identity_inputs(count: int, *, compact: bool) -> tuple[str, ...]:

@@ -33,8 +33,8 @@ from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits,
 HOLDOUT_FRACTION = 0.1
 
 # One of many salts, chosen because the held-out programs of the grammar are a fair sample of all:
-# in the share of each number of statements, and in the kinds of their outputs.
-HOLDOUT_SALT = "program-holdout-729"
+# in the share of each number of statements, of each operation, and of each kind of output.
+HOLDOUT_SALT = "program-holdout-2202"
 
 EVAL_TASKS = 150
 
@@ -92,7 +92,7 @@ class ProgramEnvironment(FamilyDefaults):
         return compact_format.response_words(role, task_type, self.inputs)
 
     def warmup_rows(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-        """Returns compact rows of all six kinds: random programs and values, unrelated ones.
+        """Returns rows of all six kinds in the run's style: random programs and values, unrelated.
 
         No program is run for them, so no right label is shown but by accident, and none of the
         programs is held out.
@@ -101,6 +101,7 @@ class ProgramEnvironment(FamilyDefaults):
         return [
             drawing.warmup_row(
                 random,
+                self._format,
                 self.task_types[i // 2 % 3],
                 "solve" if i % 2 == 0 else "propose",
                 inputs=self.inputs,
@@ -116,9 +117,7 @@ class ProgramEnvironment(FamilyDefaults):
         if task_type == INDUCTION and not problems:
             problems = [_identity(HELLO if style in TEXT_STYLES else "'hello'")]
         form = text_format if style in TEXT_STYLES else compact_format
-        if form is text_format:
-            return form.propose_prompt(task_type, problems, self.inputs)
-        return form.propose_prompt(task_type, problems)
+        return form.propose_prompt(task_type, problems, self.inputs)
 
     def solve_prompt(self, task: Task, style: str) -> str:
         """Returns the instruction of a task; nothing hidden is in it."""

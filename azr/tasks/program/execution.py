@@ -106,11 +106,13 @@ class Executor:
             "sandbox/timeouts_total": stats.get("status/timeout_cpu", 0.0)
             + stats.get("status/timeout_wall", 0.0),
         }
-        for ours, theirs in (("latency", "latency_s"), ("cpu", "child_cpu_s")):
-            for percent in ("p50", "p99"):
-                found[f"sandbox/{ours}_{percent}_ms"] = 1e3 * stats.get(
-                    f"{theirs}/{percent}", float("nan")
-                )
+        for name, ours in (
+            ("latency_s/p50", "sandbox/latency_p50_ms"),
+            ("latency_s/p99", "sandbox/latency_p99_ms"),
+            ("child_cpu_s/p50", "sandbox/cpu_p50_ms"),
+            ("child_cpu_s/p99", "sandbox/cpu_p99_ms"),
+        ):
+            found[ours] = 1e3 * stats.get(name, float("nan"))
         found["sandbox/rss_max_bytes"] = float(stats.get("rss_bytes/max", 0))
         return found
 

@@ -69,7 +69,7 @@ def draw_value(random: Random) -> int | str | list:
 
 def draw_program(random: Random, kind: str) -> str:
     """Returns the Python text of a random program for inputs of this kind."""
-    statements = random.choices((1, 2, 3), (0.5, 0.3, 0.2))[0]
+    statements = random.choices((1, 2, 3), (0.55, 0.28, 0.17))[0]
     while True:
         scope = {"a": _Form(kind, LENGTH)}
         lines, used = ["def f(a):"], set()
@@ -96,12 +96,12 @@ def _draw_expression(random: Random, scope: dict[str, _Form], is_last: bool) -> 
     """Returns (text, what it is). The last statement mostly gives one item."""
     sequences = [v for v, form in scope.items() if form.kind in ("list", "str")]
     pick = random.random()
-    if sequences and pick < (0.95 if is_last else 0.7):
+    if sequences and pick < (0.97 if is_last else 0.7):
         variable = random.choice(sequences)
         text, form = variable, scope[variable]
         if random.random() < 0.2 and form.length > 1:
             text, form = _draw_slice(random, text, form)
-        if random.random() < (0.93 if is_last else 0.5):
+        if random.random() < (0.96 if is_last else 0.5):
             return _draw_element(random, text, form.length), _ELEMENT
         return _draw_slice(random, text, form)
     items = [_draw_item(random, scope, sequences) for _ in range(random.randint(1, 2))]
@@ -111,7 +111,7 @@ def _draw_expression(random: Random, scope: dict[str, _Form], is_last: bool) -> 
 
 
 def _draw_element(random: Random, text: str, length: int) -> str:
-    if random.random() < 0.2:
+    if random.random() < 0.1:
         return f"{random.choice(('max', 'min'))}({text})"
     return text + random.choice(("[-1]", "[0]", "[1]", "[2]")[: 1 + length])
 

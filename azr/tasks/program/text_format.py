@@ -16,7 +16,7 @@ literal.
 from collections.abc import Sequence
 
 from azr.sandbox.modules import ALLOWED
-from azr.tasks.envelope import fences, open_envelope
+from azr.tasks.envelope import fences, open_envelope, write_envelope
 from azr.tasks.program.records import ABDUCTION, DEDUCTION, INDUCTION, FormatError, ProgramProblem
 from azr.tasks.program.values import NoLiteral, read_arguments, write_literal
 from azr.tasks.program.values import read_literal as _read_literal
@@ -134,6 +134,19 @@ def _solve_induction(problem: ProgramProblem) -> str:
         "The answer has one block with the tag `python`, which holds the whole program:\n\n"
         "```python\ndef f(...):\n    ...\n```"
     )
+
+
+def write_proposal(task_type: str, first: str, inputs: Sequence[str]) -> str:
+    """Returns a response that `read_proposal` reads back."""
+    tag = "message" if task_type == INDUCTION else "python"
+    blocks = [_block(tag, first), *(_block("input", given) for given in inputs)]
+    return write_envelope("\n".join(blocks))
+
+
+def write_answer(task_type: str, answer: str) -> str:
+    """Returns a response that `read_answer` reads back."""
+    tag = {DEDUCTION: "output", ABDUCTION: "input", INDUCTION: "python"}[task_type]
+    return write_envelope(_block(tag, answer))
 
 
 def read_proposal(task_type: str, text: str, finished: bool, count: int) -> tuple[str, ...]:
