@@ -58,7 +58,7 @@ class Replayer(Recorder):
 
 @pytest.fixture(scope="module")
 def sides():
-    """Self-play with the sandbox, recording, and replaying; and a learner of a copy of the model."""
+    """Self-play with the sandbox, recording and replaying; a learner of a copy of the model."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     config, _ = settle_style(load_toml(preset_path("cpu-program.toml")))
     live, recorded = load_environment(config.task), load_environment(config.task)
