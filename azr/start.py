@@ -49,8 +49,10 @@ def settle_style(config: Config, resumed: Path | None = None) -> tuple[Config, s
     Raises ConfigError for a style that the model or its tokenizer cannot do.
     """
     style, reason = config.task.style, "as asked by --task.style"
-    if style == "auto" and resumed:
-        style, reason = load_toml(resumed / "config.toml").task.style, "as in the run resumed"
+    if resumed:  # checked when the run began; the model of then may be gone
+        saved = load_toml(resumed / "config.toml").task.style
+        if style in ("auto", saved) and saved != "auto":
+            return replace(config, task=replace(config.task, style=saved)), "as the run began"
     if style == "auto" and not config.model.path:
         style, reason = COMPACT, "the vocabulary of a model from scratch"
     if style == COMPACT or not config.model.path:
@@ -79,9 +81,14 @@ def settle_style(config: Config, resumed: Path | None = None) -> tuple[Config, s
 
 
 def plan_memory(
-    config: Config, environment: Environment
+    config: Config, environment: Environment, checkpoint: Path | None = None
 ) -> tuple[PretrainedConfig, int, list[Part]]:
-    """Returns (architecture, number of parameters, memory plan); raises where it does not fit."""
+    """Returns (architecture, number of parameters, memory plan); raises where it does not fit.
+
+    A `checkpoint` to go on from stands for --model, which may be gone.
+    """
+    if checkpoint and config.model.path:
+        config = replace(config, model=replace(config.model, path=str(checkpoint / "hf")))
     limit = None
     if config.model.path:
         architecture = load_architecture(config.model.path)

@@ -80,7 +80,9 @@ def run(
     environment = load_environment(config.task)
     damaged: list[str] = []
     checkpoint = load_newest(resume, damaged.append) if resume else None
-    architecture, parameters, plan = start.plan_memory(config, environment)
+    architecture, parameters, plan = start.plan_memory(
+        config, environment, checkpoint.path if checkpoint else None
+    )
     if checkpoint:
         trainee = resuming.restore(config, environment, checkpoint, resume)
     else:

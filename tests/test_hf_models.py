@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,8 +120,11 @@ def test_a_run_with_text_prompts_resumes_exactly(trained, tmp_path):
     copy = tmp_path / summary.run_dir.name
     shutil.copytree(summary.run_dir, copy, symlinks=True)
     shutil.rmtree(copy / "checkpoints" / summary.checkpoint.name)
-    settled = dataclasses.replace(c, run=dataclasses.replace(c.run, root=str(tmp_path)))
-    again = run(settled, resume=copy)
+    here = dataclasses.replace(c, run=dataclasses.replace(c.run, root=str(tmp_path)))
+    model = Path(c.model.path)
+    away = model.rename(model.with_name("away"))  # what it was loaded from is not needed again
+    again = run(here, resume=copy)
+    away.rename(model)
     assert (summary.step, again.step) == (20, 20)
     first, second = (load_file(s.checkpoint / "hf" / "model.safetensors") for s in (summary, again))
     assert all(torch.equal(first[name], second[name]) for name in first)

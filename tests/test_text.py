@@ -7,7 +7,15 @@ import pytest
 from folders import ARCHITECTURES, bpe_tokenizer, make_folder, prompt_texts_of
 from tokenizers import processors
 
-from azr.config import Config, ConfigError, ModelConfig, RolloutConfig, TaskConfig
+from azr.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    RolloutConfig,
+    TaskConfig,
+    check_resumable,
+    to_toml,
+)
 from azr.model.load import make_tiny_model, make_tokenizer, save_model
 from azr.start import settle_style
 from azr.tasks import load_environment
@@ -172,3 +180,12 @@ def test_the_style_is_settled_by_the_model(tmp_path):
             settle_style(config(path, style))
     with pytest.raises(ConfigError, match="--rollout.max-new-tokens 0: prompts of style chat"):
         settle_style(config(chat, new_tokens=0))
+
+
+def test_a_run_that_settled_its_style_goes_on_with_auto_and_with_no_other(tmp_path):
+    settled = config(style="chat")
+    check_resumable(config(style="auto"), settled, tmp_path)
+    (tmp_path / "config.toml").write_text(to_toml(settled))
+    assert settle_style(config("nowhere"), tmp_path)[0].task.style == "chat"
+    with pytest.raises(ConfigError, match="--task.style is 'r1', was 'chat'"):
+        check_resumable(config(style="r1"), settled, tmp_path)

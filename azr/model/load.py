@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -117,6 +118,7 @@ def load_architecture(path: str) -> PretrainedConfig:
 
     Raises ConfigError that says what is missing.
     """
+    _reach(path)
     try:
         return AutoConfig.from_pretrained(path)
     except Exception as error:  # see load_model
@@ -181,6 +183,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
     Raises ConfigError, with what to do, where there is none, or none with an end-of-text token.
     """
+    _reach(path)
     try:
         declared = get_tokenizer_config(path).get("tokenizer_class")
         if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
@@ -195,6 +198,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             "tokenizer_config.json"
         )
     return tokenizer
+
+
+def _reach(path: str) -> None:
+    """Raises ConfigError where a path is neither a folder nor a hub id that can be had.
+
+    transformers looks for many files in turn, and each look waits long for a network that is not
+    there: this one look tells as much.
+    """
+    if Path(path).is_dir():
+        return
+    if not _HUB_ID.fullmatch(path):
+        raise ConfigError(f"--model {path}: no such folder")
+    try:
+        hf_hub_download(path, "config.json")
+    except Exception as error:  # see load_model
+        raise ConfigError(_unreadable(path, error)) from error
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -227,8 +246,6 @@ def _unreadable(path: str, error: Exception) -> str:
             lacking.append("a model of its own: it is a run; give its checkpoints/step_.../hf")
         what = f"it lacks {' and '.join(lacking)}; " if lacking else ""
         return f"--model {path}: not a complete HF model folder: {what}{first_line}"
-    if not _HUB_ID.fullmatch(path):
-        return f"--model {path}: no such folder"
     return (
         f"--model {path}: no such folder, and as a hub id it cannot be had: {first_line}. Without "
         f"a network, fetch it elsewhere (hf download {path} --local-dir FOLDER) and give "
