@@ -264,7 +264,11 @@ class _Run:
         slots.record(0, rows, self._logits(hidden[0]), mix)
 
     def _logits(self, hidden_RD: Tensor) -> Tensor:
-        return torch.nn.functional.linear(hidden_RD, head_weight(self.engine.model))
+        weight_VD = head_weight(self.engine.model)
+        if hidden_RD.is_cuda and weight_VD.dtype != torch.float32:
+            # Logits of 20 in bfloat16 are 0.06 apart: too coarse for log-probs.
+            return torch.mm(hidden_RD, weight_VD.T, out_dtype=torch.float32)
+        return torch.nn.functional.linear(hidden_RD, weight_VD)
 
     def _send(self, start: int) -> None:
         numbers = self.numbers[start : self.rows].copy()

@@ -34,7 +34,7 @@ class TileConfig:
 
 ROW_FORWARD = RowConfig(block=4096, num_warps=8, num_stages=3)
 ROW_BACKWARD = RowConfig(block=4096, num_warps=8, num_stages=1)
-SAMPLE = RowConfig(block=4096, num_warps=8, num_stages=3)
+SAMPLE = RowConfig(block=2048, num_warps=8, num_stages=3)
 LOSS = RowConfig(block=1024, num_warps=4, num_stages=1)
 
 # (compute capability major, bytes an element) -> tile. Capability 8 is the A100 (and fits the

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from . import linear_logprob_triton as linear
 from . import logprob_triton as row
 from . import loss_triton as loss
+from . import sample_triton as sampling
 from .aot import CHIPS, Shipped
 from .configs import (
     LINEAR_DLOGITS,
@@ -13,6 +14,7 @@ from .configs import (
     LOSS,
     ROW_BACKWARD,
     ROW_FORWARD,
+    SAMPLE,
     TileConfig,
 )
 
@@ -25,6 +27,7 @@ def shipped_kernels() -> Iterator[Shipped]:
     yield from row_kernels()
     yield from linear_kernels()
     yield from loss_kernels()
+    yield from sample_kernels()
 
 
 def row_kernels() -> Iterator[Shipped]:
@@ -217,4 +220,29 @@ def loss_kernels() -> Iterator[Shipped]:
                 num_stages=3,
                 # Loads per sequence start anywhere, and the kernel is bound by its launch.
                 needs_wide_loads=False,
+            )
+
+
+def sample_kernels() -> Iterator[Shipped]:
+    for capability in CHIPS:
+        for dtype in DTYPES:
+            yield Shipped(
+                name="sample",
+                kernel=sampling.sample_kernel,
+                capability=capability,
+                dtype=dtype,
+                arguments={
+                    "logits_ptr": f"*{dtype}",
+                    "words_ptr": "*i64",
+                    "temperature_ptr": "*fp32",
+                    "ids_ptr": "*i64",
+                    "logprobs_ptr": "*fp32",
+                    "n_vocab": "i32 16",
+                    "stride": "i32 16",
+                },
+                constants=dict(
+                    BLOCK=SAMPLE.block, LANE=16 // DTYPES[dtype], STAGES=SAMPLE.num_stages
+                ),
+                num_warps=SAMPLE.num_warps,
+                num_stages=3,
             )

@@ -29,7 +29,7 @@ def test_one_case_of_every_kernel_passes_the_gates():
     done = python("-m", "rlvr_kernels.report", "--brief")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if "| sm_" in line]
-    assert len(rows) == 16 and all(line.endswith("| ok |") for line in rows)
+    assert len(rows) == 18 and all(line.endswith("| ok |") for line in rows)
 
 
 @needs_triton
@@ -80,7 +80,7 @@ print(len(seen), "compiled")
 def test_sizes_of_one_compile():
     """The launcher turns an integer argument of 1 into a constant: one row, column, record."""
     done = python("-c", ONES)
-    assert done.stdout.strip() == "8 compiled", done.stdout + done.stderr
+    assert done.stdout.strip() == "9 compiled", done.stdout + done.stderr
 
 
 @needs_triton
