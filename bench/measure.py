@@ -35,7 +35,8 @@ class Options:
     round_s: a callable is repeated inside a round until its turn takes at least this long.
     budget_s: wanted limit on the time of all rounds together.
     device: "cpu" (processor time) or "cuda" (CUDA events).
-    clock: on the CPU, "process" (time of all threads added up) or "thread" (calling thread only).
+    clock: on the CPU, "process" (time of all threads added up), "thread" (calling thread only), or
+        a function that returns seconds (of other processes, or elapsed).
     items, unit: work of one call, for the throughput column, or a mapping from row name
         ("ours", "peer") to it. unit "B" gives GB/s, "FLOP" gives TFLOP/s.
     before: called before every timed call, outside the clock (`bench.measure.l2_flush()`, or a
@@ -49,7 +50,7 @@ class Options:
     round_s: float = 0.01
     budget_s: float = 15.0
     device: Literal["cpu", "cuda"] = "cpu"
-    clock: Literal["process", "thread"] = "process"
+    clock: Literal["process", "thread"] | Callable[[], float] = "process"
     items: float | Mapping[str, float] | None = None
     unit: str = "item"
     before: Call | None = None
@@ -128,8 +129,11 @@ class Clock(Protocol):
 class CpuClock:
     """Processor time, which a busy neighbour on the same machine disturbs least."""
 
-    def __init__(self, which: Literal["process", "thread"] = "process") -> None:
-        self.now = time.process_time if which == "process" else time.thread_time
+    def __init__(
+        self, which: Literal["process", "thread"] | Callable[[], float] = "process"
+    ) -> None:
+        named = {"process": time.process_time, "thread": time.thread_time}
+        self.now = which if callable(which) else named[which]
 
     def time(self, call: Call, loops: int, before: Call | None) -> float:
         now = self.now

@@ -214,7 +214,7 @@ class Engine:
         if process.layers is None:
             self._failed_starts[process.role] += 1
             if self._failed_starts[process.role] >= START_ATTEMPTS:
-                why = process.error or "it ended before it said why"
+                why = process.error or f"it ended with code {code} before it said why"
                 self._break(f"a {process.role} of the sandbox does not start: {why}")
                 self.ready.set()
         if process.role == "compiler":
