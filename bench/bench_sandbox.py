@@ -11,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ TEMPLATES = (
     "def f(x):\n    return ' '.join(str(v * {i}).rjust(4) for v in x)",
     "def f(x):\n    return [v for v in x if v % 2] or x[: {i}]",
     "def f(x):\n    x.append({i})\n    return [x.pop(0) for _ in range(len(x))]",
-    "def f(x):\n    a, b = 0, 1\n    for _ in range({i} % 40):\n        a, b = b, a + b\n    return a",
+    "def f(x):\n    a = b = 1\n    for _ in range({i} % 40):\n        a, b = b, a + b\n    return a",
     "def f(x):\n    return {{str(v): (v, v + {i}) for v in x}}",
     "import math\ndef f(x):\n    return round(math.sqrt(sum(v * v for v in x) + {i}), 6)",
     "def f(x):\n    return max(x) if len(x) > {i} % 5 else min(x)",
@@ -131,18 +132,21 @@ def run_batched(pool, batch: list[str]) -> list[str]:
     return [text for future in futures for text in future.result()]
 
 
-def human_eval_style(code: str, queue) -> None:
-    queue.put(official(code, INPUT))
+def into_list(code: str, results) -> None:
+    with tempfile.TemporaryDirectory():
+        results.append(official(code, INPUT))
 
 
 def run_in_processes(batch: list[str]) -> None:
-    context = multiprocessing.get_context("fork")  # as that project has it
+    """As human-eval does: a manager, a process and a folder per program."""
+    context = multiprocessing.get_context("fork")
     for code in batch:
-        queue = context.SimpleQueue()
-        process = context.Process(target=human_eval_style, args=(code, queue))
-        process.start()
-        queue.get()
-        process.join()
+        with context.Manager() as manager:
+            results = manager.list()
+            process = context.Process(target=into_list, args=(code, results))
+            process.start()
+            process.join()
+            assert len(results) == 1
 
 
 def run_in_interpreters(batch: list[str]) -> None:

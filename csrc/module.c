@@ -2,6 +2,8 @@
  * OUTCOMES; the rest is called by zygotes and compilers on their own processes. */
 #include "sandbox.h"
 
+#include <marshal.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- Values ----------------------------------------------------------------------------------- */
@@ -225,6 +227,52 @@ static PyObject *py_serve(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_drop_residence(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    sbx_drop_residence();
+    Py_RETURN_NONE;
+}
+
+/* Runs a program of the zygote's own in this very process, on the way that children take. */
+static PyObject *py_rehearse(PyObject *self, PyObject *args)
+{
+    enum { ROOM_BYTES = 65536 };
+    PyObject *code, *bytes = NULL;
+    const char *text;
+    Py_ssize_t text_bytes;
+    uint32_t size;
+    struct sbx_slot *slot = NULL;
+    unsigned char *input;
+    bool fits;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "Os#:rehearse", &code, &text, &text_bytes))
+        return NULL;
+    if ((bytes = PyMarshal_WriteObjectToString(code, Py_MARSHAL_VERSION)) == NULL)
+        return NULL;
+    size = (uint32_t)text_bytes;
+    fits = sizeof *slot + (size_t)PyBytes_GET_SIZE(bytes) + size + 64 < ROOM_BYTES / 2;
+    if (!fits || sbx_runtime_get() == NULL || (slot = calloc(1, ROOM_BYTES)) == NULL) {
+        Py_DECREF(bytes);
+        PyErr_SetString(PyExc_ValueError, "no room, or not prepared");
+        return NULL;
+    }
+    slot->job.code_bytes = (uint32_t)PyBytes_GET_SIZE(bytes);
+    slot->job.input_count = 1;
+    slot->output_offset = ROOM_BYTES / 2;
+    slot->output_capacity = ROOM_BYTES / 2;
+    memcpy(slot->job_bytes, PyBytes_AS_STRING(bytes), slot->job.code_bytes);
+    input = slot->job_bytes + slot->job.code_bytes;
+    memcpy(input, &size, sizeof size);
+    memcpy(input + sizeof size, text, size);
+    sbx_run_program(slot, sbx_runtime_get());
+    Py_DECREF(bytes);
+    size = ((struct sbx_entry *)((unsigned char *)slot + slot->output_offset))->outcome;
+    free(slot);
+    return PyLong_FromUnsignedLong(size);
+}
+
 static PyObject *py_fork_floor(PyObject *self, PyObject *args)
 {
     unsigned int count;
@@ -277,6 +325,8 @@ static PyMethodDef methods[] = {
     {"open_zygote", py_open_zygote, METH_VARARGS,
      "open_zygote(socket_fd, tokens_fd, held_fd, held_index, slots) -> bytes that no child maps"},
     {"serve", py_serve, METH_VARARGS, "serve(hello) until the client closes the socket"},
+    {"drop_residence", py_drop_residence, METH_NOARGS, "drop_residence(): forget file pages"},
+    {"rehearse", py_rehearse, METH_VARARGS, "rehearse(code, text) -> outcome, run in this process"},
     {"fork_floor", py_fork_floor, METH_VARARGS, "fork_floor(n) -> (cpu_ns, faults) of forking, exiting and reaping n bare children"},
     {"serve_compiler", py_serve_compiler, METH_VARARGS,
      "serve_compiler(fd, source_bytes, allowed, risky_names, opcodes)"},

@@ -206,6 +206,11 @@ struct sbx_runtime *sbx_runtime_get(void);
 /* Runs the slot's program; every input that ends has an entry afterwards. */
 void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime);
 
+/* ---- residence.c -------------------------------------------------------------------------------- */
+
+/* Drops the pages of files that this process has mapped, and lets a fork copy those used later. */
+void sbx_drop_residence(void);
+
 /* ---- zygote.c ---------------------------------------------------------------------------------- */
 
 struct sbx_zygote_config {
