@@ -208,8 +208,9 @@ def sandbox() -> Iterator[Finding]:
 def _layer(name: str, value: bool | int | str) -> str:
     if not value:
         return "off: this host does not allow it"
-    words = {"landlock": f"ABI {value}", "uid": f"user {value}", "namespaces": f"flags {value:#x}"}
-    return words.get(name, "on" if value in (True, 1) else str(value))
+    if name == "landlock":
+        return f"ABI {value}"
+    return "on" if value is True else str(value)
 
 
 def arithmetic() -> Iterator[Finding]:

@@ -143,10 +143,15 @@ def sandbox_lines(monkeypatch, make):
 
 
 def test_sandbox_layers_are_told_one_by_one(monkeypatch):
-    lines = sandbox_lines(monkeypatch, lambda: FakeBox(seccomp=1, landlock=7, namespaces=0))
+    lines = sandbox_lines(
+        monkeypatch, lambda: FakeBox(seccomp=True, landlock=7, namespaces="", uid=False)
+    )
     assert lines["azr.sandbox"][:2] == ("ok", "runs a program")
     assert lines["seccomp"][1] == "on" and lines["landlock"][1] == "ABI 7"
     assert lines["namespaces"][:2] == ("note", "off: this host does not allow it")
+    assert lines["uid"][0] == "note"
+    lines = sandbox_lines(monkeypatch, lambda: FakeBox(namespaces="mount net"))
+    assert lines["namespaces"][:2] == ("ok", "mount net")
     assert sandbox_lines(monkeypatch, lambda: FakeBox(value=0))["azr.sandbox"][0] == "broken"
 
 
