@@ -31,7 +31,7 @@ TEMPLATES = (
     "def f(x):\n    return ' '.join(str(v * {i}).rjust(4) for v in x)",
     "def f(x):\n    return [v for v in x if v % 2] or x[: {i}]",
     "def f(x):\n    x.append({i})\n    return [x.pop(0) for _ in range(len(x))]",
-    "def f(x):\n    a = b = 1\n    for _ in range({i} % 40):\n        a, b = b, a + b\n    return a",
+    "def f(x):\n    a = b = 1\n    for i in x:\n        a, b = b, a + b\n    return a",
     "def f(x):\n    return {{str(v): (v, v + {i}) for v in x}}",
     "import math\ndef f(x):\n    return round(math.sqrt(sum(v * v for v in x) + {i}), 6)",
     "def f(x):\n    return max(x) if len(x) > {i} % 5 else min(x)",
