@@ -49,7 +49,7 @@ kernels-report: $(VENV)/.for-test ## compile the shipped kernels ahead of time a
 	@$(PY) -m rlvr_kernels.report $(ARGS)
 
 clean: ## remove the virtual environment, build products and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info
+	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info examples/*/build examples/*/*.egg-info
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks bench/results/latest.json
 	find azr bench configs examples kernels tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
