@@ -129,8 +129,8 @@ def flat_cell(d: Diagnosis) -> str | None:
             if len(std) == WINDOW and max(std) < 1e-6 and max(means) < 0:
                 return (
                     f"all rewards of {role}/{task_type} have been {means[-1]:.2f} for {WINDOW} "
-                    "steps, so it learns nothing: make it easier (--task.prime.max-p), or raise "
-                    "--selfplay.solver-samples-per-task"
+                    "steps, so it learns nothing: make it easier (primes: --task.prime.max-p), or "
+                    "raise --selfplay.solver-samples-per-task"
                 )
     return None
 
