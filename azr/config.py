@@ -542,7 +542,8 @@ def _get(config: Any, dotted: str) -> Any:
 USAGE = """Absolute Zero self-play: one model proposes tasks and learns to solve them.
 
 With no argument: a tiny model teaches itself modular inverses on the CPU in minutes.
-  --config FILE.toml   start from a preset (configs/*.toml) or from a file of yours
+  --config FILE.toml   start from a preset (configs/*.toml) or from a file of yours; without it
+                       from the CPU preset of the family that --env names
   --resume RUN         go on with a run exactly where its last checkpoint is, with its options;
                        `auto`: with the newest run of this name, or start one
   --dry-run            print the resolved configuration and the memory plan, then stop"""
@@ -583,7 +584,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         if preset:
             path = preset_path(preset)
     else:
-        path = preset_path(preset or DEFAULT_PRESET)
+        path = preset_path(preset or _preset_of_family(rest))
     config = tyro.cli(
         Config,
         args=rest,
@@ -596,6 +597,17 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=path.stem))
     validate(config)
     return CommandLine(config=config, preset=str(path), dry_run=dry_run, resume=resume)
+
+
+def _preset_of_family(arguments: Sequence[str]) -> str:
+    """Returns the CPU preset of the family that `--env` names, else the default preset."""
+    family = ""
+    for argument, after in zip(arguments, [*arguments, ""][1:], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--env", "--task.family"):
+            family = value if equals else after
+    name = f"cpu-{family}.toml"
+    return name if (_presets_folder() / name).is_file() else DEFAULT_PRESET
 
 
 def differences(config: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:

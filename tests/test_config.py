@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -190,3 +191,20 @@ def test_help_needs_no_torch_and_lists_every_option():
     for name in field_names():
         assert f"--{name.replace('_', '-')}" in done.stdout, name
     assert "--config FILE.toml" in done.stdout and "--dry-run" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ([], "cpu-prime.toml"),
+        (["--env", "program"], "cpu-program.toml"),
+        (["--steps", "3", "--task.family=program"], "cpu-program.toml"),
+        (["--env", "prime"], "cpu-prime.toml"),
+        (["--env", "somebody-elses"], "cpu-prime.toml"),
+        (["--env", "program", "--config", "cpu-prime-31.toml"], "cpu-prime-31.toml"),
+    ],
+)
+def test_without_a_file_the_family_names_the_preset(flags, preset):
+    command = parse_command_line(flags)
+    assert Path(command.preset).name == preset
+    assert "--env" not in flags or command.config.task.family == flags[1]
