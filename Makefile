@@ -18,7 +18,7 @@ NEEDS   := pyproject.toml constraints.txt kernels/pyproject.toml setup.py $(wild
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test soak bench bench-compare lint gpu kernels-report clean
+.PHONY: help train test soak bench bench-compare lint gpu kernels-report sandbox-asan clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ bench: $(VENV)/.for-bench ## time every part beside its peers (ARGS=--record kee
 
 bench-compare: ## hold the last bench run against the committed record of this hardware
 	@$(PYTHON) -m bench.compare_records $(ARGS)
+
+sandbox-asan: $(VENV)/.for-test ## build the sandbox with ASan and UBSan and run the corpus against it
+	@$(PY) -m tests.sanitized $(ARGS)
 
 lint: $(VENV)/.for-lint ## check style
 	@$(PY) -m ruff check .

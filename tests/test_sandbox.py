@@ -1,13 +1,19 @@
 """What the sandbox says of programs: statuses, values, order, batches, labels."""
 
+import ast
 import asyncio
+import contextlib
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from azr.sandbox import STATUSES, Job, Limits, Result, Sandbox, SandboxError
+from azr.sandbox import STATUSES, Job, Limits, Result, Sandbox, SandboxError, canonical_text
 
 _sandbox = pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
 
@@ -99,3 +105,262 @@ def test_a_closed_sandbox_says_so():
 def test_result_is_a_record():
     assert Result("ok", {2, 1}).repr == "{1, 2}"
     assert Result("crash").repr == ""
+
+
+def test_the_example_pays_what_is_right():
+    done = subprocess.run(
+        [sys.executable, "examples/sandbox_reward.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    paid = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
+    assert paid == {
+        "right": "1.00",
+        "half right": "0.50",
+        "endless": "0.00",
+        "equal to all": "0.00",
+        "breaks out": "0.00",
+        "no program": "0.00",
+    }
+
+
+ATOMS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.complex_numbers(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.binary()
+)
+KEYS = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
+VALUES = st.recursive(
+    ATOMS,
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(KEYS, inner)
+        | st.sets(KEYS, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+def encoded(value: object) -> bytes:
+    outcome, payload = _sandbox.encode(value, 1 << 20, 60, 10**6)
+    assert STATUSES[outcome] == "ok", (outcome, payload)
+    return payload
+
+
+def same(a: object, b: object) -> bool:
+    """Equal type by type, sign of zero included: what canonical bytes stand for."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return same([*a.items()], [*b.items()])
+    if isinstance(a, set):
+        return a == b
+    return repr(a) == repr(b)
+
+
+@given(VALUES)
+def test_values_come_back_as_they_were(value):
+    back = _sandbox.decode(encoded(value), 60)
+    assert same(back, value)
+    # The text of a value parses back as a literal equal to it.
+    assert ast.literal_eval(canonical_text(value)) == value
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_decode_or_are_refused(data):
+    with contextlib.suppress(ValueError):
+        value = _sandbox.decode(data, 60)
+        assert same(_sandbox.decode(encoded(value), 60), value)
+
+
+@given(VALUES, st.integers(0, 10**6), st.binary(min_size=1, max_size=4))
+def test_damaged_bytes_decode_or_are_refused(value, at, damage):
+    data = bytearray(encoded(value))
+    data[at % len(data) : at % len(data) + len(damage)] = damage
+    with contextlib.suppress(ValueError):
+        _sandbox.decode(bytes(data), 60)
+
+
+@given(
+    st.lists(VALUES, max_size=3),
+    st.dictionaries(st.from_regex("[a-z]{1,3}_", fullmatch=True), VALUES, max_size=2),
+)
+def test_argument_texts_mean_what_they_mean_to_python(args, kwargs):
+    text = ", ".join([*map(repr, args), *(f"{k} = {v!r}" for k, v in kwargs.items())])
+    found_args, found_kwargs = _sandbox.parse_args(text, 60)
+    assert same(list(found_args), list(ast.literal_eval(f"({text_of(args)})")))
+    assert {k: ast.literal_eval(repr(v)) for k, v in kwargs.items()} == found_kwargs
+
+
+def text_of(args: list[object]) -> str:
+    return "".join(f"{arg!r}, " for arg in args)
+
+
+LITERALS = [
+    "1_000",
+    "0x_ff",
+    "0b1",
+    "0o17",
+    "00",
+    "1e5",
+    "1_0.5e-1_0",
+    ".5",
+    "5.",
+    "1j",
+    "0777j",
+    "-1",
+    "+1",
+    "-1.5+2j",
+    "1-2j",
+    "1e999",
+    "'a' 'b'",
+    "r'\\d'",
+    "b'a' b'\\x00'",
+    "rb'\\x'",
+    "u'é'",
+    "'\\N{BULLET}'",
+    "'\\u00e9é\\\\é'",
+    "'\\é'",
+    "'''a\nb'''",
+    "'a\\\nb'",
+    "'\\d'",
+    "set()",
+    "()",
+    "(1)",
+    "(1,)",
+    "[]",
+    "{}",
+    "{1}",
+    "{1: 2,}",
+    "[1,\n 2]",
+    "(1 # c\n)",
+    "'\\'\"'",
+    '"\'"',
+    "'\\400'",
+    "b'\\400'",
+    "''''a'''",
+    "01",
+    "1__0",
+    "_1",
+    "1_",
+    "0x",
+    "1e",
+    "1if",
+    "--1",
+    "-True",
+    "not 1",
+    "1+1",
+    "1j+1",
+    "f''",
+    "bf''",
+    "b'é'",
+    "'a' b'b'",
+    "'a",
+    "'a\nb'",
+    "[1",
+    "1]",
+    "[,]",
+    "(,)",
+    "{1, 2: 3}",
+    "{1: 2, 3}",
+    "{**{}}",
+    "[*[]]",
+    "{[]: 1}",
+    "{[]}",
+    "x",
+    "None()",
+    "lambda: 1",
+    "1 if 1 else 2",
+    "'\\x1'",
+    "'\\N{nothing}'",
+    "1,",
+    "True",
+    "{True: 1, 1: 2}",
+    "\\\n1",
+    "1 \\\n",
+    "0_7",
+    "0_0",
+    "1.real",
+    "'%s' % 1",
+    "[1][0]",
+]
+
+
+@pytest.mark.parametrize("text", LITERALS)
+def test_literals_are_those_of_python(text):
+    """Against ast.literal_eval, inside parentheses as in a call."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = ast.literal_eval(f"[{text}\n]")
+    except (SyntaxError, ValueError, TypeError):
+        with pytest.raises(SyntaxError):
+            _sandbox.parse_args(text, 60)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        args, kwargs = _sandbox.parse_args(text, 60)
+    assert same(list(args), wanted) and kwargs == {}
+
+
+@given(st.text(alphabet="0123456789_.eEjxob+-'\"\\rbu[](){},:= \n#nN", max_size=12))
+def test_no_text_is_read_otherwise_than_by_python(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            args, kwargs = _sandbox.parse_args(text, 60)
+        except SyntaxError:
+            return
+        if not kwargs:
+            assert same(list(args), ast.literal_eval(f"[{text}\n]"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a=1, a=2", "a=1, 2", "None=1", "if=1", "é=1", "a==1", "=1", "a="]
+)
+def test_keywords_are_those_of_a_call(text):
+    with pytest.raises(SyntaxError):
+        _sandbox.parse_args(text, 60)
+
+
+def test_jobs_and_limits_are_checked():
+    assert Job("c", "1", "2") == Job("c", ["1", "2"])
+    assert Job("c", args_text="1").args_texts == ("1",)
+    with pytest.raises(TypeError, match="args_text"):
+        Job("c", 1)
+    with pytest.raises(ValueError, match="cpu_s"):
+        Limits(cpu_s=0)
+    with pytest.raises(ValueError, match="depth"):
+        Limits(depth=10**6)
+    with pytest.raises(ValueError, match="workers"):
+        Sandbox(workers=0)
+
+
+def test_too_many_inputs_are_the_callers_error(sandbox):
+    with pytest.raises(ValueError, match="Limits.inputs"):
+        sandbox.run_many("def f(x): return x", ["1"] * 65)
+
+
+def test_limits_of_every_size(sandbox):
+    long = "x" * (70 << 10)
+    assert sandbox.run(f"# {long}\ndef f(): return 1", "").status == "too_large"
+    assert sandbox.run("def f(x): return 1", repr(long)).status == "too_large"
+    assert sandbox.run("def f(): return 'x' * 65000", "").status == "ok"
+    assert sandbox.run("def f(): return 'x' * 66000", "").status == "too_large"
+    deep = "def f(n):\n    x = 0\n    for _ in range(n): x = [x]\n    return x"
+    assert [r.status for r in sandbox.run_many(deep, ["60", "61"])] == ["ok", "unsupported_value"]
+    counted = "def f(n):\n    f.n = 0\n    def g(k):\n        f.n = k\n        return g(k + 1)\n"
+    counted += "    try: g(0)\n    except RecursionError: return 900 < f.n < 1000"
+    assert sandbox.run(counted, "0").value is True
+    full = [Job("def f(x): return x", ["'" + "y" * 60_000 + "'"] * 64)]
+    assert all(r.status == "ok" and len(r.value) == 60_000 for r in sandbox.run_batch(full))

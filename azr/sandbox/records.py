@@ -76,14 +76,19 @@ class Limits:
         for name, most in bounds.items():
             if getattr(self, name) > most:
                 raise ValueError(f"Limits.{name} is {getattr(self, name)!r}; at most {most}")
+        if self.inputs * (self.args_bytes + self.output_bytes) > 1 << 30:
+            raise ValueError(
+                f"Limits.inputs is {self.inputs}; times args_bytes + output_bytes it must stay "
+                "within 1 GiB"
+            )
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Job:
     """A program and the argument texts to call its `f` with: `Job(code, "1, [2]", "3, []")`.
 
-    One sequence of texts stands for its items. All inputs of a job run in one process, each with
-    arguments made anew; a program that keeps state can therefore see the inputs before.
+    One list or tuple of texts stands for its items. All inputs of a job run in one process, each
+    with arguments made anew; a program that keeps state can therefore see the inputs before.
     """
 
     code: str
@@ -95,7 +100,7 @@ class Job:
         texts: Sequence[str | Sequence[str]] = args_texts
         if args_text is not None:
             texts = (*args_texts, args_text)
-        elif len(args_texts) == 1 and not isinstance(args_texts[0], str):
+        elif len(args_texts) == 1 and isinstance(args_texts[0], list | tuple):
             texts = tuple(args_texts[0])
         for name, text in (("code", code), *(("args_text", text) for text in texts)):
             if not isinstance(text, str):
