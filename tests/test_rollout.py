@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from models import FAMILIES, azr_model, full_forward_logprobs, plain_model
 
 import azr.rollout.engine
 from azr.rollout import Request, RolloutEngine, Sampling
+from azr.rollout.stops import StopStrings
 
 EOS_IDS = (1, 7, 11, 19, 23)
 
@@ -110,6 +112,23 @@ def test_truncated_sampling_reports_the_log_probs_before_truncation():
     sampling = Sampling(max_new_tokens=8, temperature=0.8, top_k=3, top_p=0.9, min_p=0.05)
     request = Request(token_ids=(5, 6, 7), sampling=sampling, key=1, n=8)
     assert_full_forward_agrees(plain, [request], rollout(azr_model(plain), [request]), 0.8)
+
+
+def test_the_kept_mass_is_that_of_the_most_likely_tokens():
+    plain = plain_model(seed=2)
+    sampling = Sampling(max_new_tokens=6, temperature=0.8, top_k=3, kept_mass=True)
+    request = Request(token_ids=(5, 6, 7), sampling=sampling, key=1, n=4)
+    for sample in rollout(azr_model(plain), [request]).values():
+        ids = torch.tensor([[5, 6, 7, *sample.token_ids]])
+        with torch.no_grad():
+            probs = torch.softmax(plain(input_ids=ids).logits[0, 2:-1] / 0.8, dim=-1)
+        wanted = probs.topk(3).values.sum(dim=-1).numpy()
+        assert np.abs(sample.kept_mass - wanted).max() < 1e-5
+    whole = replace(request, sampling=Sampling(max_new_tokens=6, kept_mass=True))
+    masses = [s.kept_mass for s in rollout(azr_model(plain), [whole]).values()]
+    assert np.abs(np.concatenate(masses) - 1).max() < 1e-6
+    unasked = replace(request, sampling=Sampling(max_new_tokens=6, top_k=3))
+    assert rollout(azr_model(plain), [unasked])[0, 0].kept_mass is None
 
 
 # One small model and a mixed set of requests for everything about the batch.
@@ -229,6 +248,24 @@ def test_limits_and_stops_only_cut_what_is_drawn(unbounded, data):
     found = tokens(rollout(azr_model(SMALL), requests, slots, decode=spell))
     assert found.pop((0, 0))[1] == "length"
     assert found == {(1, index): cut(ids, sampling) for (_, index), ids in unbounded.items()}
+
+
+def test_a_stop_string_of_split_characters_and_long_rows_is_found():
+    # A byte a token, so that a character spans three; the text before it is long.
+    def decode(ids):
+        return bytes(ids).decode(errors="replace")
+
+    text = list(("x" * 300 + "<\u20acnd>").encode())
+    stops, wanted = StopStrings(decode), ("<\u20acnd>", "never")
+    ends = []
+    for end in range(1, len(text) + 1):
+        tokens = text[:end][-stops.window(wanted) :]
+        if stops.may_end(tokens[-1], wanted) and stops.found(tokens, wanted):
+            ends.append(end)
+    assert ends == [len(text)]
+    euro = list("\u20ac".encode())
+    assert stops.may_end(euro[-1], ("\u20ac",)) and stops.found(euro, ("\u20ac",))
+    assert not stops.may_end(ord("x"), wanted)
 
 
 def test_a_stop_string_may_be_split_over_two_tokens(unbounded):

@@ -249,6 +249,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rows):
         (dict(top_p=1.1), "top_p in .0, 1."),
         (dict(top_k=-1), "top_k >= 0"),
         (dict(min_p=1.0), "min_p in .0, 1."),
+        (dict(stop_strings=("x", "")), "an empty string would end every completion"),
     ],
 )
 def test_parameters_out_of_range_are_refused(options, message):

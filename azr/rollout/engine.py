@@ -23,6 +23,7 @@ from azr.rollout.request import Progress, Request, Sample, Waiting
 from azr.rollout.roofline import Floor, Meter, measure_rates
 from azr.rollout.sampler import Mix
 from azr.rollout.slots import GOES_ON, STOPPED, Slots
+from azr.rollout.stops import StopStrings
 
 FEWEST_ROWS = 8
 """Rows of the smallest matrix product: fewer round otherwise than many do."""
@@ -179,6 +180,7 @@ class _Run:
         self.outcomes: deque[Outcome] = deque()
         self.mix = Mix.of(r.sampling for r in requests)
         self.wants_text = any(r.sampling.stop_strings for r in requests)
+        self.stops = StopStrings(self.engine.decode) if self.wants_text else None
         self.is_done = False
         self.started = self.reported = time.monotonic()
 
@@ -304,8 +306,8 @@ class _Run:
         stops = self.history.owner(number).request.sampling.stop_strings
         if not stops:
             return False
-        text = self.engine.decode(self.history.tokens(number))
-        return any(stop in text for stop in stops)
+        tokens = self.history.tokens(number, self.stops.window(stops))
+        return self.stops.may_end(tokens[-1], stops) and self.stops.found(tokens, stops)
 
     def _leave(self, numbers: np.ndarray) -> None:
         """Frees the rows' slots; rows from the end move into them."""

@@ -83,9 +83,10 @@ class History:
         """Returns whose row it is."""
         return self._owners[row]
 
-    def tokens(self, row: int) -> list[int]:
-        """Returns what the row has drawn."""
-        return self._ids[row, : self._counts[row]].tolist()
+    def tokens(self, row: int, most: int) -> list[int]:
+        """Returns the last tokens that the row has drawn, at most so many."""
+        count = self._counts[row]
+        return self._ids[row, max(0, count - most) : count].tolist()
 
     def tokens_held(self, rows: np.ndarray) -> int:
         """Returns the tokens of these rows, prompts included."""

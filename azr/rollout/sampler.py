@@ -38,6 +38,8 @@ class Sampling:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be finite and not negative: {self.temperature}")
+        if "" in self.stop_strings:
+            raise ValueError("stop_strings: an empty string would end every completion")
         if not (0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p < 1):
             raise ValueError(f"top_p in (0, 1], top_k >= 0, min_p in [0, 1): {self}")
 
