@@ -43,6 +43,20 @@ def prepare_device(config: Config) -> torch.device:
     return torch.device(config.run.device)
 
 
+LOADED_PARAMETERS, LOADED_RATE = 20_000_000, 1e-4
+"""From so many loaded weights on, a higher rate than this is the tiny presets', left by mistake."""
+
+
+def check_rate(config: Config, parameters: int) -> None:
+    """Raises ConfigError for a trained model that the rate of a tiny one would ruin."""
+    if config.model.path and parameters >= LOADED_PARAMETERS and config.optim.lr > LOADED_RATE:
+        raise ConfigError(
+            f"--optim.lr {config.optim.lr}: the rate of a tiny model from scratch, and "
+            f"{config.model.path} has {parameters:,} trained weights; give a preset for it "
+            "(--config a100-...), or --optim.lr 1e-6 as in the paper"
+        )
+
+
 def settle_style(config: Config, resumed: Path | None = None) -> tuple[Config, str]:
     """Returns (configuration with the prompt style named, why it is that one).
 
@@ -99,6 +113,7 @@ def plan_memory(
         tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
         architecture = tiny_config(config.model, len(tokenizer))
     parameters = parameter_count(architecture)
+    check_rate(config, parameters)
     context = longest_context(config, environment, limit)
     available = available_bytes(config.run.device)
     plan = memory_plan(config, architecture, parameters, context, available)

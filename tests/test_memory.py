@@ -6,13 +6,22 @@ import pytest
 import torch
 from models import FAMILIES, azr_model, plain_model
 
-from azr.config import Config, ConfigError, LossConfig, OptimConfig, RolloutConfig, RunConfig
+from azr.config import (
+    Config,
+    ConfigError,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    RunConfig,
+)
 from azr.learner import Experience, Learner
 from azr.memory import GIB, Part, available_bytes, check_fit, memory_plan, readable
 from azr.model.attention.sdpa import Sdpa
 from azr.model.load import parameter_count
 from azr.rollout.cache import Geometry
 from azr.rollout.dense import DenseCache
+from azr.start import check_rate
 
 CONTEXT = 30
 CONFIG = Config(
@@ -182,3 +191,13 @@ def test_what_is_free_is_told_in_bytes():
 )
 def test_sizes_are_readable(count, text):
     assert readable(count) == text
+
+
+def test_a_trained_model_is_kept_from_the_rate_of_a_tiny_one():
+    trained = replace(CONFIG, model=ModelConfig(path="some/model"))
+    tiny_rate, paper_rate = OptimConfig(lr=2e-3), OptimConfig(lr=1e-6)
+    with pytest.raises(ConfigError, match="--optim.lr 0.002.*some/model has 3,085,938,688 trained"):
+        check_rate(replace(trained, optim=tiny_rate), 3_085_938_688)
+    check_rate(replace(trained, optim=paper_rate), 3_085_938_688)
+    check_rate(replace(trained, optim=tiny_rate), 88_768)  # a checkpoint of the tiny model
+    check_rate(replace(CONFIG, optim=tiny_rate), 3_085_938_688)  # from scratch
