@@ -176,15 +176,22 @@ static int write_all(int fd, const void *from, size_t byte_count)
     return 0;
 }
 
+/* One write for the whole frame: each wakes the client up. */
 static int answer(int fd, const struct sbx_compiled *head, const void *payload)
 {
-    static const unsigned char padding[8];
-    size_t padding_bytes = head->frame_bytes - sizeof *head - head->payload_bytes;
-    if (write_all(fd, head, sizeof *head) < 0)
+    unsigned char *frame = calloc(1, head->frame_bytes);
+    int failed;
+
+    if (frame == NULL) {
+        PyErr_NoMemory();
         return -1;
-    if (head->payload_bytes && write_all(fd, payload, head->payload_bytes) < 0)
-        return -1;
-    return write_all(fd, padding, padding_bytes);
+    }
+    memcpy(frame, head, sizeof *head);
+    if (head->payload_bytes)
+        memcpy(frame + sizeof *head, payload, head->payload_bytes);
+    failed = write_all(fd, frame, head->frame_bytes);
+    free(frame);
+    return failed;
 }
 
 /* One frame: 1, 0 at the end of the stream, -1 with an exception. `text` has room for the longest

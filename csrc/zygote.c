@@ -24,7 +24,7 @@
 /* Reports wait for each other up to this size while more jobs are at hand. */
 #define OUTBOX_FLUSH_BYTES 16384u
 /* ... and for this long. */
-#define OUTBOX_FLUSH_NS 2000000LL
+#define OUTBOX_FLUSH_NS 5000000LL
 #define INBOX_JOBS 8
 /* A zygote was started with a handful of descriptors, and its limit is 16. */
 #define FD_MAX 1024

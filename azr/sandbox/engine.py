@@ -70,7 +70,7 @@ class Engine:
         self._alone_in_flight = False
         self._flights = 0
         self._next_id = 0
-        self._window = 4 * workers + 16
+        self._window = 8 * workers + 32
         self._failed_starts: Counter[str] = Counter()
         self.broken = ""
         self.counters: Counter[str] = Counter()
@@ -336,6 +336,7 @@ class Engine:
 
     def _send_sources(self) -> None:
         process = self.compiler
+        frames = []
         while self._sources and process.sent_bytes < FULL_BYTES:
             program = self._sources.popleft()
             if not process.sent:
@@ -346,7 +347,9 @@ class Engine:
             head = SOURCE.pack(SOURCE.size + len(source) + room, program.id, len(source), 0)
             process.sent[program.id] = program
             process.sent_bytes += len(source)
-            process.send(head + source + bytes(room))
+            frames += (head, source, bytes(room))
+        if frames:
+            process.send(b"".join(frames))
 
     def _take_compiled(self, process: Process, frame: bytes) -> None:
         _, number, outcome, is_risky, payload_bytes, _ = COMPILED.unpack_from(frame)
@@ -400,6 +403,8 @@ class Engine:
             process.send(self._frame(process, run))
 
     def _send_runs(self, process: Process, queue: deque[Run]) -> None:
+        if len(process.sent) > self._window // 2:
+            return  # it has enough for now; a send wakes it up, so many jobs go together
         frames = []
         while queue and len(process.sent) < self._window and process.sent_bytes < FULL_BYTES:
             frames.append(self._frame(process, queue.popleft()))
