@@ -89,29 +89,42 @@ class Planned(StoppingCriteria):
         return input_ids.shape[1] - self.width >= self.lengths
 
 
-def generate(model: PreTrainedModel, work: Work) -> Callable[[], torch.Tensor]:
-    """The peer: prompts padded on the left, every row decoded until the longest has ended."""
-    width, device = max(map(len, work.prompts)), model.device
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in work.prompts], device=device)
-    mask = (ids != 0).long()
-    stop = Planned(width, torch.tensor(work.lengths.reshape(-1), device=device))
+def generate(model: PreTrainedModel, work: Work) -> Callable[[], None]:
+    """The peer: prompts padded on the left, every row decoded until the longest has ended.
 
-    def call() -> torch.Tensor:
-        out = model.generate(
-            ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            num_return_sequences=work.lengths.shape[1], max_new_tokens=int(work.lengths.max()),
-            stopping_criteria=StoppingCriteriaList([stop]), eos_token_id=NEVER, pad_token_id=0,
-            suppress_tokens=[NEVER], output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
-        new = out.sequences[:, width:]
-        # A step at a time, as they lie: stacked, they would be copied once more.
-        steps = [
-            torch.log_softmax(logits.float(), dim=-1).gather(1, new[:, i : i + 1])
-            for i, logits in enumerate(out.logits)
-        ]
-        return torch.cat(steps, dim=1)
+    On a GPU 256 rows at a time, and without log-probs, in its favour: it would have to keep all
+    logits for them.
+    """
+    on_gpu = model.device.type == "cuda"
+    prompts = 256 // work.lengths.shape[1] if on_gpu else len(work.prompts)
+
+    def call() -> None:
+        for first in range(0, len(work.prompts), prompts):
+            part = slice(first, first + prompts)
+            generate_part(model, Work(work.prompts[part], work.lengths[part]), not on_gpu)
 
     return call
+
+
+def generate_part(model: PreTrainedModel, work: Work, with_logprobs: bool) -> torch.Tensor | None:
+    width, device = max(map(len, work.prompts)), model.device
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in work.prompts], device=device)
+    stop = Planned(width, torch.tensor(work.lengths.reshape(-1), device=device))
+    out = model.generate(
+        ids, attention_mask=(ids != 0).long(), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+        num_return_sequences=work.lengths.shape[1], max_new_tokens=int(work.lengths.max()),
+        stopping_criteria=StoppingCriteriaList([stop]), eos_token_id=NEVER, pad_token_id=0,
+        suppress_tokens=[NEVER], output_logits=with_logprobs, return_dict_in_generate=True,
+    )  # fmt: skip
+    if not with_logprobs:
+        return None
+    new = out.sequences[:, width:]
+    # A step at a time, as they lie: stacked, they would be copied once more.
+    steps = [
+        torch.log_softmax(logits.float(), dim=-1).gather(1, new[:, i : i + 1])
+        for i, logits in enumerate(out.logits)
+    ]
+    return torch.cat(steps, dim=1)
 
 
 def continuous(model: PreTrainedModel, work: Work) -> Callable[[], object] | Absent:
@@ -235,6 +248,7 @@ def bench_gpu(compare, slots):
     if slots == 256:
         peers = {"hf_generate_batch": continuous(theirs, work)}
     call = Rollout(ours, work, slots)
+    call()  # captures the graphs; a round of all rows at once takes minutes, so there is one
     timed(f"3B shapes, {slots} slots", call, **peers)
     fraction = call.engine.decode_roofline_frac()
     print(f"{slots} slots: decoding at {fraction:.1%} of the roofline")

@@ -91,8 +91,8 @@ STAGES = (
     ),
     Stage(
         name="rollout",
-        command=PYTEST
-        + " bench/bench_rollout.py --benchmark-only --record-file {results}/rollout.json",
+        command=PYTEST + " bench/bench_rollout.py -m gpu -s --benchmark-only"
+        " --record-file {results}/rollout.json",
         files=("bench/bench_rollout.py",),
         modules=(*BENCH_MODULES, "transformers"),
         outputs=("rollout.json",),

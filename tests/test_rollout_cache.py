@@ -123,12 +123,12 @@ def delayed(monkeypatch):
     monkeypatch.setattr(azr.rollout.engine, "StepGraphs", EagerGraphs)
 
 
-@pytest.mark.parametrize("slots", [1, 3, 9, 100])
+@pytest.mark.parametrize("slots", [1, 9, 100])
 def test_samples_are_those_of_dense_rows(engine_of, expected, slots):
     assert_same(outcome(engine_of(slots=slots), REQUESTS), expected)
 
 
-@pytest.mark.parametrize("slots", [1, 5, 100])
+@pytest.mark.parametrize("slots", [3, 100])
 def test_steps_that_run_ahead_change_nothing(engine_of, delayed, expected, slots):
     engine = engine_of(slots=slots)
     for _ in range(2):  # the second call finds the cache and the graphs of the first
