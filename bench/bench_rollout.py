@@ -243,7 +243,7 @@ def bench_gpu(compare, slots):
             ).to(torch.bfloat16)  # fmt: skip
 
     ours, theirs = pair(make)
-    timed = compare.with_options(device="cuda", items=work.tokens, unit="token", rounds=3, warmup=1)
+    timed = compare.with_options(device="cuda", items=work.tokens, unit="token", rounds=1, warmup=0)
     peers = {"hf_generate": generate(theirs, work)} if slots == 512 else {}
     if slots == 256:
         peers = {"hf_generate_batch": continuous(theirs, work)}
