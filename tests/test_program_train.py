@@ -58,7 +58,7 @@ def test_twenty_steps_of_the_preset_have_no_failure_and_no_disagreement(preset):
         assert 0 < steps[-1][f"propose/{t}/reference_distance"] < 1
     with sqlite3.connect(preset[0].run_dir / "run.db") as db:
         codes = [json.loads(row[0])["code"] for row in db.execute("select data from tasks")]
-    assert len({digest(code) for code in codes}) > 60
+    assert len({digest(code) for code in codes}) > 20
 
 
 def test_the_preset_resumes_exactly_in_the_middle(preset, tmp_path):
