@@ -33,8 +33,8 @@ from azr.text import end_ids, response_texts
 RECENT = 900
 """Valid proposals over which distinct ones are counted."""
 
-VERIFY_CHUNK = 256
-"""Finished samples that are handed to the environment together."""
+VERIFY_CHUNKS, SMALLEST_CHUNK, LARGEST_CHUNK = 8, 32, 256
+"""A phase's finished samples go to the environment in about so many chunks, within these sizes."""
 
 
 class SelfPlay:
@@ -312,11 +312,13 @@ class SelfPlay:
             chunks.append((waiting, texts, submit(waiting, texts)))
             return perf_counter() - start
 
+        expected = sum(request.n for request in requests)
+        chunk = min(max(expected // VERIFY_CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
         start = perf_counter()
         verify = 0.0
         for sample in self.engine.generate(requests):
             waiting.append(sample)
-            if len(waiting) == VERIFY_CHUNK:
+            if len(waiting) == chunk:
                 verify += hand_over()
                 waiting = []
         if waiting:
