@@ -6,8 +6,10 @@ import shutil
 import sqlite3
 
 import pytest
+import torch
 from folders import make_folder
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from azr.config import TaskConfig, parse_command_line
 from azr.keys import generator
@@ -132,6 +134,13 @@ def test_a_chat_model_plays_all_six_cells_and_resumes(chat, tmp_path):
             assert max(row[f"{role}/{t}/format_rate"] for row in rows) > 0, (role, t)
             assert max(row[f"reward/{role}/{t}/std"] for row in rows) > 0, (role, t)
     assert 'style = "chat"' in (summary.run_dir / "config.toml").read_text()
+    folder = summary.checkpoint / "hf"
+    exported = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert all(
+        torch.equal(exported[name], t)
+        for name, t in load_file(folder / "model.safetensors").items()
+    )
+    assert AutoTokenizer.from_pretrained(folder).chat_template
     copy = tmp_path / summary.run_dir.name
     shutil.copytree(summary.run_dir, copy, symlinks=True)
     shutil.rmtree(copy / "checkpoints" / summary.checkpoint.name)
