@@ -1,15 +1,12 @@
 # Every target sets up what it needs and does so again only when the requirements change.
 #   make test PYTHON=/path/to/python3.12    another interpreter
 #   make train ARGS="--seed 1"              arguments to the program that the target runs
-#   make test JOBS=1                        tests in one process; else one a core, up to 4
 
 PYTHON  ?= python3
 VENV    ?= .venv
 ARGS    ?=
 STAGES  ?=
 RESULTS ?= runs/gpu
-# A test process takes up to 1.5 GB.
-JOBS    ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
 
 PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
@@ -27,7 +24,7 @@ train: $(VENV)/.for-train ## teach the tiny model modular inverses (ARGS="--seed
 	@$(PY) -m azr.train $(ARGS)
 
 test: $(VENV)/.for-test ## run the CPU test suite (ARGS="tests/test_layout.py -k ...")
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest $(ARGS)
 
 soak: $(VENV)/.for-test ## run the long proofs only
 	@$(PY) -m pytest -m soak $(ARGS)
