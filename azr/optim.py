@@ -22,6 +22,7 @@ CHUNK = 2**24
 """Elements that the stochastic update holds in fp32 at a time: 64 MiB a temporary."""
 
 _STATE = "optimizer"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, seed: int) -> "AdamW | StochasticAdamW":
@@ -58,23 +59,34 @@ class AdamW(torch.optim.AdamW):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of everything that the next step depends on."""
-        return {
-            f"{_STATE}/{kind}/{name}": value.detach().to("cpu", copy=True)
-            for name, parameter in self.named.items()
-            for kind, value in self.state.get(parameter, {}).items()
-        }
+        return _saved_state(self)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back `state_tensors`."""
-        for name, parameter in self.named.items():
-            own = {
-                # AdamW keeps its step count in fp32, on the device where it is fused.
-                kind: tensors[key].to(parameter.device, copy=True)
-                for kind in ("step", "exp_avg", "exp_avg_sq")
-                if (key := f"{_STATE}/{kind}/{name}") in tensors
-            }
-            if own:
-                self.state[parameter] = own
+        # AdamW keeps its step count in fp32, on the device where it is fused.
+        _load_state(self, tensors, ("step", *_MOMENTS))
+
+
+def _saved_state(optimizer: "AdamW | StochasticAdamW") -> dict[str, Tensor]:
+    return {
+        f"{_STATE}/{kind}/{name}": value.detach().to("cpu", copy=True)
+        for name, parameter in optimizer.named.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_state(
+    optimizer: "AdamW | StochasticAdamW", tensors: Mapping[str, Tensor], kinds: tuple[str, ...]
+) -> None:
+    """Gives every parameter its state of these kinds; one without any is left as it is."""
+    for name, parameter in optimizer.named.items():
+        own = {
+            kind: tensors[key].to(parameter.device, copy=True)
+            for kind in kinds
+            if (key := f"{_STATE}/{kind}/{name}") in tensors
+        }
+        if own:
+            optimizer.state[parameter] = own
 
 
 class MasterAdamW(AdamW):
@@ -170,7 +182,7 @@ class StochasticAdamW(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             if not self.state[p]:
-                self.state[p] = {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}
+                self.state[p] = {k: torch.zeros_like(p) for k in _MOMENTS}
             noise = torch.Generator(p.device)
             noise.manual_seed(make_key(self.seed, "rounding", self.updates, place) >> 1)
             flat = [t.view(-1) for t in (p, p.grad, *self.state[p].values())]
@@ -199,21 +211,12 @@ class StochasticAdamW(torch.optim.Optimizer):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of the moments, and the number of updates."""
-        tensors = {f"{_STATE}/updates": torch.tensor(self.updates)}
-        for name, p in self.named.items():
-            for kind, value in self.state.get(p, {}).items():
-                tensors[f"{_STATE}/{kind}/{name}"] = value.detach().to("cpu", copy=True)
-        return tensors
+        return {f"{_STATE}/updates": torch.tensor(self.updates)} | _saved_state(self)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back `state_tensors`."""
         self.updates = int(tensors[f"{_STATE}/updates"])
-        for name, p in self.named.items():
-            if f"{_STATE}/exp_avg/{name}" in tensors:
-                self.state[p] = {
-                    kind: tensors[f"{_STATE}/{kind}/{name}"].to(p.device, copy=True)
-                    for kind in ("exp_avg", "exp_avg_sq")
-                }
+        _load_state(self, tensors, _MOMENTS)
 
 
 def round_stochastic_(stored: Tensor, exact: Tensor, noise: torch.Generator) -> None:

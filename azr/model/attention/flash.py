@@ -118,7 +118,7 @@ class TorchVarlen:
         )  # fmt: skip
 
 
-class TorchAten:
+class TorchAten(TorchVarlen):
     """The same kernel below torch's public function, which in 2.11 takes no page table.
 
     Its argument `seqused_k` lets `cum_seq_k` be any start of a row, not only a running sum, so a
@@ -127,15 +127,6 @@ class TorchAten:
 
     name = "torch-aten"
     cache = "extents"
-
-    def __init__(self) -> None:
-        self._attend = torch_varlen()
-
-    def varlen(
-        self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
-    ) -> Tensor:
-        """Returns [N, H, K]: each row attends causally to itself. Differentiable."""
-        return _torch_varlen(self._attend, (q_NHK, k_NGK, v_NGK), rows, scale)
 
     def decode(
         self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float
