@@ -117,8 +117,10 @@ class PrimeEnvironment(FamilyDefaults):
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
         """Returns at most n distinct training tasks per type; fewer where there are no more."""
         found: dict[str, dict[str, Task]] = {t: {} for t in self.task_types}
+        sizes = {t: self.universe_size(t) for t in self.task_types}
+        wanted = {t: n if size is None else min(n, size) for t, size in sizes.items()}
         for _ in range(64):
-            if all(len(tasks) >= n for tasks in found.values()):
+            if all(len(tasks) >= wanted[t] for t, tasks in found.items()):
                 break
             seed = int(rng.integers(2**62))
             for task_type, tasks in found.items():
