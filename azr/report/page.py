@@ -144,13 +144,13 @@ def _data(board: Board) -> str:
 def _book(name: str, book: SampleBook | None) -> dict[str, object]:
     prompts: dict[str, int] = {}
     samples, tasks = [], []
+    fields = [f.name for f in dataclasses.fields(book.shown[0])] if book and book.shown else []
     for s in book.shown if book else ():
-        row = dataclasses.asdict(s)
+        row = {name: getattr(s, name) for name in fields}
         row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
         samples.append([_rounded(value) for value in row.values()])
     for t in book.tasks if book else ():
         tasks.append([t.step, t.type, t.key, t.data])
-    fields = [f.name for f in dataclasses.fields(book.shown[0])] if samples else []
     return {
         "name": name,
         "fields": fields,
