@@ -4,13 +4,13 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -30,6 +30,12 @@ FLAGS = [
 ]  # fmt: skip
 
 
+# bf16 is slow on a CPU: fewer steps, and a warm-up that only moves the weights.
+BF16 = [
+    "--run.dtype", "bfloat16", "--steps", "4", "--warmup.steps", "4", "--warmup.batch-size", "16",
+]  # fmt: skip
+
+
 def config(root, *flags):
     return parse_command_line([*FLAGS, "--run.root", str(root), *flags]).config
 
@@ -46,10 +52,34 @@ class StopAfter:
         return signal.SIGTERM if self.left < 0 else None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_picture():
+    """Runs of this process draw no learning curve, which takes half a second; the others do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("azr.log.run_log.plot_learning_curve", lambda run_dir, *_: run_dir / "none")
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The uninterrupted run that all others are compared with."""
     return run(config(tmp_path_factory.mktemp("whole"))).run_dir
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Gives a copy in `root` of the run that stopped after so many steps, made once for each."""
+    made = {}
+
+    def copied(root, steps):
+        if steps not in made:
+            here = tmp_path_factory.mktemp(f"stopped{steps}")
+            summary = run(config(here), stop=StopAfter(steps))
+            assert summary.step == steps
+            made[steps] = summary.run_dir
+        return Path(shutil.copytree(made[steps], root / made[steps].name, symlinks=True))
+
+    return copied
 
 
 def state_of(run_dir):
@@ -87,18 +117,17 @@ def assert_same(run_dir, whole):
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3, 4])
-def test_a_stopped_run_goes_on_bit_for_bit(whole, stopped_at, tmp_path):
-    first = run(config(tmp_path), stop=StopAfter(stopped_at))
-    assert first.step == stopped_at
-    second = run(config(tmp_path), resume=first.run_dir)
-    assert second.run_dir == first.run_dir and second.step == 6
+def test_a_stopped_run_goes_on_bit_for_bit(whole, stopped, stopped_at, tmp_path):
+    first = stopped(tmp_path, stopped_at)
+    second = run(config(tmp_path), resume=first)
+    assert second.run_dir == first and second.step == 6
     assert_same(second.run_dir, whole)
     events = (second.run_dir / "events.jsonl").read_text().splitlines()
     assert [json.loads(e)["kind"] for e in events] == ["resumed"]
 
 
-def test_it_can_be_stopped_and_resumed_at_every_step(whole, tmp_path):
-    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+def test_it_can_be_stopped_and_resumed_at_every_step(whole, stopped, tmp_path):
+    run_dir = stopped(tmp_path, 1)
     for _ in range(5):
         run(config(tmp_path), resume=run_dir, stop=StopAfter(1))
     assert_same(run_dir, whole)
@@ -110,8 +139,8 @@ def test_it_can_be_stopped_and_resumed_at_every_step(whole, tmp_path):
         ["--selfplay.solver-samples", "fresh", "--selfplay.solve-lag", "1"],
         ["--optim.minibatches", "2", "--optim.epochs", "2", "--selfplay.sampling", "recency"],
         ["--loss.kl", "none", "--loss.kl-coef", "0", "--selfplay.buffer-size", "6"],
-        ["--run.dtype", "bfloat16", "--optim.recompute", "True"],
-        ["--run.dtype", "bfloat16", "--optim.bf16-update", "stochastic"],
+        [*BF16, "--optim.recompute", "True"],
+        [*BF16, "--optim.bf16-update", "stochastic"],
     ],
     ids=[
         "lag",
@@ -128,8 +157,8 @@ def test_every_kind_of_state_survives(flags, tmp_path):
     assert_same(stopped, through)
 
 
-def test_what_was_written_after_the_checkpoint_is_rolled_back(whole, tmp_path):
-    first = run(config(tmp_path), stop=StopAfter(4)).run_dir
+def test_what_was_written_after_the_checkpoint_is_rolled_back(whole, stopped, tmp_path):
+    first = stopped(tmp_path, 4)
     with open(first / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "torn')
     with sqlite3.connect(first / "run.db") as db:
@@ -156,8 +185,8 @@ def flip_bit(path):
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, damage, tmp_path):
-    run_dir = run(config(tmp_path), stop=StopAfter(4)).run_dir
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, stopped, damage, tmp_path):
+    run_dir = stopped(tmp_path, 4)
     damage(run_dir / "checkpoints" / "step_000004")
     run(config(tmp_path), resume=run_dir)
     assert_same(run_dir, whole)
@@ -166,15 +195,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, damage,
     assert warnings[1]["step"] == 2
 
 
-def test_without_any_whole_checkpoint_it_says_so(tmp_path):
-    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+def test_without_any_whole_checkpoint_it_says_so(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 1)
     (run_dir / "checkpoints" / "step_000001" / MARKER).unlink()
     with pytest.raises(RunError, match="has no whole checkpoint to go on from"):
         run(config(tmp_path), resume=run_dir)
 
 
-def test_other_options_are_refused_by_name_and_free_ones_are_not(tmp_path, capsys):
-    run_dir = run(config(tmp_path), stop=StopAfter(2)).run_dir
+def test_other_options_are_refused_by_name_and_free_ones_are_not(stopped, tmp_path, capsys):
+    run_dir = stopped(tmp_path, 2)
     assert main(["--resume", str(run_dir), "--optim.lr", "0.5", "--task.prime.max-p", "17"]) == 2
     err = capsys.readouterr().err
     assert "--optim.lr is 0.5, was 0.002" in err and "--task.prime.max_p is 17, was 13" in err
@@ -206,10 +235,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "no run directory" in capsys.readouterr().err
 
 
-def test_a_run_that_is_being_written_is_refused(tmp_path):
+def test_a_run_that_is_being_written_is_refused(stopped, tmp_path):
     import fcntl
 
-    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+    run_dir = stopped(tmp_path, 1)
     with open(run_dir / "lock", "w") as other:
         other.write("4711")
         other.flush()
@@ -226,31 +255,35 @@ def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path):
 
 
 def start_process(root, *flags):
-    return subprocess.Popen(
-        [sys.executable, "-m", "azr.train", *FLAGS, "--run.root", str(root), *flags],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    """Starts the trainer; `output` beside its root has what it printed."""
+    root.mkdir(exist_ok=True)
+    arguments = [*FLAGS, "--run.root", root, *flags]
+    return processes.start(processes.TRAIN, arguments, root.with_suffix(".output"))
+
+
+def printed(root):
+    return root.with_suffix(".output").read_text()
 
 
 def wait_for_step(root, step, process):
     """Waits until a step is in the metrics; returns the run directory."""
-    for _ in range(1200):
+    for _ in range(6000):
         for path in Path(root).glob("2*/metrics.jsonl"):
             if path.read_text().count("\n") > step:
                 return path.parent
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
+        assert process.exitcode is None, printed(root)
+        time.sleep(0.01)
     raise AssertionError("no step came")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_leaves_with_its_code(number, code, tmp_path):
-    process = start_process(tmp_path, "--steps", "100000", "--save.every", "0")
-    run_dir = wait_for_step(tmp_path, 2, process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert "finishing the step and saving" in err
+    root = tmp_path / "runs"
+    process = start_process(root, "--steps", "100000", "--save.every", "0")
+    run_dir = wait_for_step(root, 2, process)
+    os.kill(process.pid, number)
+    assert processes.finish(process, 120) == code, printed(root)
+    assert "finishing the step and saving" in printed(root)
     step = read_metrics(run_dir / "metrics.jsonl")[-1]["step"]
     assert load_newest(run_dir, pytest.fail).step == step
     assert not (run_dir / "lock").exists()
@@ -258,12 +291,13 @@ def test_a_signal_saves_and_leaves_with_its_code(number, code, tmp_path):
 
 def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stands(tmp_path):
     # A step of its own length: the first signal alone would wait for its end.
-    process = start_process(tmp_path, "--steps", "9", "--save.every", "1", "--eval.every", "1")
-    run_dir = wait_for_step(tmp_path, 2, process)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGINT, 130)  # 130: the step ended between the two
+    root = tmp_path / "runs"
+    process = start_process(root, "--steps", "9", "--save.every", "1", "--eval.every", "1")
+    run_dir = wait_for_step(root, 2, process)
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
+    # 130: the step ended between the two
+    assert processes.finish(process, 60) in (-signal.SIGINT, 130), printed(root)
     assert load_newest(run_dir, lambda message: None).step >= 1
 
 
@@ -277,11 +311,9 @@ def kill_and_resume(root, whole, moments):
         wait_for_step(folder, rng.randrange(1, 5), process)
         time.sleep(rng.random() * 0.2)
         process.kill()
-        process.wait()
-        process.stderr.close()
+        assert processes.finish(process, 60) == -signal.SIGKILL, printed(folder)
         process = start_process(folder, *flags)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
+        assert processes.finish(process, 120) == 0, printed(folder)
         # Killed before its first checkpoint a run has nothing to go on from: a new one began.
         runs = sorted(p for p in folder.iterdir() if not p.is_symlink())
         assert len(runs) == 1 or not list((runs[0] / "checkpoints").glob("*/COMPLETE"))
@@ -298,7 +330,7 @@ def test_a_run_killed_at_thirty_moments_goes_on_bit_for_bit(whole, tmp_path):
 
 
 FULL_DISK = """
-import resource, sys
+import resource
 from azr.train import main
 import azr.checkpoint as checkpoint
 write = checkpoint._write_all
@@ -311,16 +343,14 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_full_disk_ends_the_run_with_one_clear_line_and_it_resumes(whole, tmp_path):
-    run_dir = run(config(tmp_path), stop=StopAfter(2)).run_dir
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, "--resume", str(run_dir)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("azr: ")]
+def test_a_full_disk_ends_the_run_with_one_clear_line_and_it_resumes(whole, stopped, tmp_path):
+    run_dir = stopped(tmp_path, 2)
+    output = tmp_path / "output"
+    process = processes.start(FULL_DISK, ["--resume", run_dir], output)
+    assert processes.finish(process, 120) == 1, output.read_text()
+    (line,) = [x for x in output.read_text().splitlines() if x.startswith("azr: ")]
     assert "cannot write" in line and "--resume RUN" in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in output.read_text()
     assert not list((run_dir / "checkpoints").glob("*.tmp"))
     run(config(tmp_path), resume=run_dir)
     assert_same(run_dir, whole)
@@ -347,8 +377,10 @@ def test_a_batch_that_cannot_be_trained_on_is_kept_for_inspection(tmp_path, monk
     [("azr.rollout.engine.RolloutEngine.generate", "rollouts.*--rollout.slots"),
      ("azr.learner.Learner.update", "the update.*--optim.micro-batch-tokens")],
 )  # fmt: skip
-def test_out_of_memory_names_the_phase_and_the_option(phase, option, tmp_path, monkeypatch):
-    run_dir = run(config(tmp_path), stop=StopAfter(1)).run_dir
+def test_out_of_memory_names_the_phase_and_the_option(
+    phase, option, stopped, tmp_path, monkeypatch
+):
+    run_dir = stopped(tmp_path, 1)
 
     def out_of_memory(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -411,8 +443,8 @@ def test_a_config_knows_which_options_are_free():
         check_resumable(seeded, base, Path("r"))
 
 
-def test_a_saved_step_is_not_written_again(tmp_path):
-    run_dir = run(config(tmp_path), stop=StopAfter(4)).run_dir  # saved by the cadence, then stopped
+def test_a_saved_step_is_not_written_again(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)  # saved by the cadence, then stopped
     checkpoint = run_dir / "checkpoints" / "step_000004"
     written = checkpoint.stat().st_ino, (checkpoint / MARKER).stat().st_mtime_ns
     again = run(config(tmp_path), resume=run_dir, stop=StopAfter(0))

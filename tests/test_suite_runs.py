@@ -4,10 +4,10 @@ import itertools
 import json
 import re
 import signal
-import subprocess
-import sys
+import time
 from types import SimpleNamespace
 
+import processes
 import pytest
 from folders import bpe_tokenizer, make_folder
 from scripted import SMALL, ScriptedEngine, changed
@@ -220,14 +220,13 @@ def test_the_command_evaluates_and_goes_on_after_a_kill(tmp_path, toy, capsys):
     assert whole["style"] == "completion" and len(whole["items"]) == 96
 
     out = tmp_path / "killed.json"
-    with subprocess.Popen(
-        [sys.executable, "-m", "azr.evaluate", *arguments, "--out", str(out)],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    ) as child:  # fmt: skip
-        for line in child.stderr:
-            if re.search(r"(128|256) of 768", line):
-                child.send_signal(signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL and not out.exists()
+    output = tmp_path / "killed.output"
+    child = processes.start(processes.EVALUATE, [*arguments, "--out", out], output)
+    while not (output.exists() and re.search(r"(128|256) of 768", output.read_text())):
+        assert child.exitcode is None, output.read_text()
+        time.sleep(0.01)
+    child.kill()
+    assert processes.finish(child, 60) == -signal.SIGKILL and not out.exists()
     samples = out.with_suffix(".samples.jsonl")
     before = samples.read_bytes()
     assert 128 <= before.count(b"\n") - 1 < 768
