@@ -5,6 +5,7 @@ them, and ends with a result per input: `PlainCall` after one run of every input
 runs under several seeds.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -91,7 +92,7 @@ class Run:
 Ask = Callable[[Run], None]
 
 
-class Call:
+class Call(ABC):
     """A program with its inputs, until every input has a result."""
 
     def __init__(
@@ -105,21 +106,21 @@ class Call:
         self.begun_s = 0.0
         self.reruns = 0
 
+    @abstractmethod
     def begin(self, ask: Ask) -> None:
         """Asks for the first runs, now that the program is compiled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
         """Takes the outcomes of a whole run, in its order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def statuses(self) -> list[Status]:
         """The status of every input, once done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abandon(self, why: str) -> None:
         """Ends the call for the sandbox's own failure."""
-        raise NotImplementedError
 
     def runnable(self) -> list[int]:
         """Inputs that have a text to run with."""
