@@ -227,10 +227,24 @@ static PyObject *py_serve(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *py_drop_residence(PyObject *self, PyObject *unused)
+static PyObject *py_use_up_gaps(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    sbx_drop_residence();
+    sbx_use_up_gaps();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_join_and_drop(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    sbx_join_and_drop();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_settle(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    sbx_settle();
     Py_RETURN_NONE;
 }
 
@@ -325,7 +339,10 @@ static PyMethodDef methods[] = {
     {"open_zygote", py_open_zygote, METH_VARARGS,
      "open_zygote(socket_fd, tokens_fd, held_fd, held_index, slots) -> bytes that no child maps"},
     {"serve", py_serve, METH_VARARGS, "serve(hello) until the client closes the socket"},
-    {"drop_residence", py_drop_residence, METH_NOARGS, "drop_residence(): forget file pages"},
+    {"use_up_gaps", py_use_up_gaps, METH_NOARGS, "use_up_gaps(): allocate in one place from now on"},
+    {"join_and_drop", py_join_and_drop, METH_NOARGS,
+     "join_and_drop(): fewer mappings, and no pages of files"},
+    {"settle", py_settle, METH_NOARGS, "settle(): make forks cheap, with what is mapped now"},
     {"rehearse", py_rehearse, METH_VARARGS, "rehearse(code, text) -> outcome, run in this process"},
     {"fork_floor", py_fork_floor, METH_VARARGS, "fork_floor(n) -> (cpu_ns, faults) of forking, exiting and reaping n bare children"},
     {"serve_compiler", py_serve_compiler, METH_VARARGS,

@@ -208,8 +208,13 @@ void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime);
 
 /* ---- residence.c -------------------------------------------------------------------------------- */
 
-/* Drops the pages of files that this process has mapped, and lets a fork copy those used later. */
-void sbx_drop_residence(void);
+/* Takes the free chunks between those in use for good, so that what is allocated from now on lies
+ * together: a child then writes to fewer pages. */
+void sbx_use_up_gaps(void);
+/* Joins the mappings of each library, and unmaps the pages of files, for what comes to touch again. */
+void sbx_join_and_drop(void);
+/* Lays out what is mapped now so that forks are cheap. Addresses and bytes stay as they are. */
+void sbx_settle(void);
 
 /* ---- zygote.c ---------------------------------------------------------------------------------- */
 

@@ -44,12 +44,13 @@ struct zone {
     size_t capacity, start, end;
 };
 
+/* In memory that no child maps, and so that no fork makes the zygote copy. */
 struct sbx_zygote {
     struct sbx_zygote_config config;
     volatile uint32_t *held; /* tokens in this zygote's hands, for the client to read */
     struct run *runs;
     size_t slot_bytes;
-    struct zone inbox, outbox; /* no child maps them */
+    struct zone inbox, outbox;
     int64_t flush_by_ns;       /* when the oldest report in the outbox must be on its way */
     pid_t pid;
     bool input_ended;
@@ -121,7 +122,7 @@ int64_t sbx_zygote_own_bytes(const struct sbx_zygote *z)
 
 struct sbx_zygote *sbx_zygote_open(const struct sbx_zygote_config *config)
 {
-    struct sbx_zygote *z = calloc(1, sizeof *z);
+    struct sbx_zygote *z = map_private(sizeof *z + config->slot_count * sizeof *z->runs);
     uint32_t *held;
 
     if (z == NULL)
@@ -132,8 +133,8 @@ struct sbx_zygote *sbx_zygote_open(const struct sbx_zygote_config *config)
     z->outbox.capacity = z->slot_bytes + 2 * OUTBOX_FLUSH_BYTES;
     z->inbox.bytes = map_private(z->inbox.capacity);
     z->outbox.bytes = map_private(z->outbox.capacity);
-    z->runs = calloc(config->slot_count, sizeof *z->runs);
-    if (z->inbox.bytes == NULL || z->outbox.bytes == NULL || z->runs == NULL)
+    z->runs = (struct run *)(z + 1);
+    if (z->inbox.bytes == NULL || z->outbox.bytes == NULL)
         goto fail;
     for (uint32_t i = 0; i < config->slot_count; i++)
         if ((z->runs[i].slot = map_slot(z->slot_bytes)) == NULL)
@@ -177,13 +178,13 @@ static void give_token(struct sbx_zygote *z)
  *
  * The order matters: first everything that needs the gate, then the gate goes.
  */
-static void enter_child(struct sbx_zygote *z, struct sbx_slot *slot)
+static void enter_child(pid_t zygote, int64_t cpu_ns)
 {
-    int64_t cpu_s = z->config.limits.cpu_ns * slot->job.input_count / SECOND_NS + 2;
-    struct rlimit cpu = {(rlim_t)cpu_s, (rlim_t)cpu_s};
+    rlim_t cpu_s = (rlim_t)(cpu_ns / SECOND_NS + 2);
+    struct rlimit cpu = {cpu_s, cpu_s};
 
     sbx_gate(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0);
-    if (getppid() != z->pid) /* the zygote died before the call above */
+    if (getppid() != zygote) /* the zygote died before the call above */
         _exit(1);
     sbx_gate(SYS_prlimit64, 0, RLIMIT_CPU, (long)&cpu, 0, 0, 0);
     if (sbx_gate(SYS_close_range, 0, ~0u, 0, 0, 0, 0) < 0) /* before Linux 5.9 */
@@ -248,26 +249,30 @@ static void fill_slot(struct sbx_zygote *z, struct run *run, const struct sbx_jo
     z->inbox.start += job->frame_bytes;
 }
 
-/* Returns false where the system has no room for another process. */
+/* Returns false where the system has no room for another process. What the child needs to know
+ * stands in locals, for `z` is not mapped in it. */
 static bool start_run(struct sbx_zygote *z, struct run *run, const struct sbx_runtime *runtime)
 {
     const struct sbx_limits *limits = &z->config.limits;
     struct sbx_slot *slot = run->slot;
     int64_t first_limit_ns = limits->cpu_ns < limits->wall_ns ? limits->cpu_ns : limits->wall_ns;
+    int64_t cpu_ns = limits->cpu_ns * next_job(z)->input_count;
+    pid_t zygote = z->pid, pid;
 
     run->killed_for = SBX_OK;
     run->start_ns = clock_ns(CLOCK_MONOTONIC);
     fill_slot(z, run, next_job(z));
     run->next_check_ns = run->start_ns + first_limit_ns;
     madvise(slot, z->slot_bytes, MADV_DOFORK);
-    run->pid = fork_child();
-    if (run->pid == 0) {
-        enter_child(z, slot);
+    pid = fork_child();
+    if (pid == 0) {
+        enter_child(zygote, cpu_ns);
         sbx_run_program(slot, runtime);
         _exit(0);
     }
     madvise(slot, z->slot_bytes, MADV_DONTFORK);
-    return run->pid > 0;
+    run->pid = pid;
+    return pid > 0;
 }
 
 /* ---- Reports ---------------------------------------------------------------------------------- */

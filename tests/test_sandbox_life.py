@@ -86,6 +86,18 @@ def test_a_sandbox_that_is_forgotten_ends():
     assert wait_until(lambda: not any(map(alive, children)))
 
 
+def test_no_memory_of_a_zygote_is_both_writable_and_executable(sandbox):
+    """Their mappings are laid out anew when they start (csrc/residence.c)."""
+    for zygote in sandbox._engine.zygotes.values():
+        try:
+            maps = Path(f"/proc/{zygote.pid}/maps").read_text()
+        except PermissionError:
+            pytest.skip("a zygote is undumpable: only root may look")
+        rights = [line.split()[1] for line in maps.splitlines()]
+        assert {"r-xp", "rw-p"} <= set(rights)
+        assert not any("w" in r and "x" in r for r in rights)
+
+
 def test_a_killed_zygote_costs_no_result(sandbox):
     jobs = [
         Job("def f(x):\n    for _ in range(10 ** 5): pass\n    return x", str(i)) for i in range(60)

@@ -51,7 +51,7 @@ FACADES: dict[str, tuple[str, ...]] = {
 }
 """Modules that are harmless in part: a program that imports one gets these names alone."""
 
-INTERNAL = ("_pylong", "_strptime", "_decimal")
+INTERNAL = ("_pylong", "_decimal")
 """Loaded where they exist, for the interpreter itself imports them at its first need."""
 
 FORGOTTEN = ("time", "random", "_random", "secrets", "uuid", "__main__", "_sandbox")

@@ -95,9 +95,9 @@ def rehearsal():
         return [total, text, pairs, {"a": (1.5, None, True)}, {1, 2}, b"x" * 3, 7 // y % 3]
 
 
-def rehearse(sandbox):
+def rehearse(sandbox, times):
     """Runs the rehearsal, so that children find caches filled and pages present."""
-    for _ in range(20):
+    for _ in range(times):
         sandbox.rehearse(rehearsal.__code__, "[1, 'two', (3.0, None), {'k': b'v'}], y=-2")
 
 
@@ -144,12 +144,14 @@ def serve_zygote(sandbox, config):
         config["held_index"],
         config["slots"],
     )
-    gc.collect()
     gc.disable()
+    rehearse(sandbox, 20)
+    gc.collect()
     gc.freeze()
-    rehearse(sandbox)
-    sandbox.drop_residence()
-    rehearse(sandbox)
+    sandbox.use_up_gaps()
+    sandbox.join_and_drop()
+    rehearse(sandbox, 2)
+    sandbox.settle()
     memory_bytes = config["memory_bytes"] - own_bytes
     layers = sandbox.lock_down(True, memory_bytes) if config["protected"] else {}
     hello = {"layers": layers}
