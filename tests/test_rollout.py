@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from models import FAMILIES, azr_model, full_forward_logprobs, plain_model
 
 import azr.rollout.engine
-from azr.rollout import Request, RolloutEngine, Sampling
+from azr.errors import RunError
+from azr.rollout import Request, RequestError, RolloutEngine, Sampling
 from azr.rollout.stops import StopStrings
 
 EOS_IDS = (1, 7, 11, 19, 23)
@@ -437,8 +438,9 @@ def test_the_whole_context_can_be_used():
 def test_a_request_that_cannot_be_served_is_refused_before_any_work(request_options, message):
     good = dict(token_ids=(3, 4), sampling=Sampling(max_new_tokens=7), key=0)
     requests = [Request(**good), Request(**(good | request_options))]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RequestError, match=message):
         next(RolloutEngine(azr_model(SMALL), slots=2).generate(requests))
+    assert issubclass(RequestError, RunError), "a run prints it as one line"
 
 
 def test_an_engine_needs_a_slot():

@@ -17,7 +17,7 @@ from models import azr_model, plain_model
 import azr.rollout.engine
 import azr.rollout.pages
 from azr.model.attention import flash
-from azr.rollout import Progress, Request, RolloutEngine, Sampling
+from azr.rollout import Progress, Request, RequestError, RolloutEngine, Sampling
 from azr.rollout.cache import Geometry
 from azr.rollout.graphs import bucket
 from azr.rollout.history import Outcome
@@ -201,7 +201,7 @@ def test_a_request_longer_than_the_cache_is_refused(kind, monkeypatch, small_pag
         monkeypatch.setattr(azr.rollout.engine, "choose", lambda *args: torch_varlen(PAGE))
     engine = RolloutEngine(azr_model(SMALL), slots=4, cache_bytes=GEOMETRY.token_bytes * 30)
     long = Request(token_ids=(3,) * 20, sampling=Sampling(max_new_tokens=40), key=0)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(RequestError) as caught:
         next(engine.generate([REQUESTS[0], long]))
     assert str(caught.value).startswith(
         "request 1: 20 prompt tokens + 40 new ones need 8 KiB of KV cache, and it may take 4 KiB; "

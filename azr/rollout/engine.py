@@ -19,7 +19,7 @@ from azr.rollout.cache import Geometry
 from azr.rollout.graphs import StepGraphs, bucket, is_capturable
 from azr.rollout.history import History, Outcome
 from azr.rollout.memory import Plan, new_cache
-from azr.rollout.request import Progress, Request, Sample, Waiting
+from azr.rollout.request import Progress, Request, RequestError, Sample, Waiting
 from azr.rollout.roofline import Floor, Meter, measure_rates
 from azr.rollout.sampler import Mix
 from azr.rollout.slots import GOES_ON, STOPPED, Slots
@@ -75,7 +75,7 @@ class RolloutEngine:
         """Yields samples in the order in which they finish.
 
         Closing the generator ends the call; the engine is ready for the next one. Raises
-        ValueError for an empty prompt, a request that cannot fit the model's context or the KV
+        RequestError for an empty prompt, a request that cannot fit the model's context or the KV
         cache, or stop strings without a `decode` function, before any work is done; RuntimeError
         where a call is under way already.
         """
@@ -120,17 +120,17 @@ class RolloutEngine:
 
     def _check(self, number: int, request: Request, context: int) -> None:
         if not request.token_ids:
-            raise ValueError(f"request {number} has an empty prompt")
+            raise RequestError(f"request {number} has an empty prompt")
         if request.n < 1:
-            raise ValueError(f"request {number} asks for n={request.n} samples")
+            raise RequestError(f"request {number} asks for n={request.n} samples")
         if request.most_tokens > context:
-            raise ValueError(
+            raise RequestError(
                 f"request {number}: {len(request.token_ids)} prompt tokens + "
                 f"{request.sampling.max_new_tokens} new ones exceed the model's context of "
                 f"{context}; shorten the prompt or --rollout.max-new-tokens"
             )
         if request.sampling.stop_strings and self.decode is None:
-            raise ValueError(f"request {number} has stop strings, but the engine cannot decode")
+            raise RequestError(f"request {number} has stop strings, but the engine cannot decode")
 
     def _prepared(self, requests: list[Request]) -> "_Run":
         """Returns the call, with cache and graphs of the last one where they serve it too."""

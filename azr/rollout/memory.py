@@ -11,7 +11,7 @@ from azr.model.attention import Backend
 from azr.rollout.cache import Geometry, KVCache
 from azr.rollout.dense import DenseCache
 from azr.rollout.pages import PageCache, pages_for
-from azr.rollout.request import Request
+from azr.rollout.request import Request, RequestError
 from azr.rollout.slots import Slots
 
 USABLE_FRAC = 0.85
@@ -45,7 +45,7 @@ class Plan:
     ) -> "Plan":
         """Returns the plan of a call: `held`, that of the cache at hand, where it serves.
 
-        Raises ValueError for a request that does not fit into the memory even alone.
+        Raises RequestError for a request that does not fit into the memory even alone.
         """
         needed = cls._needed(requests, min(slots, sum(r.n for r in requests)))
         if held is not None:
@@ -66,7 +66,7 @@ class Plan:
             plan = (plan._dense if backend.cache == "rows" else plan._paged)(geometry, limit)
         if plan is None:
             number, longest = max(enumerate(requests), key=lambda r: r[1].most_tokens)
-            raise ValueError(
+            raise RequestError(
                 f"request {number}: {len(longest.token_ids)} prompt tokens + "
                 f"{longest.sampling.max_new_tokens} new ones need "
                 f"{readable(longest.most_tokens * geometry.token_bytes)} of KV cache, and it may "

@@ -5,7 +5,13 @@ from typing import Literal
 
 import numpy as np
 
+from azr.errors import RunError
 from azr.rollout.sampler import Sampling
+
+
+class RequestError(RunError, ValueError):
+    """A request that can never be served, too long for the model or for the memory say: an error
+    of the caller, which ends a run with its one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
