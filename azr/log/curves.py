@@ -11,9 +11,9 @@ def plot_learning_curve(run_dir: Path, types: tuple[str, ...], universe: dict[st
     """Writes `learning_curve.png` from metrics.jsonl into the run directory; returns its path.
 
     Left: greedy accuracy on the training universe by task type, the chance level dashed, the
-    hold-outs pale. Right: what the proposer did: validity, the share of the universe in the
-    buffer, and distinct tasks among its last valid proposals. `universe` maps types to the number
-    of their training tasks, and may be empty.
+    hold-outs pale. Right: what the proposer did: validity, and where `universe` maps types to the
+    number of their training tasks, the share of it in the buffer and among the last valid
+    proposals.
     """
     # Figure without pyplot: no global state, no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,15 +44,18 @@ def plot_learning_curve(run_dir: Path, types: tuple[str, ...], universe: dict[st
     if universe:
         steps, distinct = series(rows, "propose/distinct_recent")
         total = sum(universe.values())
-        proposer.plot(steps, [d / total for d in distinct], color="#555555", linestyle=":")
+        label = "distinct of the last 900 / all"
+        proposer.plot(
+            steps, [d / total for d in distinct], color="#555555", linestyle=":", label=label
+        )
+        label = "share of all tasks in the buffer"
+        proposer.plot([], [], color="#555555", linestyle="--", label=label)
     solver.set(title="Solver: greedy accuracy", xlabel="step", ylim=(0, 1.02))
     proposer.set(title="Proposer", xlabel="step", ylim=(0, 1.02))
     solver.plot([], [], color="#555555", linestyle="--", linewidth=1, label="chance")
     for split, style in zip(held_out, (":", "-."), strict=False):
         label = split.replace("_", " ").replace("heldout", "held-out")
         solver.plot([], [], color="#555555", linestyle=style, linewidth=1, label=label)
-    proposer.plot([], [], color="#555555", linestyle="--", label="share of all tasks in the buffer")
-    proposer.plot([], [], color="#555555", linestyle=":", label="distinct of the last 900 / all")
     for axes in (solver, proposer):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
