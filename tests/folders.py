@@ -87,6 +87,8 @@ def make_folder(
     *,
     template: bool = True,
     hidden: int = 48,
+    heads: int = 4,
+    vocabulary: int = 512,
     context: int = 1024,
     seed: int = 0,
 ) -> Path:
@@ -95,15 +97,15 @@ def make_folder(
     As in real ones, the embedding has a few more rows than the tokenizer has tokens, and the
     generation config names a second token that ends a text.
     """
-    tokenizer = bpe_tokenizer(architecture, texts, template=template)
+    tokenizer = bpe_tokenizer(architecture, texts, vocabulary, template)
     sizes = dict(head_dim=16) if architecture == "qwen3" else {}
     config = _CONFIGS[architecture](
         vocab_size=(len(tokenizer) // 64 + 1) * 64,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=context,
         tie_word_embeddings=architecture != "llama",
         eos_token_id=tokenizer.eos_token_id,

@@ -23,14 +23,23 @@ pytest.importorskip("azr._sandbox", reason="the sandbox extension is not built")
 
 TYPES = ("deduction", "abduction", "induction")
 CPU = [
-    "--config", "cpu-program.toml", "--warmup.batch-size", "64", "--selfplay.seed-tasks", "48",
+    "--config", "cpu-program.toml", "--warmup.batch-size", "64", "--warmup.steps", "70",
+    "--selfplay.seed-tasks", "48", "--selfplay.seed-rounds", "6",
     "--selfplay.proposals-per-type", "12", "--selfplay.solver-tasks-per-type", "16",
     "--eval.every", "20", "--eval.samples", "1", "--log.plain", "True",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def preset(tmp_path_factory):
+def few_eval_tasks():
+    """Evaluations of six tasks a split and type; test_program.py has all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("azr.tasks.program.environment.EVAL_TASKS", 6)
+        yield
+
+
+@pytest.fixture(scope="module")
+def preset(few_eval_tasks, tmp_path_factory):
     """Twenty steps of the CPU preset with small batches, saved at step 13 too."""
     root = str(tmp_path_factory.mktemp("cpu"))
     c = parse_command_line([*CPU, "--steps", "20", "--save.every", "13", "--run.root", root]).config
@@ -103,27 +112,25 @@ def test_twenty_steps_of_the_whole_preset_have_no_failure(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory):
+def chat(few_eval_tasks, tmp_path_factory):
     """A Qwen2 with a chat template and byte-level BPE, taught the format, then four steps."""
     root = tmp_path_factory.mktemp("chat")
-    patch = pytest.MonkeyPatch()
-    patch.setattr("azr.tasks.program.environment.EVAL_TASKS", 6)
     environment = load_environment(TaskConfig(family="program", style="r1", references=1))
     texts = [f"{p}\n{r}" for p, r in environment.warmup_rows(generator("texts"), 120)]
-    folder = make_folder(root / "model", "qwen2", texts, context=2048)
+    # More merges, fewer tokens: the prompts of 1,500 characters cost the most by far.
+    folder = make_folder(root / "model", "qwen2", texts, context=2048, vocabulary=1024, heads=2)
     flags = [
         "--env", "program", "--model", str(folder), "--run.root", str(root), "--steps", "4",
         "--save.every", "3", "--task.references", "1", "--task.program.inputs", "2",
         "--rollout.max-new-tokens", "90", "--warmup.loaded", "True", "--warmup.steps", "110",
-        "--warmup.batch-size", "12", "--warmup.lr", "1e-2", "--selfplay.proposals-per-type", "8",
+        "--warmup.batch-size", "8", "--warmup.lr", "1e-2", "--selfplay.proposals-per-type", "8",
         "--selfplay.estimate-samples", "2", "--selfplay.solver-tasks-per-type", "8",
         "--selfplay.seed-tasks", "6", "--selfplay.seed-rounds", "2", "--eval.every", "4",
         "--eval.samples", "0", "--optim.lr", "5e-4", "--loss.kl", "none", "--loss.kl-coef", "0",
         "--log.plain", "True",
     ]  # fmt: skip
     c = parse_command_line(flags).config
-    yield run(c), c
-    patch.undo()
+    return run(c), c
 
 
 def test_a_chat_model_plays_all_six_cells_and_resumes(chat, tmp_path):
