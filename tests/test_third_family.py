@@ -1,12 +1,12 @@
 """A task family of another package: installed on its own, it trains with nothing changed here."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 from azr.log.metrics import read_metrics
@@ -32,16 +32,12 @@ def installed(tmp_path_factory):
     return target
 
 
-def run(site, *arguments):
+def run(site, program, output, *arguments):
+    """Returns (exit code, what it printed) of a program in a process that sees the folder."""
     # The entry point alone leads to the family: nothing but the installed folder holds the module.
-    path = os.pathsep.join(map(str, (site, ROOT, ROOT / "kernels")))
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    code = f"sys.path.insert(0, {str(site)!r})\n{program}"
+    process = processes.start(code, arguments, output)
+    return processes.finish(process, 300), output.read_text()
 
 
 def test_it_is_short_and_a_package_of_its_own(installed):
@@ -51,12 +47,14 @@ def test_it_is_short_and_a_package_of_its_own(installed):
 
 
 def test_it_trains_twenty_steps_and_earns_rewards(installed, tmp_path):
-    done = run(
-        installed, "-m", "azr.train", "--env", "clock", "--task.references", "2", "--steps", "20",
-        "--run.root", str(tmp_path), "--selfplay.proposals-per-type", "8", "--eval.every", "20",
-        "--selfplay.solver-tasks-per-type", "16", "--warmup.steps", "60", "--log.plain", "True",
+    output = tmp_path / "output"
+    code, printed = run(
+        installed, processes.TRAIN, output, "--env", "clock", "--task.references", "2",
+        "--steps", "20", "--run.root", tmp_path, "--selfplay.proposals-per-type", "8",
+        "--eval.every", "20", "--selfplay.solver-tasks-per-type", "16", "--warmup.steps", "60",
+        "--warmup.batch-size", "128", "--log.plain", "True",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert code == 0, printed
     rows = read_metrics(tmp_path / "latest" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(21))
     for t in TYPES:
@@ -67,16 +65,17 @@ def test_it_trains_twenty_steps_and_earns_rewards(installed, tmp_path):
         assert any(r[f"solve/{t}/accuracy"] > 0 for r in later)
         assert rows[-1][f"buffer/{t}/size"] > 16
         assert rows[-1][f"eval/heldout/{t}/chance"] == pytest.approx(1 / 12)
-    done = run(installed, "-m", "azr.evaluate", str(tmp_path / "latest"))
-    assert done.returncode == 0, done.stderr
+    code, printed = run(installed, processes.EVALUATE, output, tmp_path / "latest")
+    assert code == 0, printed
     folder = tmp_path / "latest" / "evaluations" / "step_000020"
     metrics = json.loads((folder / "clock.json").read_text())["metrics"]
     assert metrics and metrics == {k: v for k, v in rows[-1].items() if k in metrics}
 
 
-def test_without_the_package_the_name_is_unknown():
-    done = run(ROOT, "-m", "azr.train", "--env", "clock", "--dry-run")
-    assert done.returncode == 2 and "no such task family" in done.stderr
+def test_without_the_package_the_name_is_unknown(tmp_path):
+    arguments = ("--env", "clock", "--dry-run")
+    code, printed = run(ROOT, processes.TRAIN, tmp_path / "output", *arguments)
+    assert code == 2 and "no such task family" in printed
 
 
 @pytest.fixture

@@ -33,6 +33,12 @@ def finished(tmp_path_factory):
     return run(fast(root)), root
 
 
+@pytest.fixture(autouse=True)
+def no_picture(finished, monkeypatch):
+    """The finished run draws its learning curve, which takes half a second; the others do not."""
+    monkeypatch.setattr("azr.log.run_log.plot_learning_curve", lambda folder, *_: folder / "none")
+
+
 def comparable(run_dir):
     """Returns the metrics without what a clock or the memory wrote."""
     return [
@@ -186,7 +192,8 @@ SWITCHES = {
 
 @pytest.mark.parametrize("flags", SWITCHES.values(), ids=SWITCHES)
 def test_every_switch_runs_to_the_end(flags, tmp_path):
-    summary = run(fast(tmp_path, "--steps", "2", "--warmup.steps", "10", *flags))
+    short = ["--steps", "2", "--warmup.steps", "10", "--warmup.batch-size", "128"]
+    summary = run(fast(tmp_path, *short, *flags))
     row = read_metrics(summary.run_dir / "metrics.jsonl")[-1]
     assert row["policy/tokens"] > 0 and row["policy/skipped_updates"] == 0
     if "--optim.epochs" in flags:
@@ -244,6 +251,11 @@ def test_what_cannot_run_leaves_with_code_2_and_one_line(flags, message, tmp_pat
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_code_is_that_of_the_process():
+    command = [sys.executable, "-m", "azr.train", "--steps", "0"]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="names the error without a GPU")
