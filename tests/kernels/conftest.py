@@ -38,6 +38,11 @@ class Place:
         """Runs compared with the first one for equal bits; the interpreter is serial and slow."""
         return 2 if self.name == "interpreted" else 9
 
+    def skip_interpreted(self, is_repeated: bool, reason: str) -> None:
+        """Leaves a case to the other places where the interpreter has run its code in another."""
+        if is_repeated and self.name == "interpreted":
+            pytest.skip(f"{reason}, and the interpreter is slow")
+
 
 TORCH = Place("torch", "cpu", "torch")
 TRITON = Place("interpreted", "cpu", "triton")

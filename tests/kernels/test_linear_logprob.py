@@ -85,8 +85,10 @@ def assert_equals_float64(
 )
 @pytest.mark.parametrize("buffer_mb", [TINY_BUFFER_MB, 256])
 def test_values_and_gradients(place, n_vocab, n_hidden, dtype, buffer_mb):
-    if place.name == "interpreted" and buffer_mb == 256:
-        pytest.skip("one slab or several is the same kernel, and the interpreter is slow")
+    place.skip_interpreted(buffer_mb == 256, "one slab or several is the same kernel")
+    place.skip_interpreted(
+        dtype != torch.float32 and n_vocab != 257, "every size in fp32, every dtype at one size"
+    )
     hidden, weight, _, ids = make(place, n_vocab, n_hidden, dtype)
     assert_equals_float64(
         place, hidden, weight, None, ids, temperature=0.7, max_buffer_mb=buffer_mb
@@ -97,6 +99,7 @@ def test_values_and_gradients(place, n_vocab, n_hidden, dtype, buffer_mb):
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("bias", [False, True])
 def test_bias_and_softcap(place, bias, softcap, buffer_mb):
+    place.skip_interpreted(buffer_mb == 256, "one slab or several is the same kernel")
     hidden, weight, offset, ids = make(place, 300, 48, bias=bias)
     assert_equals_float64(
         place, hidden, weight, offset, ids, softcap=softcap, temperature=1.3,

@@ -50,6 +50,9 @@ def assert_close_to_float64(place, logits, ids, *, temperature=1.0, lp_atol=2e-5
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n_vocab", VOCABULARIES)
 def test_values_and_gradients(place, n_vocab, dtype):
+    place.skip_interpreted(
+        dtype != torch.float32 and n_vocab != 257, "every size in fp32, every dtype at one size"
+    )
     logits = (torch.randn(2, 5, n_vocab) * 4).to(dtype)
     ids = torch.randint(0, n_vocab, (2, 5))
     ids[0, 0], ids[0, 1] = 0, n_vocab - 1
@@ -59,6 +62,7 @@ def test_values_and_gradients(place, n_vocab, dtype):
 @pytest.mark.parametrize("n_vocab", [151936, 152064])
 def test_vocabulary_of_a_real_model(place, n_vocab):
     """Neither size is a multiple of a block of 4096 columns."""
+    place.skip_interpreted(n_vocab == 152064, "the last block is cut short at either size")
     logits = (torch.randn(2, n_vocab) * 10).bfloat16()
     assert_close_to_float64(place, logits, torch.tensor([3, n_vocab - 1]))
 

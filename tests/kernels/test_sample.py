@@ -56,6 +56,9 @@ def draw(place, logits, keys, positions, temperature):
 @pytest.mark.parametrize("n_vocab", [1, 2, 100, 257, 9000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tokens_and_log_probs_are_those_of_the_definition(place, n_vocab, dtype):
+    place.skip_interpreted(
+        dtype != torch.float32 and n_vocab != 257, "every size in fp32, every dtype at one size"
+    )
     n_rows = 8
     logits = (3 * torch.randn(n_rows, n_vocab)).to(dtype)
     keys = [splitmix64(7, row) for row in range(n_rows)]
@@ -104,6 +107,7 @@ def test_the_noise_is_uniform_and_uncorrelated(across):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
 def test_draws_follow_the_softmax(place, temperature):
+    place.skip_interpreted(temperature != 0.6, "the definition is tested at all temperatures")
     logits = torch.tensor([2.0, -1.0, 0.3, 1.1, -3.0, 0.0, 1.9, -0.4, 0.9, -math.inf])
     n = 80 if place.name == "interpreted" else 40_000
     keys = [splitmix64(11, i) for i in range(n)]
