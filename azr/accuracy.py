@@ -130,16 +130,18 @@ def sampled_difference(before: Sequence[int], after: Sequence[int], samples: int
 
     Both give, task by task, how many of `samples` answers were right. The interval is that of
     `change` carried over (G. Y. Zou and A. Donner 2008): the intervals of `wilson_clustered`
-    joined with the correlation between tasks.
+    joined with the correlation between tasks, with the same continuity correction, so that it has
+    a width where nothing changed. With one sample it is that of `change`.
     """
     n = len(before)
     old, new = wilson_clustered(before, samples), wilson_clustered(after, samples)
-    b_mean, a_mean = sum(before) / n, sum(after) / n
-    product = math.fsum((b - b_mean) * (a - a_mean) for b, a in zip(before, after, strict=True))
-    spread = math.fsum((b - b_mean) ** 2 for b in before) * math.fsum(
-        (a - a_mean) ** 2 for a in after
-    )
-    correlation = min(max(product / math.sqrt(spread), -1.0), 1.0) if spread > 0 else 0.0
+    b = [count / samples - old.value for count in before]
+    a = [count / samples - new.value for count in after]
+    product = math.fsum(x * y for x, y in zip(b, a, strict=True))
+    if product > 0:
+        product = max(product - 0.5, 0.0)
+    spread = math.fsum(x * x for x in b) * math.fsum(y * y for y in a)
+    correlation = max(product / math.sqrt(spread), -1.0) if spread > 0 else 0.0
     return _difference(old, new, new.value - old.value, correlation)
 
 

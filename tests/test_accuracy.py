@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from azr.accuracy import (
@@ -137,6 +137,7 @@ def test_paired_intervals_cover_the_true_difference(cells):  # fmt: skip
 @given(st.integers(1, 9).flatmap(lambda m: st.tuples(
     st.just(m), st.lists(st.tuples(st.integers(0, m), st.integers(0, m)), min_size=1, max_size=30)
 )))  # fmt: skip
+@example((1, [(0, 0), (1, 1)]))
 def test_a_sampled_difference_turned_round_is_its_mirror_image(case):
     samples, rows = case
     before, after = zip(*rows, strict=True)
@@ -146,6 +147,10 @@ def test_a_sampled_difference_turned_round_is_its_mirror_image(case):
     assert back.low == pytest.approx(-forth.high)
     assert -1 - 1e-9 <= forth.low <= forth.value + 1e-9 and forth.value <= forth.high + 1e-9
     assert forth.low < forth.high and forth.high <= 1 + 1e-9
+    if samples == 1:
+        paired = change([b > 0 for b in before], [a > 0 for a in after]).difference
+        assert forth.low == pytest.approx(paired.low, abs=1e-9)
+        assert forth.high == pytest.approx(paired.high, abs=1e-9)
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1, 0.3])
