@@ -100,7 +100,7 @@ static struct sbx_slot *map_slot(size_t byte_count)
         return NULL;
     at = mmap(room + page, byte_count, PROT_READ | PROT_WRITE,
               MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    if (at == MAP_FAILED || madvise(at, byte_count, MADV_DONTFORK) < 0)
+    if (at == MAP_FAILED || madvise(room, byte_count + 2 * page, MADV_DONTFORK) < 0)
         return NULL;
     return at;
 }

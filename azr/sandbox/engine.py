@@ -378,11 +378,18 @@ class Engine:
     # ---- Running ------------------------------------------------------------------------------
 
     def _ask(self, run: Run) -> None:
+        if run.seed is None:
+            run.seed = min(range(BASE_SEEDS), key=self._load)
         if run.alone:
             self.counters["reruns"] += 1
             self._alone.append((time.monotonic(), run))
         else:
             self._runs[run.seed].append(run)
+
+    def _load(self, seed: int) -> int:
+        """Runs that wait for this zygote or are with it."""
+        process = self.zygotes.get(seed)
+        return len(self._runs[seed]) + (len(process.sent) if process else 0)
 
     def _dispatch(self) -> None:
         if self.broken:

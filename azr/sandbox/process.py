@@ -150,6 +150,8 @@ class Process:
         self.busy_since_s = 0.0
         self._out = bytearray()
         self._in = bytearray()
+        # Kept, for a new one of this size is mapped and unmapped at every call.
+        self._room = memoryview(bytearray(RECEIVE_BYTES))
         ours, theirs = socket.socketpair()
         with theirs:
             config = setting.config(role, seed, held, theirs.fileno())
@@ -199,15 +201,15 @@ class Process:
         """Reads what is there; False when the process has gone."""
         while True:
             try:
-                got = self.socket.recv(RECEIVE_BYTES)
+                count = self.socket.recv_into(self._room)
             except BlockingIOError:
                 return True
             except OSError:
                 return False
-            if not got:
+            if not count:
                 return False
-            self._in += got
-            if len(got) < RECEIVE_BYTES:
+            self._in += self._room[:count]
+            if count < RECEIVE_BYTES:
                 return True
 
     def frames(self) -> Iterator[bytes]:

@@ -78,7 +78,8 @@ class Run:
     """Inputs of one program for one child of one zygote."""
 
     call: "Call"
-    seed: int
+    seed: int | None
+    """Which zygote; None for whichever of the first two has less to do."""
     positions: list[int]
     """Which inputs of the call, in the order of the run; one may come twice."""
     shake: int = 0
@@ -171,7 +172,9 @@ class PlainCall(Call):
         if not self.missing:
             self.done(self)
             return
-        ask(Run(self, 0, [i for i, outcome in enumerate(self.outcomes) if outcome is None]))
+        # What cannot see hash order or identity gives the same under every seed.
+        seed = 0 if self.program.is_risky else None
+        ask(Run(self, seed, [i for i, outcome in enumerate(self.outcomes) if outcome is None]))
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
         close = self.settle(run, outcomes, ask)
