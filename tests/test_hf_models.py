@@ -37,7 +37,7 @@ TEXTS = prompt_texts_of(ENV)
 
 FLAGS = [
     "--rollout.max-new-tokens", "40", "--task.references", "2", "--task.prime.max-p", "13",
-    "--warmup.loaded", "True", "--warmup.steps", "80", "--warmup.batch-size", "8",
+    "--warmup.loaded", "True", "--warmup.steps", "80", "--warmup.batch-size", "12",
     "--warmup.lr", "1e-2", "--selfplay.proposals-per-type", "6", "--selfplay.estimate-samples",
     "2", "--selfplay.solver-tasks-per-type", "8", "--selfplay.seed-tasks", "4",
     "--selfplay.seed-rounds", "1", "--eval.every", "20", "--eval.samples", "1", "--optim.lr",
@@ -53,10 +53,10 @@ def config(folder, root, *flags):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Twelve steps of a Qwen2 with a chat template, saved at step 9 too: (summary, config)."""
+    """Twenty steps of a Qwen2 with a chat template, saved at step 18 too: (summary, config)."""
     root = tmp_path_factory.mktemp("qwen2")
     folder = make_folder(root / "model", "qwen2", TEXTS)
-    c = config(folder, root, "--steps", "12", "--save.every", "9")
+    c = config(folder, root, "--steps", "20", "--save.every", "9")
     return run(c), c
 
 
@@ -92,8 +92,8 @@ def check_export(summary):
 
 def test_a_chat_model_trains_in_all_six_cells(trained):
     summary, _ = trained
-    assert summary.step == 12
-    check_six_cells(summary, valid_at_least=30)
+    assert summary.step == 20
+    check_six_cells(summary, valid_at_least=50)
     written = (summary.run_dir / "config.toml").read_text()
     assert 'style = "chat"' in written
     assert "chat (the tokenizer has a chat template)" in (summary.run_dir / "log.txt").read_text()
@@ -125,7 +125,7 @@ def test_a_run_with_text_prompts_resumes_exactly(trained, tmp_path):
     away = model.rename(model.with_name("away"))  # what it was loaded from is not needed again
     again = run(here, resume=copy)
     away.rename(model)
-    assert (summary.step, again.step) == (12, 12)
+    assert (summary.step, again.step) == (20, 20)
     first, second = (load_file(s.checkpoint / "hf" / "model.safetensors") for s in (summary, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
