@@ -24,7 +24,7 @@ train: $(VENV)/.for-train ## teach the tiny model modular inverses (ARGS="--seed
 	@$(PY) -m azr.train $(ARGS)
 
 test: $(VENV)/.for-test ## run the CPU test suite (ARGS="tests/test_layout.py -k ...")
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m $(if $(ARGS),pytest $(ARGS),tests)
 
 soak: $(VENV)/.for-test ## run the long proofs only
 	@$(PY) -m pytest -m soak $(ARGS)

@@ -133,7 +133,6 @@ def sampled_difference(before: Sequence[int], after: Sequence[int], samples: int
     joined with the correlation between tasks, with the same continuity correction, so that it has
     a width where nothing changed. With one sample it is that of `change`.
     """
-    n = len(before)
     old, new = wilson_clustered(before, samples), wilson_clustered(after, samples)
     b = [count / samples - old.value for count in before]
     a = [count / samples - new.value for count in after]

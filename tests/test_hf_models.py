@@ -37,7 +37,7 @@ TEXTS = prompt_texts_of(ENV)
 
 FLAGS = [
     "--rollout.max-new-tokens", "40", "--task.references", "2", "--task.prime.max-p", "13",
-    "--warmup.loaded", "True", "--warmup.steps", "80", "--warmup.batch-size", "12",
+    "--warmup.loaded", "True", "--warmup.steps", "80", "--warmup.batch-size", "8",
     "--warmup.lr", "1e-2", "--selfplay.proposals-per-type", "6", "--selfplay.estimate-samples",
     "2", "--selfplay.solver-tasks-per-type", "8", "--selfplay.seed-tasks", "4",
     "--selfplay.seed-rounds", "1", "--eval.every", "20", "--eval.samples", "1", "--optim.lr",

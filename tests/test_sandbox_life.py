@@ -135,19 +135,23 @@ def test_killed_again_and_again(sandbox):
     assert sandbox.run("def f(): return 1", "").value == 1
 
 
+def running(sandbox) -> list[int]:
+    """The children of all zygotes."""
+    zygotes = list(sandbox._engine.zygotes.values())
+    return [child for zygote in zygotes for child in descendants(zygote.pid)]
+
+
 def test_no_token_is_lost(sandbox):
     """After zygotes were killed with children running, as many run at a time as before."""
-    for _ in range(3):
+    for seed in (0, 1, 0):
         futures = sandbox.submit_batch([Job(LOOP, "")] * 2)
-        zygote = sandbox._engine.zygotes[0].pid
-        assert wait_until(lambda pid=zygote: len(descendants(pid)) == 2)
-        os.kill(zygote, signal.SIGKILL)
+        assert wait_until(lambda: len(running(sandbox)) == 2)
+        os.kill(sandbox._engine.zygotes[seed].pid, signal.SIGKILL)
         assert {future.result().status for future in futures} == {"timeout_cpu"}
     sandbox.submit_batch([Job(LOOP, "")] * 5)
-    zygote = sandbox._engine.zygotes[0].pid
-    assert wait_until(lambda: len(descendants(zygote)) == 2)
+    assert wait_until(lambda: len(running(sandbox)) == 2)
     time.sleep(0.1)
-    assert len(descendants(zygote)) == 2
+    assert len(running(sandbox)) == 2
 
 
 ORPHANS = """
@@ -240,6 +244,23 @@ def test_no_more_children_than_workers():
             most = max(most, sum(len(descendants(pid)) for pid in zygotes))
             time.sleep(0.01)
         assert most == 3
+
+
+def test_both_zygotes_run_what_shows_no_seed_and_one_runs_the_rest(sandbox):
+    def faults_of_children() -> list[int]:
+        stats = [
+            Path(f"/proc/{zygote.pid}/stat").read_text().rpartition(")")[2].split()
+            for zygote in sandbox._engine.zygotes.values()
+        ]
+        return [int(fields[8]) for fields in stats]
+
+    before = faults_of_children()
+    risky = sandbox.run_batch([Job("def f(x): return hash(str(x))", "1")] * 60)
+    between = faults_of_children()
+    assert len({result.value for result in risky}) == 1
+    assert [b > a for a, b in zip(before, between, strict=True)] == [True, False]
+    sandbox.run_batch([Job("def f(x): return x", str(i)) for i in range(60)])
+    assert all(b > a for a, b in zip(between, faults_of_children(), strict=True))
 
 
 def test_a_weak_host_is_refused_unless_accepted():
