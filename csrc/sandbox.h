@@ -6,8 +6,9 @@
  *              forks: it execs the others with a fresh environment and one socket each.
  *   compiler   one small interpreter. Source text in; marshalled code, or a verdict, out. It never
  *              forks, and it runs none of the code that it compiles.
- *   zygote     a small interpreter per hash seed. It imports the allowed modules, locks itself down
- *              for good (lockdown.c), and then forks one child per program (zygote.c). One thread.
+ *   zygote     a small interpreter per hash seed. It imports the allowed modules, lays out its
+ *              memory so that forks are cheap (residence.c), locks itself down for good (lockdown.c),
+ *              and then forks one child per program (zygote.c). One thread.
  *   child      runs one program on its inputs (runner.c) and dies. It has no file descriptor.
  *
  * Channels

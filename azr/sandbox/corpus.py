@@ -9,7 +9,7 @@ from pathlib import Path
 from azr.sandbox.client import Sandbox
 from azr.sandbox.records import Job, Limits, Result
 
-LIMITS = Limits(cpu_s=0.4, wall_s=2.5, memory_bytes=128 << 20)
+LIMITS = Limits(cpu_s=0.4, wall_s=2.5, memory_bytes=64 << 20)
 """Short, for every program that hangs is waited for."""
 
 CONTROL = Job("def f(x): return sorted(x) + [len(x)]", "[3, 1]")
