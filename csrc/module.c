@@ -227,17 +227,10 @@ static PyObject *py_serve(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *py_use_up_gaps(PyObject *self, PyObject *unused)
+static PyObject *py_tidy(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    sbx_use_up_gaps();
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_join_and_drop(PyObject *self, PyObject *unused)
-{
-    (void)self, (void)unused;
-    sbx_join_and_drop();
+    sbx_tidy();
     Py_RETURN_NONE;
 }
 
@@ -339,9 +332,7 @@ static PyMethodDef methods[] = {
     {"open_zygote", py_open_zygote, METH_VARARGS,
      "open_zygote(socket_fd, tokens_fd, held_fd, held_index, slots) -> bytes that no child maps"},
     {"serve", py_serve, METH_VARARGS, "serve(hello) until the client closes the socket"},
-    {"use_up_gaps", py_use_up_gaps, METH_NOARGS, "use_up_gaps(): allocate in one place from now on"},
-    {"join_and_drop", py_join_and_drop, METH_NOARGS,
-     "join_and_drop(): fewer mappings, and no pages of files"},
+    {"tidy", py_tidy, METH_NOARGS, "tidy(): no gaps in the heap, few mappings, no pages of files"},
     {"settle", py_settle, METH_NOARGS, "settle(): make forks cheap, with what is mapped now"},
     {"rehearse", py_rehearse, METH_VARARGS, "rehearse(code, text) -> outcome, run in this process"},
     {"fork_floor", py_fork_floor, METH_VARARGS, "fork_floor(n) -> (cpu_ns, faults) of forking, exiting and reaping n bare children"},

@@ -105,7 +105,7 @@ static bool adjoin(const struct mapping *a, const struct mapping *b)
 /* ---- Gathering -------------------------------------------------------------------------------- */
 
 /* From large to small, whatever lies below the part of the heap that was never given out. */
-void sbx_use_up_gaps(void)
+static void use_up_gaps(void)
 {
 #if defined(__GLIBC__) && __GLIBC_PREREQ(2, 33)
     enum { LARGEST = 120 << 10, SMALLEST = 16, STEPPED = 1040 };
@@ -154,8 +154,9 @@ static void drop_file_pages(void)
             madvise(mappings[i].start, bytes_of(&mappings[i]), MADV_DONTNEED);
 }
 
-void sbx_join_and_drop(void)
+void sbx_tidy(void)
 {
+    use_up_gaps();
     join_mappings();
     drop_file_pages();
 }

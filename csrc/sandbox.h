@@ -209,11 +209,10 @@ void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime);
 
 /* ---- residence.c -------------------------------------------------------------------------------- */
 
-/* Takes the free chunks between those in use for good, so that what is allocated from now on lies
- * together: a child then writes to fewer pages. */
-void sbx_use_up_gaps(void);
-/* Joins the mappings of each library, and unmaps the pages of files, for what comes to touch again. */
-void sbx_join_and_drop(void);
+/* Takes the free memory between what is in use for good, so that what is allocated from now on lies
+ * together and a child writes to fewer pages; joins the mappings of each library; and unmaps the
+ * pages of files, for what comes to touch again. */
+void sbx_tidy(void);
 /* Lays out what is mapped now so that forks are cheap. Addresses and bytes stay as they are. */
 void sbx_settle(void);
 

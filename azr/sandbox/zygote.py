@@ -148,8 +148,7 @@ def serve_zygote(sandbox, config):
     rehearse(sandbox, 20)
     gc.collect()
     gc.freeze()
-    sandbox.use_up_gaps()
-    sandbox.join_and_drop()
+    sandbox.tidy()
     rehearse(sandbox, 2)
     sandbox.settle()
     memory_bytes = config["memory_bytes"] - own_bytes
