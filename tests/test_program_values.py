@@ -155,6 +155,26 @@ def test_names_comments_and_layout_do_not_make_another_program():
     assert len({normal_form(code) for code in (first, other, swapped)}) == 3
     # A free name is never taken for a renamed one, nor a keyword for a variable.
     assert normal_form("def f(a): return v0") != normal_form("def f(v0): return v0")
+
+
+EVERYTHING = """
+@decorated
+class C(Base, metaclass=M):
+    x: int = 0
+
+def f(a, /, b=1, *c, d=None, **e) -> list[int]:
+    'dropped'
+    def g(): yield f"{a!r:>{b}}{{}} {b}"
+    match a:
+        case {"k": [1, *rest]} | C(x=2) as m if m: return [y for y in rest if (z := y)]
+    return lambda: {**e, 'c': c}
+"""
+
+
+def test_digests_are_those_of_every_version_of_python():
+    """They say what is held out: another version must not train on what this one holds out."""
+    assert digest("def f(a):\n    return a\n") == "faffa02eda2f7dff"
+    assert digest(EVERYTHING) == "43ea621d29b49239"
     assert normal_form("def f(a): return g(b=a)") != normal_form("def f(a): return g(c=a)")
 
 

@@ -3,9 +3,12 @@
 import ast
 import functools
 import hashlib
+import sys
 
 MAX_CODE_CHARS = 8_000
 MAX_DEPTH = 100
+DUMP = {"show_empty": True} if sys.version_info >= (3, 13) else {}
+"""As `ast.dump` was before Python 3.13."""
 
 
 class UnreadableCode(ValueError):
@@ -43,8 +46,8 @@ def normal_form(code: str) -> str:
     """Returns a text that two programs share if they differ in names, comments and layout alone.
 
     Names that the program binds are numbered in the order of their first appearance, except `f`;
-    docstrings are dropped. Free names, attributes and keywords stay as they are. Raises
-    UnreadableCode.
+    docstrings are dropped. Free names, attributes and keywords stay as they are. The text is the
+    same under every version of Python: hold-outs go by it. Raises UnreadableCode.
     """
     tree = parse_module(code)
     numbers: dict[str, str] = {}
@@ -56,8 +59,9 @@ def normal_form(code: str) -> str:
     for node in ast.walk(tree):
         _rename(node, numbers)
         _drop_docstring(node)
+        _drop_novelties(node)
     try:
-        return ast.dump(tree, annotate_fields=False)
+        return ast.dump(tree, annotate_fields=False, **DUMP)
     except RecursionError:
         raise UnreadableCode("too deep") from None
 
@@ -101,3 +105,12 @@ def _drop_docstring(node: ast.AST) -> None:
         is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
         if is_text and isinstance(first.value.value, str) and len(node.body) > 1:
             del node.body[0]
+
+
+def _drop_novelties(node: ast.AST) -> None:
+    """Takes off what a later Python adds to the tree of a program that does not use it."""
+    if getattr(node, "type_params", None) == []:  # since 3.12
+        del node.type_params
+    if isinstance(node, ast.JoinedStr):  # 3.12 ends a format specification with an empty text
+        empty = [isinstance(v, ast.Constant) and v.value == "" for v in node.values]
+        node.values = [v for v, drop in zip(node.values, empty, strict=True) if not drop]
