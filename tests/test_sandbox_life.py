@@ -226,9 +226,10 @@ def test_a_verdict_near_a_limit_is_taken_again(sandbox):
     burn = "def f(n):\n    while n: n -= 1\n    return 'done'"
     sandbox.run(burn, "1000")
     before = sandbox.stats().get("reruns", 0)
-    # Doubled until it takes more than half of the limit, so that any machine gets there.
-    for power in range(16, 40):
-        result = sandbox.run(burn, str(2**power))
+    # Grown until it takes more than half of the limit, so that any machine gets there; in steps
+    # that cannot leap over the other half, even where the machine's speed changes.
+    for power in range(80):
+        result = sandbox.run(burn, str(int(2**16 * 1.2**power)))
         if sandbox.stats().get("reruns", 0) > before:
             break
     assert sandbox.stats()["reruns"] == before + 1
