@@ -7,7 +7,6 @@ Heavy imports come after the command line is read, so that `--help` and a wrong 
 """
 
 import dataclasses
-import faulthandler
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from azr.config import (
 )
 from azr.errors import RunError
 from azr.stopping import StopRequest
+from azr.watchdog import Watchdog
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 
@@ -96,7 +96,7 @@ def run(
         resumed=resume,
         state=checkpoint.state["log"] if checkpoint else None,
     )
-    watchdog = _Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
+    watchdog = Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
     step = checkpoint.step if checkpoint else 0
     writer = CheckpointWriter(
         log.run_dir,
@@ -165,35 +165,12 @@ def run(
         refresh(log.run_dir, partial(log.warn, step), is_over=True)
         raise RunError(f"{error}. The batch is in {path}") from error
     finally:
-        watchdog.disarm()
+        watchdog.close()
         writer.join()
         environment.close()
         log.close()
     seconds = time.monotonic() - started
     return RunSummary(log.run_dir, saved, step, seconds, dict(log.before), dict(log.latest))
-
-
-class _Watchdog:
-    """Writes the stacks of all threads to a file when a step takes too long; never ends a run.
-
-    faulthandler's timer is a thread of its own in C: it works where Python is stuck in a call.
-    """
-
-    def __init__(self, path: Path, seconds: float):
-        self._seconds = seconds
-        self._file = open(path, "w") if seconds else None  # noqa: SIM115 - kept for the timer
-        self.rearm()
-
-    def rearm(self) -> None:
-        if self._file:
-            faulthandler.dump_traceback_later(self._seconds, repeat=True, file=self._file)
-
-    def disarm(self) -> None:
-        if self._file:
-            faulthandler.cancel_dump_traceback_later()
-            self._file.close()
-            if not Path(self._file.name).stat().st_size:
-                Path(self._file.name).unlink()
 
 
 class _Clock:

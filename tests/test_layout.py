@@ -26,6 +26,7 @@ PURE = (
     "azr.diagnosis",
     "azr.errors",
     "azr.stopping",
+    "azr.watchdog",
 )
 DEVICE = ("azr.model", "azr.rollout", "azr.packing", "azr.learner", "azr.optim")
 SERVICES = ("azr.buffer", "azr.checkpoint", "azr.log")

@@ -424,13 +424,14 @@ def test_the_watchdog_writes_all_stacks_when_a_step_hangs(tmp_path, monkeypatch)
 
     def slow(self, step):
         if step == 2:
-            time.sleep(1.0)
+            time.sleep(2.0)
         return play(self, step)
 
     monkeypatch.setattr(SelfPlay, "play", slow)
-    summary = run(config(tmp_path, "--steps", "3", "--run.watchdog-s", "0.5"))
+    summary = run(config(tmp_path, "--steps", "3", "--run.watchdog-s", "0.8"))
     text = (summary.run_dir / "stacks.txt").read_text()
-    assert "Timeout" in text and "in slow" in text and "in run" in text
+    assert "no step finished in 0.8 s" in text and "in slow" in text and "in run" in text
+    assert "Thread MainThread:" in text and "azr-watchdog" not in text
 
 
 def test_a_config_knows_which_options_are_free():
