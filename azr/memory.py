@@ -7,6 +7,7 @@ autograd keeps for one micro-batch; the logits' share is bounded by how the loss
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PretrainedConfig
@@ -18,11 +19,26 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of the plan, and the option that changes it."""
+    """One part of the plan, the option that changes it, and the phase of a step that holds it."""
 
     name: str
     bytes: int
     option: str
+    phase: Literal["always", "rollouts", "update"] = "always"
+
+
+def peak_bytes(plan: list[Part]) -> int:
+    """Returns the most that is held at once: rollouts and update take turns."""
+    held = {phase: sum(part.bytes for part in parts) for phase, parts in by_phase(plan).items()}
+    return held["always"] + max(held["rollouts"], held["update"])
+
+
+def by_phase(plan: list[Part]) -> dict[str, list[Part]]:
+    """Returns the parts that are held always, in rollouts alone and in the update alone."""
+    return {
+        phase: [part for part in plan if part.phase == phase]
+        for phase in ("always", "rollouts", "update")
+    }
 
 
 def memory_plan(
@@ -34,8 +50,8 @@ def memory_plan(
 ) -> list[Part]:
     """Returns the parts; `context_tokens` is the longest prompt with its response.
 
-    The KV cache is planned for every slot at that length, or for what the other parts leave of the
-    `available` bytes: completions that do not fit wait. It is given back for the update.
+    The KV cache is planned for every slot at that length, or for what the other parts that
+    rollouts hold leave of the `available` bytes: completions that do not fit wait.
     """
     text = architecture.get_text_config()
     width = {"float32": 4, "bfloat16": 2}[config.run.dtype]
@@ -65,16 +81,18 @@ def memory_plan(
         Part("weights", parameters * width, "--model.path, --run.dtype"),
         *_optimizer_parts(config, parameters),
         Part("frozen start model", parameters * width * is_reference_kept, "--loss.kl none"),
-        Part("activations, about", tokens * per_token * width, "--optim.micro-batch-tokens"),
-        Part("logits peak, about", logits, "--rollout.slots"),
+        Part(
+            "activations, about", tokens * per_token * width, "--optim.micro-batch-tokens", "update"
+        ),
+        Part("logits peak, about", logits, "--rollout.slots", "rollouts"),
     ]
     kept = rows * context_tokens * cache
     if config.rollout.cache_gib:
         kept = min(kept, int(config.rollout.cache_gib * GIB))
     if available is not None:
-        left = available - sum(part.bytes for part in parts)
+        left = available - sum(part.bytes for part in parts if part.phase != "update")
         kept = min(kept, max(left, context_tokens * cache))
-    parts.append(Part("KV cache", kept, "--rollout.slots"))
+    parts.append(Part("KV cache", kept, "--rollout.slots", "rollouts"))
     return [part for part in parts if part.bytes]
 
 
@@ -88,7 +106,7 @@ def _optimizer_parts(config: Config, parameters: int) -> list[Part]:
     else:
         gradient, moments, copies, option = 2, 4, 0, "--model.path"
     return [
-        Part("gradients", parameters * gradient, option),
+        Part("gradients", parameters * gradient, option, "update"),
         Part("AdamW moments", parameters * moments, option),
         Part("fp32 copies of weights", parameters * copies, option),
     ]
@@ -112,9 +130,12 @@ def available_bytes(device: str) -> int | None:
 
 def check_fit(plan: list[Part], available: int | None, device: str) -> None:
     """Raises ConfigError naming the largest part and its option where the plan does not fit."""
-    total = sum(part.bytes for part in plan)
+    total = peak_bytes(plan)
     if available is not None and total > available:
-        largest = max(plan, key=lambda part: part.bytes)
+        # A smaller part of the phase that holds less would not help.
+        always, *phases = by_phase(plan).values()
+        fuller = max(phases, key=lambda parts: sum(part.bytes for part in parts))
+        largest = max(always + fuller, key=lambda part: part.bytes)
         raise ConfigError(
             f"the run needs about {readable(total)} on {device}, and {readable(available)} "
             f"are free; the largest part is {largest.name} ({readable(largest.bytes)}): "

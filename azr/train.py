@@ -238,7 +238,7 @@ def _dry_run(config: Config) -> int:
     """Prints the resolved configuration and the memory plan."""
     from azr import start
     from azr.log.dashboards import check_installed
-    from azr.memory import readable
+    from azr.memory import by_phase, peak_bytes, readable
     from azr.tasks import load_environment
 
     check_installed(config)
@@ -247,9 +247,10 @@ def _dry_run(config: Config) -> int:
     architecture, parameters, plan = start.plan_memory(config, load_environment(config.task))
     print(to_toml(config))
     print(f"# {architecture.model_type}, {parameters:,} parameters; memory plan:")
-    for part in plan:
-        print(f"#   {part.name:22s} {readable(part.bytes):>10s}   {part.option}")
-    print(f"#   {'total':22s} {readable(sum(part.bytes for part in plan)):>10s}")
+    for phase, parts in by_phase(plan).items():
+        for part in parts:
+            print(f"#   {phase:8s}  {part.name:22s} {readable(part.bytes):>10s}   {part.option}")
+    print(f"#   {'most at once':32s} {readable(peak_bytes(plan)):>10s}")
     return 0
 
 

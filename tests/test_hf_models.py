@@ -22,7 +22,7 @@ from transformers import (
 from azr.config import ConfigError, TaskConfig, load_toml, parse_command_line, preset_path
 from azr.evaluate import main as evaluate
 from azr.log.metrics import read_metrics
-from azr.memory import memory_plan
+from azr.memory import memory_plan, peak_bytes
 from azr.model.attention import arange_positions, head_weight, hidden_states
 from azr.model.load import load_architecture, load_model, load_tokenizer, pad_id, parameter_count
 from azr.tasks import load_environment
@@ -311,4 +311,4 @@ def test_the_prime_preset_fits_the_gpu_it_names():
     assert 3.0e9 < parameters < 3.2e9
     plan = memory_plan(config, QWEN25_3B, parameters, 1450)
     # An 80 GB card shows 79 GiB; 5 are left to the CUDA context and the allocator.
-    assert sum(part.bytes for part in plan) < 74 * 2**30
+    assert peak_bytes(plan) < 74 * 2**30

@@ -16,7 +16,16 @@ from azr.config import (
     RunConfig,
 )
 from azr.learner import Experience, Learner
-from azr.memory import GIB, Part, available_bytes, check_fit, memory_plan, readable
+from azr.memory import (
+    GIB,
+    Part,
+    available_bytes,
+    by_phase,
+    check_fit,
+    memory_plan,
+    peak_bytes,
+    readable,
+)
 from azr.model.attention.sdpa import Sdpa
 from azr.model.load import parameter_count
 from azr.rollout.cache import Geometry
@@ -105,7 +114,9 @@ def test_the_exact_parts_are_what_is_allocated(family, dtype, update):
 def test_the_cache_is_planned_for_what_is_left():
     model = plain_model()
     whole = plan_of(model)
-    rest = sum(part.bytes for name, part in whole.items() if name != "KV cache")
+    # The update's gradients and activations are not there yet.
+    rest = sum(part.bytes for part in whole.values() if part.phase == "always")
+    rest += whole["logits peak, about"].bytes
     wanted = whole["KV cache"].bytes
     row = wanted // CONFIG.rollout.slots
 
@@ -151,8 +162,24 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(family):
     assert 0.5 < measured / estimate < 2
 
 
+def test_rollouts_and_update_take_turns():
+    plan = [
+        Part("weights", 3 * GIB, "--model.path"),
+        Part("KV cache", 5 * GIB, "--rollout.slots", "rollouts"),
+        Part("logits", 1 * GIB, "--rollout.slots", "rollouts"),
+        Part("activations", 4 * GIB, "--optim.micro-batch-tokens", "update"),
+    ]
+    assert peak_bytes(plan) == 9 * GIB
+    assert peak_bytes(plan[:1]) == 3 * GIB
+    assert [len(parts) for parts in by_phase(plan).values()] == [1, 2, 1]
+
+
 def test_a_plan_that_does_not_fit_names_its_largest_part_and_the_option():
-    plan = [Part("weights", 3 * GIB, "--model.path"), Part("KV cache", 5 * GIB, "--rollout.slots")]
+    plan = [
+        Part("weights", 3 * GIB, "--model.path"),
+        Part("KV cache", 5 * GIB, "--rollout.slots", "rollouts"),
+        Part("activations", 4 * GIB, "--optim.micro-batch-tokens", "update"),
+    ]
     check_fit(plan, 8 * GIB, "cpu")
     check_fit(plan, None, "cpu")  # where nothing can be told
     with pytest.raises(ConfigError) as caught:
@@ -161,6 +188,10 @@ def test_a_plan_that_does_not_fit_names_its_largest_part_and_the_option():
         "the run needs about 8.0 GiB on cuda, and 8.0 GiB are free; the largest part is "
         "KV cache (5.0 GiB): change --rollout.slots"
     )
+    # A smaller cache would not help here, large as it is.
+    plan.append(Part("gradients", 2 * GIB, "--run.dtype bfloat16", "update"))
+    with pytest.raises(ConfigError, match="about 9.0 GiB.*activations.*micro-batch-tokens"):
+        check_fit(plan, 8 * GIB, "cuda")
 
 
 def test_a_smaller_option_makes_its_part_smaller():

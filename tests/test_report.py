@@ -81,7 +81,7 @@ def make_run(folder, steps=30, *, target=None, samples=True, preset="cpu-prime.t
         "azr": "0.1.0", "commit": "abc1234", "processor": "Chip & Co <9>", "cores": 2, "gpu": None,
         "python": "3.11.7", "torch": "2.13.0", "command": ["train.py", "--seed", "3"],
         "facts": {"preset": preset, "model": "qwen2"}, "universe": {types[0]: 80},
-        "memory_plan_bytes": {"weights": 2**20},
+        "memory_peak_bytes": 2**20,
     }  # fmt: skip
     (folder / "env.json").write_text(json.dumps(env))
     log = MetricsLog(folder / "metrics.jsonl")

@@ -229,7 +229,7 @@ def test_dry_run_prints_config_and_memory_plan_and_writes_nothing(tmp_path, caps
     root = tmp_path / "runs"
     assert main(["--dry-run", "--run.root", str(root), "--steps", "7"]) == 0
     out = capsys.readouterr().out
-    assert "steps = 7" in out and "weights" in out and "KV cache" in out and "total" in out
+    assert "steps = 7" in out and "weights" in out and "KV cache" in out and "most at once" in out
     config = out[: out.index("# qwen2")]
     (tmp_path / "printed.toml").write_text(config)
     assert load_toml(tmp_path / "printed.toml").steps == 7

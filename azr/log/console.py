@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from azr.accuracy import Accuracy
-from azr.memory import Part, readable
+from azr.memory import Part, by_phase, peak_bytes, readable
 
 PHASES = ("rollout", "verify", "update", "eval", "other")
 REFRESH_S = 0.25
@@ -69,9 +69,12 @@ class RunConsole:
         table = Table.grid(padding=(0, 2))
         for name, value in facts:
             table.add_row(Text(name, style="dim"), value)
-        total = sum(part.bytes for part in plan)
-        parts = ", ".join(f"{p.name} {readable(p.bytes)}" for p in plan)
-        table.add_row(Text("memory plan", style="dim"), f"{readable(total)}: {parts}")
+        parts = "; ".join(
+            f"{phase}: " + ", ".join(f"{p.name} {readable(p.bytes)}" for p in group)
+            for phase, group in by_phase(plan).items()
+            if group
+        )
+        table.add_row(Text("memory plan", style="dim"), f"{readable(peak_bytes(plan))}; {parts}")
         self.print(table)
 
     def start_table(self, results: Mapping[tuple[str, str], Accuracy], title: str) -> None:

@@ -20,7 +20,7 @@ from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
 from azr.log.run_dir import RunLock, create_run_dir, write_json
 from azr.machine import describe_machine
-from azr.memory import GIB, Part
+from azr.memory import GIB, Part, peak_bytes
 
 Accuracies = Mapping[tuple[str, str], Accuracy]
 
@@ -86,6 +86,7 @@ class RunLog:
                 "started": datetime.now().astimezone().isoformat(timespec="seconds"),
                 "facts": dict(facts),
                 "memory_plan_bytes": {part.name: part.bytes for part in plan},
+                "memory_peak_bytes": peak_bytes(plan),
                 "universe": self.universe,
             }
             write_json(self.run_dir / "env.json", environment)

@@ -261,9 +261,8 @@ def _facts(env: Mapping) -> list[tuple[str, str]]:
     facts.append(("versions", ", ".join(f"{v} {env[v]}" for v in versions if v in env)))
     if "platform" in env:
         facts.append(("platform", str(env["platform"])))
-    plan = dict(env.get("memory_plan_bytes") or {})
-    if plan:
-        facts.append(("memory plan", f"{sum(plan.values()) / 2**30:.2f} GiB"))
+    if env.get("memory_peak_bytes"):
+        facts.append(("memory plan", f"{env['memory_peak_bytes'] / 2**30:.2f} GiB"))
     if env.get("command"):
         facts.append(("command", " ".join(map(str, env["command"]))))
     return facts
