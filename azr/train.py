@@ -71,13 +71,19 @@ def run(
     from azr.log import RunLog
     from azr.log.dashboards import check_installed
     from azr.report import refresh
-    from azr.selfplay import seeding_metrics, write_seeds
+    from azr.selfplay import read_seeds, seeding_metrics, write_seeds
     from azr.tasks import load_environment
 
     check_installed(config)
     device = start.prepare_device(config)
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
+    given = []
+    if config.selfplay.seed_file and not resume:
+        # Read now, as long as runs/latest is an earlier run.
+        path = Path(config.selfplay.seed_file)
+        given = read_seeds(path, environment)
+        notes = [*notes, ("seed file", f"{len(given)} tasks, {path.resolve()}")]
     damaged: list[str] = []
     checkpoint = load_newest(resume, damaged.append) if resume else None
     architecture, parameters, plan = start.plan_memory(
@@ -118,7 +124,7 @@ def run(
             reference = start.frozen_copy(model) if config.loss.kl != "none" else None
             trainee = start.assemble(config, environment, model, tokenizer, reference)
             before = evaluate(config, environment, trainee.engine, tokenizer, 0)
-            seeding = trainee.selfplay.seed()
+            seeding = trainee.selfplay.seed(given)
             log.start(before, seeding_metrics(seeding))
             log.samples(0, seeding.tasks, seeding.rows)
             seeds = [task for _, _, task in seeding.tasks]

@@ -1,6 +1,5 @@
 """References across types, seeds from files, what could not be judged, and novelty rewards."""
 
-import dataclasses
 import math
 
 import pytest
@@ -181,9 +180,8 @@ def test_seed_files_are_read_back_and_wrong_lines_are_named(tmp_path):
     path = tmp_path / "seeds.jsonl"
     write_seeds(path, environment, [*tasks, held])
     assert read_seeds(path, environment) == tasks
-    config = changed(SMALL, selfplay__seed_file=str(path))
-    begun, _ = play(dataclasses.replace(config), lambda prompt, index, request: "4 4")
-    begun.seed()
+    begun, _ = play(SMALL, lambda prompt, index, request: "4 4")
+    begun.seed(read_seeds(path, environment))
     assert [e.task for e in begun.buffers["deduction"].entries()] == tasks[:5]
     path.write_text(path.read_text() + '{"type": "deduction"}\n')
     with pytest.raises(ConfigError, match=r"line 8: no task of this family"):

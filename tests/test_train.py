@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -207,6 +208,26 @@ def test_few_slots_and_small_micro_batches_change_nothing_but_rounding(finished,
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-3
 
 
+def test_seeds_of_the_latest_run_can_be_begun_with(finished, tmp_path):
+    # `latest` points to the new run by the time the buffers are filled, and has no seeds yet.
+    root = tmp_path / "runs"
+    shutil.copytree(finished[0].run_dir, root / "earlier", ignore=lambda *_: ["checkpoints"])
+    (root / "latest").symlink_to("earlier")
+    seeds = root / "latest" / "seeds.jsonl"
+    flags = ["--selfplay.seed-file", str(seeds), "--save.every", "1"]
+    summary = run(fast(root, "--steps", "1", *flags, "--seed", "3"))
+    expected = (root / "earlier" / "seeds.jsonl").read_text()
+    assert (root / "latest").resolve() == summary.run_dir.resolve()
+    assert (summary.run_dir / "seeds.jsonl").read_text() == expected
+    facts = json.loads((summary.run_dir / "env.json").read_text())["facts"]
+    assert facts["seed file"] == f"12 tasks, {(root / 'earlier' / 'seeds.jsonl').resolve()}"
+    # A resumed run has its seeds in the checkpoint: the same command goes on without the file.
+    shutil.rmtree(root / "earlier")
+    (summary.run_dir / "seeds.jsonl").unlink()
+    again = fast(root, "--steps", "2", *flags, "--seed", "3")
+    assert run(again, resume=summary.run_dir).step == 2
+
+
 def test_a_trained_folder_can_be_trained_on(finished, tmp_path):
     folder = finished[0].checkpoint / "hf"
     summary = run(fast(tmp_path, "--model", str(folder)))
@@ -244,6 +265,7 @@ def test_dry_run_prints_config_and_memory_plan_and_writes_nothing(tmp_path, caps
         (["--run.root", "/proc/nowhere"], "--run.root /proc/nowhere: cannot write there"),
         (["--rollout.slots", str(10**12), "--selfplay.estimate-samples", str(10**10)], "GiB"),
         (["--steps", "0"], "--steps 0"),
+        (["--selfplay.seed-file", "/nowhere/s.jsonl"], "--selfplay.seed-file /nowhere/s.jsonl"),
     ],
 )
 def test_what_cannot_run_leaves_with_code_2_and_one_line(flags, message, tmp_path, capsys):

@@ -4,7 +4,7 @@ from azr.selfplay.episode import ROLES, Episode, Seeding, StepResult
 from azr.selfplay.metrics import seeding_metrics
 from azr.selfplay.play import SelfPlay, response_tokens
 from azr.selfplay.prompts import prompt_limit
-from azr.selfplay.seeding import write_seeds
+from azr.selfplay.seeding import read_seeds, write_seeds
 
 __all__ = [
     "ROLES",
@@ -13,6 +13,7 @@ __all__ = [
     "SelfPlay",
     "StepResult",
     "prompt_limit",
+    "read_seeds",
     "response_tokens",
     "seeding_metrics",
     "write_seeds",

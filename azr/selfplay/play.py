@@ -26,7 +26,7 @@ from azr.selfplay.metrics import mean, step_metrics
 from azr.selfplay.prompts import Prompts
 from azr.selfplay.references import ReferencePool
 from azr.selfplay.seeding import fill_buffers
-from azr.tasks import Answer, Environment, Grade, Proposal, Verdict
+from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
 from azr.text import end_ids, response_texts
 
@@ -61,14 +61,16 @@ class SelfPlay:
         self.recent_keys: list[str] = []
         """Keys of the last RECENT valid proposals of all types, oldest first."""
 
-    def seed(self) -> Seeding:
-        """Fills the buffers before the first update."""
+    def seed(self, given: Sequence[Task] = ()) -> Seeding:
+        """Fills the buffers before the first update, with the tasks of a seed file if given."""
 
         def propose(number: int, types: list[str]) -> list[Episode]:
             # Round r of seeding is step -r: its draws are nobody else's.
             return self._propose(-number, types, Seconds())
 
-        return fill_buffers(self.config, self.environment, self.buffers, self.prompts.fits, propose)
+        return fill_buffers(
+            self.config, self.environment, self.buffers, self.prompts.fits, propose, given
+        )
 
     # State for an exact resume
 

@@ -19,11 +19,12 @@ def fill_buffers(
     buffers: dict[str, TaskBuffer],
     fits: Callable[[Sequence[Task]], list[bool]],
     propose: Callable[[int, list[str]], list[Episode]],
+    given: Sequence[Task] = (),
 ) -> Seeding:
     """Returns what filled the buffers, with `seed_tasks` tasks each, before the first update.
 
-    In this order: the family's first tasks, those of `seed_file`, what the model proposes in at
-    most `seed_rounds` rounds without any update (`propose(round, types)`; with `seed_source =
+    In this order: the family's first tasks, those `given` (of a seed file), what the model proposes
+    in at most `seed_rounds` rounds without any update (`propose(round, types)`; with `seed_source =
     "model"`), and what the environment draws for what is still missing. `fits` tells the tasks
     whose prompts are short enough.
     """
@@ -42,11 +43,9 @@ def fill_buffers(
     def short() -> list[str]:
         return [t for t, buffer in buffers.items() if len(buffer) < c.seed_tasks]
 
-    given = [t for tasks in environment.first_tasks().values() for t in tasks]
-    if c.seed_file:
-        given += read_seeds(Path(c.seed_file), environment)
-    given = [task for task in given if task.type in buffers]
-    for task in itertools.compress(given, fits(given)):
+    first = [t for tasks in environment.first_tasks().values() for t in tasks]
+    first = [task for task in (*first, *given) if task.type in buffers]
+    for task in itertools.compress(first, fits(first)):
         add(task, environment.key(task))
     for number in range(1, (c.seed_rounds if c.seed_source == "model" else 0) + 1):
         if not short():
