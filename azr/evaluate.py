@@ -125,6 +125,7 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
     device = start.prepare_device(config)
     config, _ = start.settle_style(config)
     environment = load_environment(config.task)
+    environment.open()
 
     def graded(model: str, step: int):
         at = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
@@ -203,7 +204,7 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
                 config, suite, style, engine, tokenizer, sandbox, journal, show_progress
             )
     except SandboxError as error:
-        raise RunError(f"--suite needs the sandbox: {error}") from error
+        raise RunError(f"--suite needs the sandbox: {error}; see `python -m azr.doctor`") from error
     finally:
         journal.close()
     print_suite(results, subject.model, suite, failing)

@@ -78,6 +78,7 @@ def run(
     device = start.prepare_device(config)
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
+    environment.open()
     given = []
     if config.selfplay.seed_file and not resume:
         # Read now, as long as runs/latest is an earlier run.

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from azr.config import TaskConfig, parse_command_line
+from azr.evaluate import main as evaluate_main
 from azr.keys import generator
 from azr.log.metrics import read_metrics
+from azr.sandbox import SandboxError
 from azr.selfplay.seeding import read_seeds
 from azr.tasks import load_environment
 from azr.tasks.program.normal import digest
@@ -97,6 +99,24 @@ def test_seeds_are_kept_and_can_be_begun_with(preset, tmp_path):
     flags = ["--steps", "1", "--run.root", str(tmp_path), "--selfplay.seed-file", str(seeds)]
     begun = run(parse_command_line([*CPU, *flags, "--warmup.steps", "1"]).config)
     assert (begun.run_dir / "seeds.jsonl").read_text() == seeds.read_text()
+
+
+def test_without_a_sandbox_both_commands_say_so_and_write_nothing(
+    preset, tmp_path, monkeypatch, capsys
+):
+    def refuse(**options):
+        raise SandboxError("a zygote of the sandbox does not start: OSError")
+
+    monkeypatch.setattr("azr.tasks.program.execution.Sandbox", refuse)
+    root = tmp_path / "runs"
+    for command in (
+        lambda: main([*CPU, "--run.root", str(root)]),
+        lambda: evaluate_main([str(preset[0].run_dir), "--out", str(root / "x.json")]),
+    ):
+        assert command() == 1
+        error = capsys.readouterr().err
+        assert "--env program needs the sandbox: a zygote" in error and "azr.doctor" in error
+        assert error.count("\n") == 1 and not root.exists()
 
 
 @pytest.mark.soak

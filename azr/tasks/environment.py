@@ -123,6 +123,10 @@ class Environment(Protocol):
 
     # What follows has defaults in FamilyDefaults.
 
+    def open(self) -> None:
+        """Starts the processes that the family needs; raises RunError where it cannot."""
+        ...
+
     def reference_source(self, task_type: str) -> References:
         """Returns which tasks the proposer of a type is shown."""
         ...
@@ -150,6 +154,9 @@ class Environment(Protocol):
 
 class FamilyDefaults:
     """What most families need not say. Every family derives from it, or from `TaskFamily`."""
+
+    def open(self) -> None:
+        """Does nothing."""
 
     def reference_source(self, task_type: str) -> References:
         """Returns K tasks of the same type."""

@@ -249,6 +249,10 @@ class ProgramEnvironment(FamilyDefaults):
         """Returns `sandbox/*`."""
         return self._executor.metrics()
 
+    def open(self) -> None:
+        """Starts the sandbox; raises RunError where it cannot be used."""
+        self._executor.open()
+
     def close(self) -> None:
         """Ends the sandbox."""
         self._executor.close()

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from azr.sandbox import Job, Label, Limits, Result, Sandbox
+from azr.errors import RunError
+from azr.sandbox import Job, Label, Limits, Result, Sandbox, SandboxError
 from azr.tasks.program.normal import UnreadableCode, parse_module
 from azr.tasks.program.values import MAX_NESTING
 
@@ -35,7 +36,7 @@ class Deferred(Future):
 
 
 class Executor:
-    """Runs programs in the sandbox, which starts with the first of them.
+    """Runs programs in the sandbox, which starts with the first of them if not before.
 
     The same program on the same input is run once, as long as it is remembered: results are those
     of a deterministic machine, or statuses that say otherwise. A failure of the sandbox itself is
@@ -116,14 +117,23 @@ class Executor:
         found["sandbox/rss_max_bytes"] = float(stats.get("rss_bytes/max", 0))
         return found
 
+    def open(self) -> None:
+        """Starts the sandbox; raises RunError where it cannot be used."""
+        if self._sandbox is None:
+            try:
+                self._sandbox = Sandbox(workers=self._workers, limits=self._limits)
+            except SandboxError as error:
+                raise RunError(
+                    f"--env program needs the sandbox: {error}; see `python -m azr.doctor`"
+                ) from error
+
     def close(self) -> None:
         """Ends the sandbox, if it was started."""
         if self._sandbox:
             self._sandbox.close()
 
     def _box(self) -> Sandbox:
-        if self._sandbox is None:
-            self._sandbox = Sandbox(workers=self._workers, limits=self._limits)
+        self.open()
         return self._sandbox
 
 
