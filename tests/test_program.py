@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from azr.config import ConfigError, ProgramConfig, TaskConfig
 from azr.keys import generator
+from azr.selfplay.seeding import read_seeds, write_seeds
 from azr.tasks import Answer, Proposal, Task, load_environment
 from azr.tasks.program import ProgramProblem, compact, compact_format, grammar
 from azr.tasks.program.execution import keeps_nothing
@@ -196,6 +197,14 @@ def test_a_key_tells_program_and_inputs_and_nothing_else(text):
     ]
     assert text.key(one) == text.key(same)
     assert len({text.key(t) for t in (one, *others)}) == 4
+    # Named inputs tell parameters apart.
+    pair = [
+        task("deduction", f"def f({a}, {b}): return {a} - {b}", ["a=1, b=2"], [output])
+        for a, b, output in (("a", "b", "-1"), ("b", "a", "1"))
+    ]
+    assert text.key(pair[0]) != text.key(pair[1])
+    quoted = [task("deduction", f"def f({name}): return {name}", ["'='"], ["'='"]) for name in "ab"]
+    assert text.key(quoted[0]) == text.key(quoted[1])
 
 
 # What is right
@@ -281,10 +290,15 @@ def bombs(random, count):
         "```", "\n", "3", "[", "(", "{", "]", "def f(a):", "return a", "'", '"""', "\\", "\x00",
         "\ud800", "𝔘", "Assistant:", "f(", "lambda: 3", "-", "9" * 5_000, "[" * 3_000, "'a' " * 400,
     ]  # fmt: skip
+    long_numbers = ["0x" + "f" * 5_000, "9" * 400 + "+1j", "[-0o" + "7" * 6_000 + "]"]
     for n in range(count):
+        number = random.choice(long_numbers)
+        blocks = [block("output", number), block("input", number), block("message", "m")]
+        blocks.append(block("python", f"def f(a, b=0): return {number}"))
         body = "".join(random.choices(pieces, k=random.choice((0, 1, 3, 9, 30))))
         wrapped = [body, envelope(body), envelope(block("output", body + "[")), body * 40]
-        yield wrapped[n % 4]
+        wrapped += [envelope(blocks[n // 8 % 2]), envelope("\n".join(random.sample(blocks, 3)))]
+        yield wrapped[n % 6]
 
 
 def test_a_thousand_malformed_answers_crash_nothing_and_pay_nothing(text, tiny):
@@ -447,7 +461,7 @@ def test_evaluation_tasks_are_fixed_in_their_split_and_expressible(tiny):
     again.close()
 
 
-def test_tasks_survive_their_json_and_wrong_json_is_refused(tiny, text):
+def test_tasks_survive_their_json_and_wrong_json_is_refused(tiny, text, tmp_path):
     for tasks in tiny.seed_tasks(generator("json"), 5).values():
         for t in tasks:
             assert tiny.from_json(json.loads(json.dumps(tiny.to_json(t)))) == t
@@ -455,10 +469,16 @@ def test_tasks_survive_their_json_and_wrong_json_is_refused(tiny, text):
         assert text.from_json(json.loads(json.dumps(text.to_json(t)))) == t
     good = {"type": "deduction", "code": ADD, "inputs": ["1"], "outputs": ["1"]}
     assert text.from_json(good)
+    odd = [task("deduction", ADD, [f"'{c}'"], [f"'{c}'"]) for c in "\u2028\x85\x1e"]
+    write_seeds(tmp_path / "seeds.jsonl", text, odd)  # none of them ends a line
+    assert read_seeds(tmp_path / "seeds.jsonl", text) == [
+        t for t in odd if text.split(t) == "train"
+    ]
     for wrong in (
         {"type": "x"}, {"inputs": []}, {"inputs": ["x"]}, {"outputs": ["f(1)"]},
         {"outputs": ["None"]}, {"code": "def g(): pass"}, {"code": "import os\n" + ADD},
-        {"inputs": 3}, {"outputs": ["1", "2"]}, {"message": 4}, {"code": None},
+        {"inputs": 3}, {"inputs": "1"}, {"outputs": "1"}, {"outputs": ["1", "2"]}, {"message": 4},
+        {"code": None},
     ):  # fmt: skip
         with pytest.raises(ValueError, match="not a program task"):
             text.from_json(good | wrong)

@@ -80,7 +80,7 @@ def read_seeds(path: Path, environment: Environment) -> list[Task]:
     Raises ConfigError naming the line that holds no task of the family.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--selfplay.seed-file {path}: {error}") from error
     tasks = []

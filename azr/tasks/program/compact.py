@@ -15,6 +15,8 @@ means is the Python text beside it, and nothing else.
 import ast
 import functools
 
+from azr.tasks.program.values import NoLiteral, read_literal
+
 VARIABLES = ("a", "b", "c")
 DIGITS = tuple("01234")
 LETTERS = ("'h'", "'e'", "'l'", "'o'")
@@ -149,8 +151,8 @@ def _is_item(value: object) -> bool:
 def write_literal(text: str) -> str:
     """Returns the compact text of a Python literal; raises Inexpressible where there is none."""
     try:
-        return write_value(ast.literal_eval(text))
-    except (SyntaxError, ValueError) as error:
+        return write_value(read_literal(text))
+    except NoLiteral as error:
         raise Inexpressible(f"no compact text for {text!r:.80}") from error
 
 

@@ -17,7 +17,7 @@ from azr.tasks.program import chances, compact_format, drawing, text_format
 from azr.tasks.program.execution import Deferred, Executor
 from azr.tasks.program.grading import Grading
 from azr.tasks.program.measures import ast_distance, complexity, lines
-from azr.tasks.program.normal import digest
+from azr.tasks.program.normal import digest, parameters
 from azr.tasks.program.records import (
     ABDUCTION,
     DEDUCTION,
@@ -27,7 +27,12 @@ from azr.tasks.program.records import (
 )
 from azr.tasks.program.screening import reject_program
 from azr.tasks.program.validation import Validation
-from azr.tasks.program.values import NoLiteral, read_arguments, read_literal
+from azr.tasks.program.values import (
+    NoLiteral,
+    names_parameters,
+    read_arguments,
+    read_literal,
+)
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 HOLDOUT_FRACTION = 0.1
@@ -162,8 +167,13 @@ class ProgramEnvironment(FamilyDefaults):
     # Tasks
 
     def key(self, task: Task) -> str:
-        """Returns the type, the program's normal form and the inputs."""
-        return f"{task.type} {digest(task.problem.code)} {' ; '.join(task.problem.inputs)}"
+        """Returns the type, the program's normal form and the inputs.
+
+        Where these pass arguments by name, the parameters' names count as well.
+        """
+        q = task.problem
+        names = parameters(q.code) if any(map(names_parameters, q.inputs)) else []
+        return " ".join([task.type, digest(q.code), " ; ".join(q.inputs), *names])
 
     def split(self, task: Task) -> str:
         """Returns "train" or "heldout_program"."""
@@ -276,8 +286,8 @@ class ProgramEnvironment(FamilyDefaults):
                 data["type"],
                 ProgramProblem(
                     data["code"],
-                    tuple(map(read_arguments, data["inputs"])),
-                    tuple(data["outputs"]),
+                    tuple(map(read_arguments, _text_list(data["inputs"]))),
+                    tuple(_text_list(data["outputs"])),
                     data.get("message", ""),
                 ),
             )
@@ -311,5 +321,11 @@ def _random(rng: np.random.Generator) -> Random:
 
 
 @functools.lru_cache(maxsize=1 << 16)
+def _text_list(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"no list of texts: {value!r}")
+    return value
+
+
 def _is_train(code: str) -> bool:
     return make_key(HOLDOUT_SALT, digest(code)) / 2**64 >= HOLDOUT_FRACTION

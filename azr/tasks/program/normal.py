@@ -5,6 +5,8 @@ import functools
 import hashlib
 import sys
 
+from azr.tasks.program.values import UNWRITTEN
+
 MAX_CODE_CHARS = 8_000
 MAX_DEPTH = 100
 DUMP = {"show_empty": True} if sys.version_info >= (3, 13) else {}
@@ -19,7 +21,8 @@ def parse_module(code: str) -> ast.Module:
     """Returns the syntax tree; raises UnreadableCode, and nothing else, for any text.
 
     Length and nesting are bounded before and after the parser sees the text: CPython's own parser
-    answers a deep nest with MemoryError or RecursionError, and a null byte with ValueError.
+    answers a deep nest with MemoryError or RecursionError, and a null byte with ValueError. An
+    integer of more digits than Python writes, 0xff..., would make the tree one without a text.
     """
     if len(code) > MAX_CODE_CHARS:
         raise UnreadableCode("too long")
@@ -29,6 +32,9 @@ def parse_module(code: str) -> ast.Module:
         raise UnreadableCode(type(error).__name__) from None
     if depth(tree) > MAX_DEPTH:
         raise UnreadableCode("too deep")
+    numbers = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    if any(isinstance(number, int) and number >= UNWRITTEN for number in numbers):
+        raise UnreadableCode("too long a number")
     return tree
 
 
@@ -45,15 +51,19 @@ def depth(tree: ast.AST) -> int:
 def normal_form(code: str) -> str:
     """Returns a text that two programs share if they differ in names, comments and layout alone.
 
-    Names that the program binds are numbered in the order of their first appearance, except `f`;
-    docstrings are dropped. Free names, attributes and keywords stay as they are. The text is the
+    Names that the program binds are numbered in the order of their first appearance, except `f`
+    and those that it can tell apart: members of classes and names by which calls pass arguments.
+    Docstrings are dropped. Free names, attributes and keywords stay as they are. The text is the
     same under every version of Python: hold-outs go by it. Raises UnreadableCode.
+
+    Programs that look their own names up as texts, `globals()["g"]`, may share one all the same.
     """
     tree = parse_module(code)
+    kept = {"f"}.union(*map(_told_apart, ast.walk(tree)))
     numbers: dict[str, str] = {}
     for node in ast.walk(tree):
         for name in _bound_names(node):
-            if name != "f":
+            if name not in kept:
                 # No identifier: it cannot be confused with a free name.
                 numbers.setdefault(name, f"%{len(numbers)}")
     for node in ast.walk(tree):
@@ -73,6 +83,13 @@ def digest(code: str) -> str:
     ).hexdigest()
 
 
+def parameters(code: str) -> list[str]:
+    """Returns the names of the parameters of the program's `f`; raises UnreadableCode."""
+    tree = parse_module(code)
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "f"]
+    return [n.arg for n in ast.walk(functions[-1].args) if isinstance(n, ast.arg)]
+
+
 def _bound_names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
         return [node.id]
@@ -85,6 +102,20 @@ def _bound_names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.alias) and node.asname:
         return [node.asname]
     return []
+
+
+def _told_apart(node: ast.AST) -> list[str]:
+    """Returns the names that a call passes arguments by, or that a class binds in its body."""
+    if isinstance(node, ast.keyword) and node.arg:
+        return [node.arg]
+    names: list[str] = []
+    inner = list(node.body) if isinstance(node, ast.ClassDef) else []
+    while inner:
+        part = inner.pop()
+        names += _bound_names(part)
+        if not isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            inner += ast.iter_child_nodes(part)
+    return names
 
 
 def _rename(node: ast.AST, numbers: dict[str, str]) -> None:

@@ -11,9 +11,13 @@ import warnings
 
 MAX_CHARS = 8_000
 MAX_NESTING = 32
+UNWRITTEN = 10**4300
+"""The least integer that Python does not write in decimal; it reads such a one in hexadecimal."""
 
 _OPENING, _BRACKETS = "([{", re.compile(r"[][(){}]")
-_PARSE_ERRORS = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+_PARSE_ERRORS = (
+    SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError,
+)  # fmt: skip
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -61,15 +65,23 @@ def read_arguments(text: str) -> str:
     return ", ".join([*parts, *(f"{name}={write_literal(v)}" for name, v in named.items())])
 
 
+def names_parameters(text: str) -> bool:
+    """Returns whether an argument list of `read_arguments` passes any argument by name."""
+    return "=" in text and bool(_expression(f"f({text})").keywords)
+
+
 def write_literal(value: object) -> str:
     """Returns a text that reads back as an equal value, the same one for equal sets.
 
-    Raises NoLiteral for what has none: infinity, NaN, and anything that is no plain value.
+    Raises NoLiteral for what has none: infinity, NaN, integers of more digits than Python writes,
+    and anything that is no plain value.
     """
     if type(value) in (list, tuple, set, dict):
         return _write_container(value)
     if type(value) not in _SCALARS:
         raise NoLiteral("no plain value")
+    if isinstance(value, int) and abs(value) >= UNWRITTEN:
+        raise NoLiteral("too long a number")
     text = repr(value)
     if isinstance(value, float | complex) and ("inf" in text or "nan" in text):
         raise NoLiteral("no literal writes it")
@@ -119,4 +131,6 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    if isinstance(value, int):
+        return abs(value) < UNWRITTEN
     return isinstance(value, _SCALARS)
