@@ -320,12 +320,12 @@ def _random(rng: np.random.Generator) -> Random:
     return Random(int(rng.integers(2**62)))
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def _text_list(value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"no list of texts: {value!r}")
     return value
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _is_train(code: str) -> bool:
     return make_key(HOLDOUT_SALT, digest(code)) / 2**64 >= HOLDOUT_FRACTION
