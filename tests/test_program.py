@@ -469,7 +469,10 @@ def test_tasks_survive_their_json_and_wrong_json_is_refused(tiny, text, tmp_path
         assert text.from_json(json.loads(json.dumps(text.to_json(t)))) == t
     good = {"type": "deduction", "code": ADD, "inputs": ["1"], "outputs": ["1"]}
     assert text.from_json(good)
-    odd = [task("deduction", ADD, [f"'{c}'"], [f"'{c}'"]) for c in "\u2028\x85\x1e"]
+    odd = [
+        task("deduction", f"def f(a): return '{c}', {n}", ["1"], ["1"])
+        for n, c in enumerate("\u2028\x85\x1e" * 3)
+    ]
     write_seeds(tmp_path / "seeds.jsonl", text, odd)  # none of them ends a line
     assert read_seeds(tmp_path / "seeds.jsonl", text) == [
         t for t in odd if text.split(t) == "train"
