@@ -470,7 +470,7 @@ def test_tasks_survive_their_json_and_wrong_json_is_refused(tiny, text, tmp_path
     good = {"type": "deduction", "code": ADD, "inputs": ["1"], "outputs": ["1"]}
     assert text.from_json(good)
     odd = [
-        task("deduction", f"def f(a): return '{c}', {n}", ["1"], ["1"])
+        task("deduction", f"def f(a): return '{c}', {n}", ["1"], ["1"], "")
         for n, c in enumerate("\u2028\x85\x1e" * 3)
     ]
     write_seeds(tmp_path / "seeds.jsonl", text, odd)  # none of them ends a line
