@@ -13,11 +13,16 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DiffLlamaConfig,
+    DogeConfig,
     GPT2Config,
     GraniteConfig,
     MistralConfig,
+    MptConfig,
+    NemotronConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    StableLmConfig,
 )
 
 from azr.config import ConfigError, ModelConfig, TaskConfig, WarmupConfig
@@ -195,6 +200,18 @@ TINY = dict(
         ),
         (GraniteConfig(**TINY, logits_scaling=8.0), "granite: logits_scaling=8.0 is not supported"),
         (CohereConfig(**TINY, logit_scale=0.0625), "cohere: logit_scale=0.0625 is not supported"),
+        # Attention in code of their own; two calls a layer; a mask learned from the values.
+        (NemotronConfig(**TINY), "nemotron: 2 layers call .* attention interface 0 times"),
+        (StableLmConfig(**TINY), "stablelm: 2 layers call .* attention interface 0 times"),
+        (
+            DiffLlamaConfig(**(TINY | dict(num_key_value_heads=2))),
+            "diffllama: 2 layers call .* attention interface 4 times",
+        ),
+        (
+            MptConfig(vocab_size=32, d_model=16, n_heads=2, n_layers=2),
+            "mpt: 2 layers call .* attention interface 0 times",
+        ),
+        (DogeConfig(**TINY), "DogeAttention makes a mask of its own"),
     ],
 )
 def test_a_model_that_would_be_computed_wrongly_is_refused_by_name(config, message):
@@ -220,6 +237,21 @@ def test_the_same_families_without_those_options_are_served(config):
     with torch.no_grad():
         hidden = hidden_states(model, ids, arange_positions(ids))
         assert (hidden @ head_weight(model).T - plain(input_ids=ids).logits).abs().max() < 1e-5
+
+
+def test_a_model_that_attends_by_itself_is_not_computed():
+    ids = torch.tensor([[3, 4, 5]])
+    with pytest.raises(ValueError, match="Qwen2ForCausalLM attends by 'sdpa'; call azr.model"):
+        hidden_states(plain_model(), ids, arange_positions(ids))
+
+
+def test_preparing_a_model_leaves_its_mode_and_the_random_numbers_alone():
+    config = GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1)
+    model = AutoModelForCausalLM.from_config(config).train()
+    before = torch.get_rng_state()
+    use_azr_attention(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(module.training for module in model.modules())
 
 
 def test_a_head_with_a_bias_is_refused():

@@ -154,12 +154,13 @@ def load_model(
             f"--model {path}: its tokenizer has {len(tokenizer)} tokens and its embedding {rows} "
             "rows: they were not made for one another; take both from one place"
         )
+    model = model.to(device)  # first, since the check of its attention computes
     try:
         use_azr_attention(model)
         head_weight(model)
     except ValueError as error:
         raise ConfigError(f"--model {path}: {error}") from error
-    return model.to(device), tokenizer
+    return model, tokenizer
 
 
 def _check_kind(path: str, model: PreTrainedModel) -> None:

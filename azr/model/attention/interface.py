@@ -49,13 +49,19 @@ def attention_forward(
 
     G key-value heads serve H query heads (H a multiple of G). Without `attend` the rows attend
     causally to themselves, padding on the right being seen by no real token. The mask is not
-    read: see `hidden_states`. Raises ValueError for dropout where `attend` is given.
+    read: see `hidden_states`. Raises ValueError for dropout, or for a mask that a layer has made,
+    where `attend` is given.
     """
     if attend is not None:
         if dropout:
             raise ValueError(
                 f"attention_dropout {dropout}: packed rows attend without dropout; set it to 0 in "
                 "the model's configuration"
+            )
+        if attention_mask is not None and attention_mask.numel() > 1:
+            raise ValueError(
+                f"{type(module).__name__} makes a mask of its own, which is not supported; use a "
+                "model with standard attention"
             )
         q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (q_BHTK, k_BGTK, v_BGTK))
         return attend(module.layer_idx, q_THK, k_TGK, v_TGK, scaling)[None], None
@@ -73,8 +79,9 @@ def use_azr_attention(model: PreTrainedModel) -> None:
     """Makes `model` attend through `attention_forward`.
 
     Raises ValueError for a model that would silently compute something else here, by name: one
-    with sliding-window or chunked layers, which would attend to more than they were trained to, or
-    one that scales or caps its logits after the head, or its attention scores.
+    with sliding-window or chunked layers, which would attend to more than they were trained to,
+    one that scales or caps its logits after the head, or its attention scores, or one that does
+    not attend once a layer by the function it is given.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
@@ -95,13 +102,62 @@ def use_azr_attention(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, attention_forward)
     # No mask is ever built: a cache knows the visible keys, packed rows know their ends.
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
+    try:
+        _check_calls(model)
+    except Exception:
+        model.set_attn_implementation(before)
+        raise
+
+
+def check_azr_attention(model: PreTrainedModel) -> None:
+    """Raises ValueError for a model that attends by itself: it would not see the KV cache."""
+    if model.config._attn_implementation != NAME:
+        raise ValueError(
+            f"{type(model).__name__} attends by {model.config._attn_implementation!r}; call "
+            "azr.model.attention.use_azr_attention(model) first"
+        )
+
+
+@torch.no_grad()
+def _check_calls(model: PreTrainedModel) -> None:
+    """Raises ValueError unless each layer of `model` attends once, through `attention_forward`.
+
+    Some families accept the name and attend in their own code all the same; some call twice a
+    layer, and the second call would overwrite the first in a KV cache. A forward of two tokens
+    tells, in eval mode: dropout would draw from the global generator.
+    """
+    calls: list[int] = []
+
+    def count(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float) -> Tensor:
+        calls.append(layer)
+        return v_TGK.new_zeros((*q_THK.shape[:2], v_TGK.shape[2]))
+
+    if model.config._attn_implementation == NAME:
+        device = model.get_input_embeddings().weight.device
+        ids_12 = torch.zeros((1, 2), dtype=torch.int64, device=device)
+        was_training = model.training
+        try:
+            hidden_states(model.eval(), ids_12, arange_positions(ids_12), count)
+        finally:
+            model.train(was_training)
+    layers = model.config.get_text_config().num_hidden_layers
+    if sorted(calls) != list(range(layers)):
+        raise ValueError(
+            f"{model.config.model_type}: {layers} layers call transformers' attention interface "
+            f"{len(calls)} times; use a model whose layers each attend through it once"
+        )
 
 
 def hidden_states(
     model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor, attend: Attend | None = None
 ) -> Tensor:
-    """Returns the last hidden states [B, T, D] of the decoder, before the language-model head."""
+    """Returns the last hidden states [B, T, D] of the decoder, before the language-model head.
+
+    Raises ValueError for a model that `use_azr_attention` has not prepared.
+    """
+    check_azr_attention(model)
     # Before it asks for a mask, transformers looks for packed rows in the positions: work on the
     # host that waits for the device. A mask that is four-dimensional already spares that; the
     # attention function never reads it.
