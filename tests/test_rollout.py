@@ -446,3 +446,8 @@ def test_a_request_that_cannot_be_served_is_refused_before_any_work(request_opti
 def test_an_engine_needs_a_slot():
     with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
         RolloutEngine(azr_model(SMALL), slots=0)
+
+
+def test_an_engine_needs_a_prepared_model():
+    with pytest.raises(ValueError, match="'sdpa'; call azr.model.attention.use_azr_attention"):
+        RolloutEngine(SMALL, slots=2)

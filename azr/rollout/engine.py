@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from azr.model.attention import choose, head_weight, hidden_states
+from azr.model.attention import check_azr_attention, choose, head_weight, hidden_states
 from azr.rollout.cache import Geometry
 from azr.rollout.graphs import StepGraphs, bucket, is_capturable
 from azr.rollout.history import History, Outcome
@@ -57,6 +57,7 @@ class RolloutEngine:
     ):
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
+        check_azr_attention(model)
         self.model, self.slots, self.pad_id, self.decode = model, slots, pad_id, decode
         self.device = head_weight(model).device
         self.geometry = Geometry.of(model.config, head_weight(model).dtype)
