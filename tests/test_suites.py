@@ -1,6 +1,7 @@
 """Suites of other people's tasks: layouts, prompts, and grading in the sandbox."""
 
 import itertools
+import json
 from concurrent.futures import Future
 
 import pytest
@@ -40,6 +41,9 @@ def test_layouts_are_told_apart_by_their_fields(tmp_path):
     assert {i.id for i in load_suite(write(tmp_path / "n.jsonl", nameless)).items} == {
         "row_0", "row_1", "row_2",
     }  # fmt: skip
+    nameless = [{k: v for k, v in row.items() if k != "task_id"} for row in HUMAN]
+    items = load_suite(write(tmp_path / "n.jsonl", nameless)).items
+    assert [i.id for i in items] == ["row_0", "row_1"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,11 @@ def test_layouts_are_told_apart_by_their_fields(tmp_path):
         ([CRUX[0], {"code": "x", "input": "1"}], "line 2: output must be a string"),
         ([CRUX[0] | {"input": 3}], "line 1: input must be a string"),
         ([CRUX[0] | {"output": "f(3)"}], "line 1: output is no Python literal"),
-        ([CRUX[0], CRUX[0]], "two rows have one id"),
+        ([CRUX[0] | {"output": "0x" + "f" * 5000}], "output is no Python literal .no plain value"),
+        ([CRUX[0] | {"output": "[" + "1, " * 3000 + "]"}], "longer than 8000 characters"),
+        ([CRUX[0] | {"code": "'\ud800'"}], "line 1: code is no text in UTF-8: surrogates"),
+        ([CRUX[0] | {"id": "\udfff"}], "line 1: id is no text in UTF-8"),
+        ([CRUX[0], CRUX[1], CRUX[0]], "line 3: id 'a' is that of line 1, too"),
         ([HUMAN[0] | {"test": "assert triple(1) == 3"}], "no function check"),
         ([HUMAN[0] | {"test": "def check("}], "test is no Python"),
         ([HUMAN[0] | {"entry_point": "f()"}], "entry_point is no name"),
@@ -63,9 +71,16 @@ def test_a_file_in_no_layout_is_refused_by_line_and_field(tmp_path, rows, messag
 
 
 def test_a_file_that_is_no_json_is_refused(tmp_path):
-    for data in (b"{", b"\xff\xfe", b"[" * 100_000):
+    good = json.dumps(CRUX[0]).encode()
+    for data, message in (
+        (b"{", "line 1: no JSON: Expecting property name"),
+        (b"\xff\xfe", "not JSON lines in UTF-8"),
+        (good + b"\n\n" + b"[" * 100_000, "line 3: no JSON"),
+        (good + b"\n{'a': 1}\n", "line 2: no JSON: Expecting property name"),
+        (good + b"\n[1]\n", "line 2: needs one JSON object a line"),
+    ):
         (tmp_path / "x.jsonl").write_bytes(data)
-        with pytest.raises(ConfigError, match="not JSON lines"):
+        with pytest.raises(ConfigError, match=message):
             load_suite(tmp_path / "x.jsonl")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_suite(tmp_path / "nothing.jsonl")
@@ -176,6 +191,28 @@ def test_only_a_function_that_passes_its_test_is_correct(sandbox, name):
     item = Completion("T", PROMPT, "triple", TEST)
     (got,) = grade_answers(sandbox, [(item, f"{PROMPT}    {body}\n")])
     assert (got.reason or got.outcome) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "check"),
+    [
+        ("{1: 2, n: 4}.keys()", "set(got) == got == {1, 3}"),
+        ("{1: 2, n: 4}.items()", "got == {(1, 2), (3, 4)} and list(got) == [(1, 2), (3, 4)]"),
+        ("{1: 2, n: 4}.values()", "list(got) == [2, 4]"),
+        ("enumerate([n])", "next(got) == (0, 3)"),
+        ("bytearray([n])", "got == b'\\x03'"),
+        ("__import__('collections').deque([1, n], 2)", "got.popleft() == 1 and got.maxlen == 2"),
+        ("__import__('collections').Counter([n, n])", "got == {3: 2}"),
+        ("frozenset([n])", "got == {3}"),
+        ("(i for i in [n])", "list(got) == [3]"),
+    ],
+)
+def test_values_of_all_built_in_kinds_can_be_returned(sandbox, value, check):
+    test = f"def check(candidate):\n    got = candidate(3)\n    assert {check}\n"
+    item = Completion("T", "def g(n):\n", "g", test)
+    right = f"def g(n):\n    return {value}\n"
+    (got,) = grade_answers(sandbox, [(item, right)])
+    assert (got.reason or got.outcome) == "correct"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
     CRUXEval     code, input, output [, id]           two items a row: predict the output, and
                                                       an input that gives the output
-    HumanEval    prompt, entry_point, test, task_id   one item a row: complete the function
-                 [, canonical_solution]
+    HumanEval    prompt, entry_point, test            one item a row: complete the function
+                 [, task_id, canonical_solution]
 
 Other fields may be there and are not read.
 """
@@ -11,7 +11,7 @@ Other fields may be there and are not read.
 import ast
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,9 @@ from azr.tasks.program.values import NoLiteral, read_literal
 Kind = Literal["output", "input", "completion"]
 
 CRUXEVAL = ("code", "input", "output")
-HUMANEVAL = ("task_id", "prompt", "entry_point", "test")
+HUMANEVAL = ("prompt", "entry_point", "test")
+NAMES = {"CRUXEval": "id", "HumanEval": "task_id"}
+"""The field that names a row; one without is named by its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,13 @@ def load_suite(path: Path) -> Suite:
     """
     try:
         data = path.read_bytes()
-        lines = enumerate(data.decode("utf-8").split("\n"), 1)
-        rows = [(number, json.loads(line)) for number, line in lines if line.strip()]
+        lines = data.decode("utf-8").split("\n")
     except OSError as error:
         raise ConfigError(f"--suite {path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"--suite {path}: not JSON lines in UTF-8: {error}") from error
-    if not rows or not all(isinstance(row, dict) for _, row in rows):
+    rows = [(n, _row(path, n, line)) for n, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
         raise ConfigError(f"--suite {path}: needs one JSON object a line, at least one")
     fields = set(rows[0][1])
     if fields >= set(HUMANEVAL):
@@ -97,22 +99,45 @@ def load_suite(path: Path) -> Suite:
             f"or {', '.join(HUMANEVAL)} (HumanEval), has {', '.join(sorted(fields))}"
         )
     items: list[Item] = []
+    lines_of: dict[str, int] = {}
     for number, row in rows:
-        for name in needed:
-            if not isinstance(row.get(name), str):
-                raise ConfigError(f"--suite {path}, line {number}: {name} must be a string")
         try:
-            items += read(row, number - 1)
+            name = _name(row, NAMES[layout], needed, number)
+            if name in lines_of:
+                raise ValueError(f"{NAMES[layout]} {name!r} is that of line {lines_of[name]}, too")
+            items += read(row, name)
         except ValueError as error:
             raise ConfigError(f"--suite {path}, line {number}: {error}") from error
-    twice = {(i.id, i.kind) for i in items}
-    if len(twice) < len(items):
-        raise ConfigError(f"--suite {path}: two rows have one id")
+        lines_of[name] = number
     return Suite(path.stem, layout, tuple(items), hashlib.sha256(data).hexdigest())
 
 
-def _predictions(row: Mapping[str, Any], number: int) -> list[Prediction]:
-    name = str(row.get("id", f"row_{number}"))
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise ConfigError(f"--suite {path}, line {number}: no JSON: {why}") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f"--suite {path}, line {number}: needs one JSON object a line")
+    return row
+
+
+def _name(row: Mapping[str, Any], field: str, needed: Sequence[str], number: int) -> str:
+    """Returns what a row is called; raises ValueError where a text of it is none."""
+    texts = {name: row.get(name) for name in needed}
+    texts[field] = f"row_{number - 1}" if row.get(field) is None else str(row[field])
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name} is no text in UTF-8: {error.reason}") from error
+    return texts[field]
+
+
+def _predictions(row: Mapping[str, Any], name: str) -> list[Prediction]:
     code, given, output = row["code"], row["input"], row["output"]
     try:
         read_literal(output)
@@ -121,19 +146,19 @@ def _predictions(row: Mapping[str, Any], number: int) -> list[Prediction]:
     return [Prediction(name, kind, code, given, output) for kind in ("output", "input")]
 
 
-def _completion(row: Mapping[str, Any], number: int) -> list[Completion]:
+def _completion(row: Mapping[str, Any], name: str) -> list[Completion]:
     try:
-        names = [n.name for n in ast.parse(row["test"]).body if isinstance(n, ast.FunctionDef)]
+        functions = [n.name for n in ast.parse(row["test"]).body if isinstance(n, ast.FunctionDef)]
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ValueError(f"test is no Python: {error}") from error
-    if "check" not in names:
+    if "check" not in functions:
         raise ValueError("test defines no function check(candidate)")
     if not row["entry_point"].isidentifier():
         raise ValueError(f"entry_point is no name: {row['entry_point']!r}")
     reference = row.get("canonical_solution")
     return [
         Completion(
-            id=row["task_id"],
+            id=name,
             prompt=row["prompt"],
             entry_point=row["entry_point"],
             test=row["test"],

@@ -149,11 +149,12 @@ def _runnable(prompt: str) -> str:
 
 
 TEST_PROGRAM = '''
+from collections import deque
 from types import ModuleType
 
 
 def f(setup, solution, test, entry_point, run=exec, kind_of=type, is_sub=issubclass,
-      Module=ModuleType):
+      Module=ModuleType, Deque=deque):
     """Returns "passed" where the test of the solution raises nothing."""
     # Two worlds with nothing in common that a solution could write to: each has its own builtins,
     # and the solution's modules are copies. Everything used after it has run is held in locals.
@@ -180,14 +181,15 @@ def f(setup, solution, test, entry_point, run=exec, kind_of=type, is_sub=issubcl
     run(solution, solved)
     candidate = solved[entry_point]
 
-    none, lazy = kind_of(None), (kind_of(i for i in ()), map, filter, zip, reversed)
-    plain_kinds = (none, bool, int, float, complex, str, bytes, range)
+    lazy = (kind_of(i for i in ()), map, filter, zip, reversed, enumerate)
+    keys, items, values = kind_of({}.keys()), kind_of({}.items()), kind_of({}.values())
+    plain_kinds = (kind_of(None), bool, int, float, complex, str, bytes, bytearray, range)
     bases = (
         (bool, bool), (int, int.__int__), (float, float.__float__), (str, str.__str__),
         (list, list.__iter__), (tuple, tuple.__iter__), (set, set.__iter__),
         (frozenset, frozenset.__iter__), (dict, dict.items),
     )
-    Error, make_list, make_iter = TypeError, list, iter
+    Error, make_list, make_iter, number = TypeError, list, iter, enumerate
 
     def plain(value):
         """The value in built-in types alone, so that its own methods decide no comparison."""
@@ -198,6 +200,14 @@ def f(setup, solution, test, entry_point, run=exec, kind_of=type, is_sub=issubcl
         for known in lazy:
             if kind is known:
                 return make_iter([plain(item) for item in value])
+        if kind is keys:
+            return {plain(k): 0 for k in value}.keys()
+        if kind is items:
+            return {plain(k): plain(v) for k, v in value}.items()
+        if kind is values:
+            return {n: plain(v) for n, v in number(value)}.values()
+        if kind is Deque:
+            return Deque([plain(item) for item in value], value.maxlen)
         for base, read in bases:
             if is_sub(kind, base):
                 if base in (list, tuple, set, frozenset):

@@ -34,6 +34,8 @@ def read_literal(text: str) -> object:
     """
     try:
         value = ast.literal_eval(_expression(text))
+    except NoLiteral:
+        raise
     except _PARSE_ERRORS as error:
         raise NoLiteral(type(error).__name__) from None
     if not _is_plain(value):
@@ -115,12 +117,12 @@ def equal(left: object, right: object) -> bool:
 
 def _expression(text: str) -> ast.expr:
     if len(text) > MAX_CHARS:
-        raise NoLiteral("too long")
+        raise NoLiteral(f"longer than {MAX_CHARS} characters")
     depth = 0
     for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
         depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
         if depth > MAX_NESTING:
-            raise NoLiteral("too deep")
+            raise NoLiteral(f"nested deeper than {MAX_NESTING}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
         return ast.parse(text.strip(), mode="eval").body
