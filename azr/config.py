@@ -345,7 +345,7 @@ def load_toml(path: Path) -> Config:
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no TOML, or not even text
         raise ConfigError(f"{path}: {error}") from error
     return _from_table(Config, table, where="", source=str(path))
 

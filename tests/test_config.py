@@ -104,11 +104,12 @@ def test_a_preset_is_found_by_name_and_a_missing_one_names_the_others():
         ("[task]\ntypes = 'deduction'", "task.types must be a list of strings"),
         ("optim = 3", "optim is a table of options, got 3"),
         ("steps = ", "bad.toml: "),
+        ("\udcff\udcfe", "bad.toml: .*can't decode byte"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(text, message, tmp_path):
     file = tmp_path / "bad.toml"
-    file.write_text(text)
+    file.write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigError, match=message):
         load_toml(file)
 

@@ -5,13 +5,12 @@ options of today, and may keep no samples: what cannot be read is left out and n
 """
 
 import json
-import math
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from azr.config import Config, ConfigError, load_toml, preset_path, to_toml
 from azr.report.samples import SampleBook, read_samples
@@ -98,11 +97,11 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
         raise ConfigError(f"{folder}: no run directory (it has no config.toml)")
     problems: list[str] = []
     options = _flat(_toml(folder / "config.toml", problems))
-    env = _json_object(folder / "env.json", problems)
+    env = _env(folder / "env.json", problems)
     rows = _json_lines(folder / "metrics.jsonl", problems)
-    metrics = _by_name(rows)
+    metrics = _by_name(rows, problems)
     events = [
-        Event(int(row.get("step", 0)), str(row.get("kind", "")), str(row.get("message", "")))
+        Event(row["step"], str(row.get("kind", "")), str(row.get("message", "")))
         for row in _json_lines(folder / "events.jsonl", problems, may_lack=True)
     ]
     preset, usual = _preset(env)
@@ -110,8 +109,11 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
     named = options.get("task.types", [])
     types = [*(named if isinstance(named, list) else []), *(p[2] for p in measured if len(p) == 4)]
     step, target = rows[-1]["step"] if rows else 0, options.get("steps", 0)
+    if not _is_count(target):
+        problems.append(f"config.toml: steps is {_short(target)}, not a number of steps")
+        target = 0
     state: State = "stopped early"
-    if rows and step >= target:
+    if rows and target and step >= target:
         state = "finished"
     elif not is_over and _is_held(folder / "lock"):
         state = "still going"
@@ -125,7 +127,7 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
         metrics=metrics,
         events=events,
         facts=_facts(env),
-        universe={str(k): int(v) for k, v in dict(env.get("universe") or {}).items()},
+        universe=env.get("universe", {}),
         options={name: _value(value) for name, value in options.items()},
         preset=preset,
         changed=_changed(options, usual),
@@ -138,18 +140,51 @@ def _toml(path: Path, problems: list[str]) -> dict:
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
 
 
-def _json_object(path: Path, problems: list[str]) -> dict:
+LARGEST = 1e100
+"""From here on a sum or a square could be more than a float holds."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and _is_number(value) and value >= 0
+
+
+ENV: dict[str, Callable[[Any], bool]] = {
+    "facts": lambda value: isinstance(value, dict),
+    "universe": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "memory_peak_bytes": _is_count,
+    "command": lambda value: isinstance(value, list),
+}
+"""What is read of env.json, but for what is only shown: whether a value is of the right kind."""
+
+
+def _env(path: Path, problems: list[str]) -> dict:
+    """Returns env.json; a value of the wrong kind is left out and named."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError) as error:
+        env = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
+    if not isinstance(env, dict):
+        problems.append(f"{path.name} is {_short(env)}, not a table of facts")
+        return {}
+    for name, fits in ENV.items():
+        if name in env and not fits(env[name]):
+            problems.append(f"{path.name}: {name} is {_short(env.pop(name))}, and left out")
+    return env
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _json_lines(path: Path, problems: list[str], may_lack: bool = False) -> list[dict]:
@@ -164,23 +199,39 @@ def _json_lines(path: Path, problems: list[str], may_lack: bool = False) -> list
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and _is_count(row.get("step")):
             rows.append(row)
         else:
             problems.append(f"{path.name}: line {number} is cut short or damaged, and left out")
     return rows
 
 
-def _by_name(rows: list[dict]) -> dict[str, Series]:
+def _is_drawable(name: str, value: object) -> bool:
+    if not _is_number(value):
+        return False
+    # Else there is no interval.
+    if name.startswith("eval/") and name.endswith(("_accuracy", "/chance")):
+        return 0 <= value <= 1
+    return value >= 1 if name.startswith("eval/") and name.endswith("/tasks") else True
+
+
+def _by_name(rows: list[dict], problems: list[str]) -> dict[str, Series]:
+    """Returns the metrics; null is no value, and what cannot be drawn is left out, named once."""
     found: dict[str, tuple[list[int], list[float]]] = {}
+    wrong: dict[str, str] = {}
     for row in rows:
         for name, value in row.items():
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+            if name == "step" or value is None:
+                continue
+            if _is_drawable(name, value):
                 steps, values = found.setdefault(name, ([], []))
                 steps.append(row["step"])
                 values.append(float(value))
+            else:
+                wrong.setdefault(name, f"{_short(value)} at step {row['step']}")
+    problems += [f"metrics.jsonl: {name} is {what}, and left out" for name, what in wrong.items()]
     return {name: Series(*pair) for name, pair in found.items()}
 
 
@@ -191,7 +242,7 @@ def _is_held(lock: Path) -> bool:
         return True
     except PermissionError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return False
 
 
@@ -216,11 +267,11 @@ def _preset(env: Mapping) -> tuple[str, dict[str, object]]:
     Falls back to the defaults of the library, under the name "", where the run names none or it
     is no longer there.
     """
-    name = str(dict(env.get("facts") or {}).get("preset", ""))
+    name = str(env.get("facts", {}).get("preset", ""))
     for candidate in (name, Path(name).name) if name else ():
         try:
             return name, _flat(tomllib.loads(to_toml(load_toml(preset_path(candidate)))))
-        except ConfigError:
+        except (ConfigError, OSError):
             continue
     return "", _flat(tomllib.loads(to_toml(Config())))
 
@@ -255,7 +306,7 @@ def _facts(env: Mapping) -> list[tuple[str, str]]:
     cores = f", {env['cores']} cores" if env.get("cores") else ""
     facts.append(("machine", f"{env.get('processor', '?')}{cores}"))
     facts.append(("GPU", str(env.get("gpu") or "none")))
-    chosen = {k: v for k, v in dict(env.get("facts") or {}).items() if k != "not default" and v}
+    chosen = {k: v for k, v in env.get("facts", {}).items() if k != "not default" and v}
     facts += [(str(k), str(v)) for k, v in chosen.items()]
     versions = ("python", "torch", "transformers", "numpy", "numba")
     facts.append(("versions", ", ".join(f"{v} {env[v]}" for v in versions if v in env)))
