@@ -7,6 +7,7 @@ order of a set of two, one bit of a hash), so that many variants measure how man
 # ruff: noqa: E501 (a program stays on its line)
 
 import random
+import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,13 +34,18 @@ def words(rng: random.Random, count: int) -> list[str]:
 
 
 def text_kind(name: str, template: str, args: list[str] | None = None, *, many: int = 0) -> Kind:
-    """A random kind: @W is a word, @A and @B are two different ones, @S a list of `many`."""
+    """A random kind: in the template and the arguments @W is a word, @A and @B are two different
+    ones, @S a list of `many`."""
 
     def build(rng: random.Random) -> tuple[str, list[str]]:
         a, b = words(rng, 2)
-        code = template.replace("@W", repr(word(rng))).replace("@A", repr(a)).replace("@B", repr(b))
-        code = code.replace("@S", repr(words(rng, many or 2))).replace("@N", str(rng.randint(1, 9)))
-        return code, args or [repr(word(rng)), repr(word(rng))]
+        drawn = {"@W": repr(word(rng)), "@A": repr(a), "@B": repr(b)}
+        drawn |= {"@S": repr(words(rng, many or 2)), "@N": str(rng.randint(1, 9))}
+
+        def fill(text: str) -> str:
+            return re.sub("@[WABSN]", lambda found: drawn[found[0]], text)
+
+        return fill(template), [*map(fill, args or ["@W", repr(word(rng))])]
 
     return Kind(name, True, build)
 
@@ -75,6 +81,14 @@ RANDOM = [
         "set by getattr", "def f(x): return list(getattr(__builtins__, 'get')('s' + 'et')(@S))"
     ),
     text_kind("set by eval", "def f(x): return list(eval('{' + repr(@A) + ',' + repr(@B) + '}'))"),
+    text_kind("list of a set given", "def f(s): return list(s)", ["{@A, @B}"]),
+    text_kind("joined set given", "def f(s): return ''.join(s)", ["s={@A, @B}"]),
+    text_kind("set given inside", "def f(s): return [*s[0]['a']]", ["[{'a': {@A, (@B, 1)}}]"]),
+    text_kind(
+        "empty set given",
+        "def f(s, t):\n    for w in t: s.add(w)\n    return list(s)",
+        ["set ( ), @S"],
+    ),
     text_kind("set of bytes", "def f(x): return list({@A.encode(), @B.encode()})"),
     text_kind("set of tuples", "def f(x): return list({(@A, 1), (@B, 2)})"),
     text_kind("hash(x) % 2", "def f(x): return hash(@W) % 2"),

@@ -1,11 +1,12 @@
 """Labels: what is nondeterministic is found, what is deterministic is not accused."""
 
 import random
+import time
 
 import pytest
 
 from azr.sandbox import Job, Sandbox
-from azr.sandbox.work import ALL_SEEDS
+from azr.sandbox.work import ALL_SEEDS, may_hold_set
 from tests import nondeterminism
 
 pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
@@ -88,7 +89,41 @@ def test_a_label_takes_few_runs_where_nothing_is_at_risk(sandbox):
     plain = sandbox.stats()["children"] - before
     sandbox.label("def f(x): return len(set(x))", ["'a'"])
     assert plain == 2
-    assert sandbox.stats()["children"] - before - plain == ALL_SEEDS
+    assert sandbox.stats()["children"] - before - plain == ALL_SEEDS, may_hold_set
+
+
+SETS = [
+    "{1}",
+    "set()",
+    "[{1: {(1, 2)}}]",
+    "{ # :\n'}', 2}",
+    "x={':', '}'}",
+    r"""{'a': {b'''}''', '\'}'}}""",
+]
+NO_SETS = [
+    "",
+    "{}",
+    "[{ }]",
+    "{1: {'a': [{}]}, (2, 3): 4}",
+    "{'{1}': 2}",
+    "'a}', '{1'",
+    r'"\"{1}\""',
+    "'''it's {1}'''",
+    r"r'\\', '{1}'",
+]
+HOSTILE = ["'\\" * 40_000, "{" * 80_000, "{" + "a" * 80_000, "'''{" * 20_000, "''\"{" * 20_000]
+
+
+@pytest.mark.parametrize("text", [*SETS, *NO_SETS])
+def test_a_set_among_the_arguments_is_a_risk(text):
+    assert may_hold_set(text.encode()) == (text in SETS)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:4])
+def test_a_hostile_argument_text_is_looked_at_once(text):
+    begun_s = time.thread_time()
+    may_hold_set(text.encode())
+    assert time.thread_time() - begun_s < 0.5
 
 
 def test_exceptions_are_compared_by_class(sandbox):

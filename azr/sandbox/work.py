@@ -5,9 +5,11 @@ them, and ends with a result per input: `PlainCall` after one run of every input
 runs under several seeds.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from azr.sandbox.records import Label, Limits, Result, Status, Value
@@ -23,6 +25,26 @@ FINAL_SHARE = 0.5
 """Share of a limit from which on a result is run again alone."""
 CONTENDED = 1.5
 """Elapsed over CPU time from which on a CPU timeout is put down to a busy machine."""
+
+_TEXTS = re.compile(
+    rb"""'{3}(?:\\.|[^\\])*?(?:'{3}|\\?\Z)|"{3}(?:\\.|[^\\])*?(?:"{3}|\\?\Z)"""
+    rb"""|'(?:\\.|[^\\'])*'?|"(?:\\.|[^\\"])*"?""",
+    re.DOTALL,
+)
+"""String literals. One without its end reaches to that of the text, so that no text takes more than
+one pass."""
+_SET = re.compile(rb"set|\{\s*+[^{}:\s][^{}:]*+\}")
+"""A set, where strings and comments are gone: what stands in it has a hash, so no brace is between
+its own, and a dict has a colon there."""
+
+
+def may_hold_set(args_text: bytes) -> bool:
+    """Returns whether there may be a set in an argument text; False is certain."""
+    if b"{" not in args_text and b"set" not in args_text:
+        return False
+    # A quote in a comment is no string's, and a mark in a string begins no comment.
+    return b"#" in args_text or _SET.search(_TEXTS.sub(b"0", args_text)) is not None
+
 
 DETERMINED = frozenset(
     ("ok", "exception", "syntax_error", "forbidden_import", "too_large", "unsupported_value")
@@ -123,6 +145,12 @@ class Call(ABC):
     def abandon(self, why: str) -> None:
         """Ends the call for the sandbox's own failure."""
 
+    @cached_property
+    def is_risky(self) -> bool:
+        """Whether the program can see hash order or identity, in its own objects or in a set that
+        it is given."""
+        return self.program.is_risky or any(map(may_hold_set, filter(None, self.texts)))
+
     def runnable(self) -> list[int]:
         """Inputs that have a text to run with."""
         return [i for i, text in enumerate(self.texts) if text is not None]
@@ -173,7 +201,7 @@ class PlainCall(Call):
             self.done(self)
             return
         # What cannot see hash order or identity gives the same under every seed.
-        seed = 0 if self.program.is_risky else None
+        seed = 0 if self.is_risky else None
         ask(Run(self, seed, [i for i, outcome in enumerate(self.outcomes) if outcome is None]))
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
@@ -213,7 +241,7 @@ class LabelCall(Call):
 
     def _ask(self, ask: Ask, seed: int, positions: list[int]) -> None:
         self.left += 1
-        ask(Run(self, seed, positions, shake=seed + 1 if self.program.is_risky else 0))
+        ask(Run(self, seed, positions, shake=seed + 1 if self.is_risky else 0))
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
         close = self.settle(run, outcomes, ask)
@@ -224,7 +252,7 @@ class LabelCall(Call):
         if self.left:
             return
         self.round += 1
-        if self.reason or self.round == (len(ROUNDS) if self.program.is_risky else 2):
+        if self.reason or self.round == (len(ROUNDS) if self.is_risky else 2):
             self.done(self)
             return
         backward = self.runnable()[::-1]
