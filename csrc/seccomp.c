@@ -33,6 +33,7 @@ enum rule {
     DENY,      /* EPERM */
     GATE_DENY, /* the zygote through the gate and the compiler; EPERM for a child */
     GATE_KILL, /* the zygote through the gate; kills a child and a compiler */
+    GATE_ONE,  /* the same, and the first argument must be above 0: a process, not a group */
 };
 
 struct call {
@@ -68,7 +69,7 @@ static const struct call calls[] = {
     /* the zygote's own */
     CALL(clone, GATE_KILL),
     CALL(wait4, GATE_KILL),
-    CALL(kill, GATE_KILL),
+    CALL(kill, GATE_ONE),
     CALL(prctl, GATE_KILL),
     CALL(close_range, GATE_DENY),
     CALL(close, GATE_DENY),
@@ -190,8 +191,8 @@ static const struct call calls[] = {
 };
 
 #define CALL_COUNT (sizeof calls / sizeof *calls)
-/* Per call at most a comparison, six instructions of a gate, and a return. */
-#define PROGRAM_MAX (8 * CALL_COUNT + 16)
+/* Per call at most a comparison, four instructions for an argument, and six of a gate. */
+#define PROGRAM_MAX (12 * CALL_COUNT + 16)
 
 struct program {
     struct sock_filter code[PROGRAM_MAX];
@@ -245,6 +246,12 @@ static void emit_call(struct program *p, const struct call *call, enum sbx_role 
         else
             give(p, SECCOMP_RET_ALLOW);
         break;
+    case GATE_ONE:
+        load(p, offsetof(struct seccomp_data, args[0]));
+        emit(p, BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0);
+        emit(p, BPF_JMP | BPF_JSET | BPF_K, 0x80000000u, 0, 1);
+        give(p, RET_KILL);
+        /* fall through */
     case GATE_KILL:
         if (role == SBX_ZYGOTE)
             emit_gate(p, RET_KILL);
@@ -279,7 +286,7 @@ PyObject *sbx_seccomp_table(void)
 {
     static const char *const child_gets[] = {
         [ALLOW] = "allow", [NO_EXEC] = "allow", [DENY] = "deny",
-        [GATE_DENY] = "deny", [GATE_KILL] = "kill",
+        [GATE_DENY] = "deny", [GATE_KILL] = "kill", [GATE_ONE] = "kill",
     };
     PyObject *rows = PyList_New(0);
     if (rows == NULL)

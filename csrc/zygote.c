@@ -28,6 +28,10 @@
 #define INBOX_JOBS 8
 /* A zygote was started with a handful of descriptors, and its limit is 16. */
 #define FD_MAX 1024
+/* Where the host refuses a process: the pause before the next try, ... */
+#define FORK_PAUSE_NS 20000000LL
+/* ... and how long a job waits while no child of this zygote is about to make room. */
+#define FORK_PATIENCE_NS 2000000000LL
 
 struct run {
     struct sbx_slot *slot;
@@ -52,6 +56,8 @@ struct sbx_zygote {
     size_t slot_bytes;
     struct zone inbox, outbox;
     int64_t flush_by_ns;       /* when the oldest report in the outbox must be on its way */
+    int64_t fork_again_ns;     /* no fork before this time; 0: now */
+    int64_t refused_ns, refused_since_ns; /* last fork refused; first of those in a row */
     pid_t pid;
     bool input_ended;
 };
@@ -233,7 +239,7 @@ static bool is_sound(const struct sbx_zygote *z, const struct sbx_job *job)
            job->code_bytes <= job->frame_bytes - sizeof *job;
 }
 
-/* Moves the head of the inbox into the run's slot, which has been wiped. */
+/* Copies the head of the inbox into the run's slot, which has been wiped. */
 static void fill_slot(struct sbx_zygote *z, struct run *run, const struct sbx_job *job)
 {
     struct sbx_slot *slot = run->slot;
@@ -246,22 +252,29 @@ static void fill_slot(struct sbx_zygote *z, struct run *run, const struct sbx_jo
     slot->output_offset = run->output_offset;
     slot->output_capacity = (uint32_t)(z->slot_bytes - run->output_offset);
     slot->input_start_wall_ns = run->start_ns;
-    z->inbox.start += job->frame_bytes;
 }
 
-/* Returns false where the system has no room for another process. What the child needs to know
- * stands in locals, for `z` is not mapped in it. */
+/* No program finds anything of another one in its slot. */
+static void wipe(struct sbx_zygote *z, struct sbx_slot *slot)
+{
+    memset(slot, 0, SLOT_HOT_BYTES);
+    madvise((unsigned char *)slot + SLOT_HOT_BYTES, z->slot_bytes - SLOT_HOT_BYTES, MADV_REMOVE);
+}
+
+/* Takes the head of the inbox, or leaves it there and returns false where the system gives no
+ * process. What the child needs to know stands in locals, for `z` is not mapped in it. */
 static bool start_run(struct sbx_zygote *z, struct run *run, const struct sbx_runtime *runtime)
 {
     const struct sbx_limits *limits = &z->config.limits;
+    const struct sbx_job *job = next_job(z);
     struct sbx_slot *slot = run->slot;
     int64_t first_limit_ns = limits->cpu_ns < limits->wall_ns ? limits->cpu_ns : limits->wall_ns;
-    int64_t cpu_ns = limits->cpu_ns * next_job(z)->input_count;
+    int64_t cpu_ns = limits->cpu_ns * job->input_count;
     pid_t zygote = z->pid, pid;
 
     run->killed_for = SBX_OK;
     run->start_ns = clock_ns(CLOCK_MONOTONIC);
-    fill_slot(z, run, next_job(z));
+    fill_slot(z, run, job);
     run->next_check_ns = run->start_ns + first_limit_ns;
     madvise(slot, z->slot_bytes, MADV_DOFORK);
     pid = fork_child();
@@ -271,8 +284,13 @@ static bool start_run(struct sbx_zygote *z, struct run *run, const struct sbx_ru
         _exit(0);
     }
     madvise(slot, z->slot_bytes, MADV_DONTFORK);
+    if (pid < 0) {
+        wipe(z, slot);
+        return false;
+    }
     run->pid = pid;
-    return pid > 0;
+    z->inbox.start += job->frame_bytes;
+    return true;
 }
 
 /* ---- Reports ---------------------------------------------------------------------------------- */
@@ -314,42 +332,48 @@ static enum sbx_outcome how_it_ended(const struct sbx_zygote *z, const struct ru
 
 static int64_t timeval_ns(struct timeval t) { return t.tv_sec * SECOND_NS + t.tv_usec * 1000; }
 
+/* Puts a report into the outbox; -1 with errno when the client is gone. */
+static int post(struct sbx_zygote *z, struct sbx_report *frame, const void *entries, size_t used)
+{
+    struct zone *out = &z->outbox;
+    frame->frame_bytes = (uint32_t)(sizeof *frame + used);
+    if (out->end + frame->frame_bytes > out->capacity && flush(z) < 0)
+        return -1;
+    if (out->end == 0)
+        z->flush_by_ns = clock_ns(CLOCK_MONOTONIC) + OUTBOX_FLUSH_NS;
+    memcpy(out->bytes + out->end, frame, sizeof *frame);
+    if (used)
+        memcpy(out->bytes + out->end + sizeof *frame, entries, used);
+    out->end += frame->frame_bytes;
+    return 0;
+}
+
 /* The child is dead, so the slot does not change any more; what it holds may be anything. */
 static int report(struct sbx_zygote *z, struct run *run, int status, const struct rusage *usage)
 {
     const struct sbx_slot *slot = run->slot;
     size_t used = SBX_ALIGN8((size_t)slot->output_used);
-    struct zone *out = &z->outbox;
-    int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
     struct sbx_report frame = {
         .id = run->job_id,
         .signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0,
         .committed = slot->committed,
         .faults = (uint32_t)usage->ru_minflt,
         .cpu_ns = timeval_ns(usage->ru_utime) + timeval_ns(usage->ru_stime),
-        .wall_ns = now_ns - run->start_ns,
+        .wall_ns = clock_ns(CLOCK_MONOTONIC) - run->start_ns,
     };
 
     if (used > z->slot_bytes - run->output_offset)
         used = frame.committed = 0;
     frame.ended = how_it_ended(z, run, status, &frame);
-    frame.frame_bytes = (uint32_t)(sizeof frame + used);
-    if (out->end + frame.frame_bytes > out->capacity && flush(z) < 0)
-        return -1;
-    if (out->end == 0)
-        z->flush_by_ns = now_ns + OUTBOX_FLUSH_NS;
-    memcpy(out->bytes + out->end, &frame, sizeof frame);
-    memcpy(out->bytes + out->end + sizeof frame, (const unsigned char *)slot + run->output_offset,
-           used);
-    out->end += frame.frame_bytes;
-    return 0;
+    return post(z, &frame, (const unsigned char *)slot + run->output_offset, used);
 }
 
-/* No program finds anything of another one in its slot. */
-static void wipe(struct sbx_zygote *z, struct sbx_slot *slot)
+/* Answers the head of the inbox without a run: the sandbox's failure, not the program's. */
+static int refuse(struct sbx_zygote *z)
 {
-    memset(slot, 0, SLOT_HOT_BYTES);
-    madvise((unsigned char *)slot + SLOT_HOT_BYTES, z->slot_bytes - SLOT_HOT_BYTES, MADV_REMOVE);
+    struct sbx_report frame = {.id = next_job(z)->id, .ended = SBX_SANDBOX_FAILURE};
+    z->inbox.start += next_job(z)->frame_bytes;
+    return post(z, &frame, NULL, 0);
 }
 
 static struct run *run_of(struct sbx_zygote *z, pid_t pid)
@@ -375,12 +399,19 @@ static int reap(struct sbx_zygote *z, bool reporting)
             failed = -1;
         wipe(z, run->slot);
         run->pid = 0;
+        z->fork_again_ns = 0;
         give_token(z);
     }
     return failed;
 }
 
 /* ---- Limits ----------------------------------------------------------------------------------- */
+
+static void kill_run(const struct run *run)
+{
+    if (run->pid > 0) /* 0 and below are groups */
+        gate(SYS_kill, run->pid, SIGKILL, 0, 0, 0);
+}
 
 /* Kills a child whose current input is over a limit. What the child says about when that input
  * began is believed only as far as all inputs together stay within their limits. */
@@ -405,7 +436,7 @@ static void check_run(struct sbx_zygote *z, struct run *run, int64_t now_ns)
     else if (wall_left_ns <= 0 || wall_ns >= limits->wall_ns * inputs)
         run->killed_for = SBX_TIMEOUT_WALL;
     if (run->killed_for != SBX_OK) {
-        gate(SYS_kill, run->pid, SIGKILL, 0, 0, 0);
+        kill_run(run);
         run->next_check_ns = INT64_MAX;
         return;
     }
@@ -453,6 +484,19 @@ static void receive(struct sbx_zygote *z)
         in->end += (size_t)got;
 }
 
+/* The host gave no process: the job waits for a child of ours to end, or for a while. */
+static int put_off(struct sbx_zygote *z)
+{
+    int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    if (running_count(z) || now_ns - z->refused_ns > FORK_PATIENCE_NS)
+        z->refused_since_ns = now_ns;
+    z->refused_ns = now_ns;
+    if (now_ns - z->refused_since_ns >= FORK_PATIENCE_NS)
+        return refuse(z);
+    z->fork_again_ns = now_ns + FORK_PAUSE_NS;
+    return 0;
+}
+
 /* Starts what can be started. *short_of_tokens: a job waits for another zygote's child. */
 static int start_runs(struct sbx_zygote *z, const struct sbx_runtime *runtime,
                       bool *short_of_tokens)
@@ -464,14 +508,19 @@ static int start_runs(struct sbx_zygote *z, const struct sbx_runtime *runtime,
             errno = EPROTO;
             return -1;
         }
+        if (z->fork_again_ns > clock_ns(CLOCK_MONOTONIC))
+            return 0;
         if (!take_token(z)) {
             *short_of_tokens = true;
             return 0;
         }
-        if (!start_run(z, run, runtime)) {
-            give_token(z);
-            return -1;
+        if (start_run(z, run, runtime)) {
+            z->refused_ns = z->fork_again_ns = 0;
+            continue;
         }
+        give_token(z);
+        if (put_off(z) < 0)
+            return -1;
     }
     return 0;
 }
@@ -521,8 +570,7 @@ static void set_signals(void)
 static void kill_children(struct sbx_zygote *z)
 {
     for (uint32_t i = 0; i < z->config.slot_count; i++)
-        if (z->runs[i].pid)
-            gate(SYS_kill, z->runs[i].pid, SIGKILL, 0, 0, 0);
+        kill_run(&z->runs[i]);
     while (running_count(z)) {
         struct timespec soon = {0, CHECK_MIN_NS};
         sigset_t none;
@@ -559,6 +607,8 @@ int sbx_zygote_serve(struct sbx_zygote *z, const struct sbx_runtime *runtime,
             failed = flush(z) < 0;
         if (z->outbox.end && z->flush_by_ns < wake_ns)
             wake_ns = z->flush_by_ns;
+        if (z->fork_again_ns > now_ns && z->fork_again_ns < wake_ns)
+            wake_ns = z->fork_again_ns;
         if (!failed)
             wait_for_work(z, short_of_tokens, wake_ns);
     }

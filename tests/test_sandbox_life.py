@@ -1,6 +1,7 @@
 """The life of a sandbox: starting, dying at any moment, ending without a trace."""
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from azr.sandbox import Job, Limits, Sandbox, SandboxError, corpus
+from azr.sandbox import Job, Limits, Sandbox, SandboxError, corpus, engine
+from azr.sandbox.process import Process
 from tests import environments
 
 pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
@@ -287,6 +289,62 @@ with Sandbox(workers=1, allow_weak=True) as sandbox:
     refusal, accepted = done.stdout.splitlines()
     assert "seccomp" in refusal and "allow_weak" in refusal
     assert accepted == "False 5"
+
+
+CROWDED = """
+import resource, time
+from azr.sandbox import Job, Limits, Sandbox
+
+def allow(count):  # processes of this user
+    for zygote in sandbox._engine.zygotes.values():
+        hard = resource.prlimit(zygote.pid, resource.RLIMIT_NPROC)[1]
+        resource.prlimit(zygote.pid, resource.RLIMIT_NPROC, (count, hard))
+
+with Sandbox(workers=2, limits=Limits(cpu_s=1)) as sandbox:
+    most = resource.prlimit(0, resource.RLIMIT_NPROC)[0]
+    jobs = [Job("def f(x): return x", "1")] * 5
+    allow(1)
+    begin = time.monotonic()
+    first = sandbox.submit_batch(jobs)
+    time.sleep(0.5)
+    allow(most)
+    print(*(future.result().status for future in first), time.monotonic() - begin < 2)
+    allow(1)
+    last = sandbox.run_batch(jobs)
+    print(*(result.status for result in last), "ulimit -u" in last[0].error)
+    allow(most)
+    print(sandbox.run("def f(x): return x", "5").value, sandbox.stats().get("restarts", 0))
+"""
+
+
+def test_a_host_without_room_for_a_process_is_waited_for_then_named():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.environments", "user", "-c", CROWDED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if done.returncode == environments.UNAVAILABLE:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.splitlines() == ["ok " * 5 + "True", "sandbox_failure " * 5 + "True", "5 0"]
+
+
+def test_a_sandbox_process_that_finds_no_room_is_tried_again(monkeypatch):
+    def crowded(*args):
+        refusals.append(args)
+        if len(refusals) <= 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return Process(*args)
+
+    refusals = []
+    monkeypatch.setattr(engine, "Process", crowded)
+    with Sandbox(workers=1) as sandbox:
+        assert sandbox.run("def f(): return 1", "").value == 1
+    refusals = []
+    monkeypatch.setattr(engine, "START_PAUSES_S", (0.0,))
+    with pytest.raises(SandboxError, match="compiler does not start: .*ulimit -u"):
+        Sandbox(workers=1)
 
 
 def soak(count: int) -> None:

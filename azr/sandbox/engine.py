@@ -1,5 +1,6 @@
 """The thread between the callers and the processes: compiles, dispatches, retries, restarts."""
 
+import errno
 import mmap
 import os
 import selectors
@@ -8,6 +9,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from azr.sandbox.process import COMPILED, JOB, LENGTH, REPORT, SOURCE, Process, Setting, extension
 from azr.sandbox.records import STATUSES, Limits, SandboxError, Status
@@ -15,12 +17,17 @@ from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Pr
 
 CACHE_BYTES = 64 << 20
 """Compiled programs that are kept."""
+START_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Waits between tries to start a process where the host has no room for one."""
 START_ATTEMPTS = 5
 """Processes of one kind that may fail to start in a row before the sandbox gives up."""
 ALONE_AFTER_S = 1.0
 """A run that must be alone waits no longer than this for others to be used up."""
 CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGSYS)
 """Ways in which a compiler ends by its own doing."""
+FAILED = STATUSES.index("sandbox_failure")
+CLOSED = "the sandbox is closed"
+NO_ROOM = "the host gave no process (ulimit -u, the container's pids limit, or memory)"
 FULL_BYTES = 1 << 20
 """Bytes on their way to one process."""
 
@@ -86,7 +93,7 @@ class Engine:
         """Takes calls over; each ends by its `done`, in the sandbox's thread."""
         with self._lock:
             if self._closing:
-                raise SandboxError("the sandbox is closed")
+                raise SandboxError(self.broken or CLOSED)
             self._submitted.extend(calls)
             os.eventfd_write(self._wake_fd, 1)
 
@@ -130,6 +137,8 @@ class Engine:
                 self._dispatch()
                 self._listen(self._patience_s())
                 self._watch_compiler()
+        except SandboxError as error:
+            self._break(str(error))
         except BaseException as error:
             self._break(f"{type(error).__name__}: {error}")
             raise
@@ -140,7 +149,7 @@ class Engine:
         with self._lock:
             self._closing = True
         self.ready.set()
-        self._break("the sandbox is closed")
+        self._break(CLOSED)
         deadline_s = time.monotonic() + 1
         processes = self._processes()
         for process in processes:
@@ -158,10 +167,24 @@ class Engine:
 
     def _start_all(self) -> None:
         if self.compiler is None:
-            self.compiler = Process(self.setting, "compiler", 0, 0)
-            self._selector.register(self.compiler.socket, selectors.EVENT_READ, self.compiler)
+            self.compiler = self._start("compiler", 0)
         for seed in range(BASE_SEEDS):
             self._zygote(seed)
+
+    def _start(self, role: Literal["zygote", "compiler"], seed: int) -> Process:
+        """Returns a new process; waits a while for room on the host."""
+        for pause_s in (*START_PAUSES_S, None):
+            try:
+                process = Process(self.setting, role, seed, seed)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                    raise SandboxError(f"a {role} of the sandbox does not start: {error}") from None
+                if pause_s is None or self._closing:
+                    raise SandboxError(f"a {role} does not start: {NO_ROOM}") from None
+                time.sleep(pause_s)
+        self._selector.register(process.socket, selectors.EVENT_READ, process)
+        return process
 
     def _listen(self, patience_s: float | None) -> None:
         for process in self._processes():
@@ -202,8 +225,7 @@ class Engine:
     def _zygote(self, seed: int) -> Process:
         """Returns the zygote of this seed, started if need be."""
         if seed not in self.zygotes:
-            process = self.zygotes[seed] = Process(self.setting, "zygote", seed, seed)
-            self._selector.register(process.socket, selectors.EVENT_READ, process)
+            self.zygotes[seed] = self._start("zygote", seed)
         return self.zygotes[seed]
 
     def _lose(self, process: Process) -> None:
@@ -236,18 +258,20 @@ class Engine:
             os.eventfd_write(self.setting.tokens_fd, held)
 
     def _rerun(self, process: Process) -> None:
-        """Takes back what a dead zygote had: once more each, alone, then a sandbox_failure."""
+        """Takes back what a dead zygote had."""
         for run in process.sent.values():
-            self._flights -= 1
-            if run.alone:
-                self._alone_in_flight = False
-            run.attempts += 1
-            if run.attempts > 1:
-                self._fail(run)
-            else:
-                self.counters["retries"] += 1
-                run.alone = True
-                self._alone.append((time.monotonic(), run))
+            self._landed(run)
+            self._again(run, "the process that ran it died")
+
+    def _again(self, run: Run, why: str) -> None:
+        """Takes back a run that the sandbox failed: once more, alone, then a sandbox_failure."""
+        run.attempts += 1
+        if run.attempts > 1:
+            self._fail(run, why)
+        else:
+            self.counters["retries"] += 1
+            run.alone = True
+            self._alone.append((time.monotonic(), run))
 
     def _recompile(self, process: Process, code: int) -> None:
         """Takes back what a dead compiler had; it worked in order, so the first is to blame."""
@@ -443,13 +467,19 @@ class Engine:
         self._flights += 1
         return b"".join(parts)
 
+    def _landed(self, run: Run) -> None:
+        self._flights -= 1
+        if run.alone:
+            self._alone_in_flight = False
+
     def _take_report(self, process: Process, frame: bytes) -> None:
         _, number, ended, signal, committed, faults, cpu_ns, wall_ns = REPORT.unpack_from(frame)
         run = process.sent.pop(number)
         process.sent_bytes -= run.frame_bytes
-        self._flights -= 1
-        if run.alone:
-            self._alone_in_flight = False
+        self._landed(run)
+        if ended == FAILED:
+            self._again(run, NO_ROOM)
+            return
         self.counters["children"] += 1
         self.counters["faults"] += faults
         self.cpu_s.append(cpu_ns / 1e9)
@@ -499,8 +529,8 @@ class Engine:
                 Outcome(status, b"", None, rest_s, wall_ns / 1e9, signal, contended)
             )
 
-    def _fail(self, run: Run) -> None:
+    def _fail(self, run: Run, why: str) -> None:
         left = len(run.positions) - len(run.outcomes)
         run.alone = True  # final
-        run.outcomes += [Outcome("sandbox_failure")] * left
+        run.outcomes += [Outcome("sandbox_failure", value=why)] * left
         run.call.take(run, run.outcomes, self._ask)
