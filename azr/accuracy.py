@@ -24,7 +24,7 @@ class Accuracy:
     sampled: float
     sampled_format_rate: float
     chance: float
-    """Accuracy of uniformly random well-formed answers."""
+    """Accuracy of random well-formed answers."""
 
     @property
     def sampled_error(self) -> float:

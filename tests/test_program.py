@@ -521,6 +521,12 @@ def test_measures_of_programs():
     assert ast_distance(branch, branch.replace("i", "i")) == 0.0
     assert 0 < ast_distance("def f(a): return a[0]", "def f(a): return a[1]") < 0.5
     assert ast_distance(branch, "def f(a): return a") > 0.5
+    line = "def f({0}):\n    {1} = {0} + 1\n    return {1} * {2}"
+    first = line.format("a", "b", 2)
+    assert 0 < ast_distance(first, line.format("a", "b", 3)) < 0.5
+    assert ast_distance(first, line.format("a", "b", 3)) == ast_distance(
+        first, line.format("x", "y", 3)
+    )
 
 
 def test_programs_that_could_keep_something_run_each_input_alone(text):

@@ -46,7 +46,7 @@ class Cell:
     samples: int
     """Sampled answers to each task."""
     chance: float | None
-    """Accuracy of uniformly random well-formed answers, where the family knows it."""
+    """Accuracy of random well-formed answers, where the family knows it."""
     greedy: Score
     sampled: Score | None
     against: Against | None

@@ -67,8 +67,8 @@ def learning(board: Board) -> str:
     note = (
         "<p>Accuracy by step; bands are 95% Wilson intervals over the tasks of a split. Where a "
         "split holds every task there is, its curve is exact, and the band says what to expect of "
-        "other tasks of the kind. Dashed grey: chance, the accuracy of uniformly random "
-        "well-formed answers.</p>"
+        "other tasks of the kind. Dashed grey: chance, the accuracy of random well-formed answers "
+        "(an estimate where the family has to draw them).</p>"
     )
     return note + _grid(trained) + _grid(unseen) + _results(board)
 

@@ -110,7 +110,7 @@ class Environment(Protocol):
         ...
 
     def chance(self, task_type: str, split: str) -> float:
-        """Returns the accuracy of uniformly random well-formed answers on `eval_tasks`."""
+        """Returns the accuracy of random well-formed answers on `eval_tasks`."""
         ...
 
     def to_json(self, task: Task) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 
 from mccabe import PathGraphingAstVisitor
 
-from azr.tasks.program.normal import UnreadableCode, normal_form, parse_module
+from azr.tasks.program.normal import UnreadableCode, normal_form, normal_tree, parse_module
 
 MOST_NODES = 2_000
 """Nodes of a tree that are compared; the matcher is quadratic."""
@@ -35,7 +35,7 @@ def complexity(code: str) -> int:
 def ast_distance(code: str, other: str) -> float:
     """Returns the distance of two programs' syntax trees, 0 (equal) to 1 (nothing in common).
 
-    1 minus the ratio of difflib's matching blocks, over the nodes of both normal forms in
+    1 minus the ratio of difflib's matching blocks, over the nodes of both normal trees in
     preorder, each with its own literal or name. The official code compares the characters of
     serialised trees by the same ratio.
     """
@@ -46,13 +46,14 @@ def ast_distance(code: str, other: str) -> float:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _nodes(code: str) -> list[str]:
-    """Returns a text per node of a program, in preorder."""
+    """Returns a text per node of a program's normal tree, in preorder."""
     texts: list[str] = []
-    stack: list[ast.AST] = [parse_module(code)]
+    stack: list[ast.AST] = [normal_tree(code)]
     while stack and len(texts) < MOST_NODES:
         node = stack.pop()
         leaf = getattr(node, "value", None) if isinstance(node, ast.Constant) else ""
-        name = getattr(node, "id", "") or getattr(node, "attr", "")
+        names = (getattr(node, field, "") for field in ("id", "attr", "arg", "name", "asname"))
+        name = " ".join(filter(None, names))
         texts.append(f"{type(node).__name__} {name} {leaf!r}")
         stack += reversed(list(ast.iter_child_nodes(node)))
     return texts

@@ -47,13 +47,12 @@ def depth(tree: ast.AST) -> int:
     return level
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def normal_form(code: str) -> str:
-    """Returns a text that two programs share if they differ in names, comments and layout alone.
+def normal_tree(code: str) -> ast.Module:
+    """Returns a syntax tree that two programs share if they differ in names and comments alone.
 
     Names that the program binds are numbered in the order of their first appearance, except `f`
     and those that it can tell apart: members of classes and names by which calls pass arguments.
-    Docstrings are dropped. Free names, attributes and keywords stay as they are. The text is the
+    Docstrings are dropped. Free names, attributes and keywords stay as they are. The tree is the
     same under every version of Python: hold-outs go by it. Raises UnreadableCode.
 
     Programs that look their own names up as texts, `globals()["g"]`, may share one all the same.
@@ -70,8 +69,14 @@ def normal_form(code: str) -> str:
         _rename(node, numbers)
         _drop_docstring(node)
         _drop_novelties(node)
+    return tree
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normal_form(code: str) -> str:
+    """Returns the text of the normal tree; raises UnreadableCode."""
     try:
-        return ast.dump(tree, annotate_fields=False, **DUMP)
+        return ast.dump(normal_tree(code), annotate_fields=False, **DUMP)
     except RecursionError:
         raise UnreadableCode("too deep") from None
 
