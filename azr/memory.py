@@ -82,9 +82,9 @@ def memory_plan(
         *_optimizer_parts(config, parameters),
         Part("frozen start model", parameters * width * is_reference_kept, "--loss.kl none"),
         Part(
-            "activations, about", tokens * per_token * width, "--optim.micro-batch-tokens", "update"
+            "activations about", tokens * per_token * width, "--optim.micro-batch-tokens", "update"
         ),
-        Part("logits peak, about", logits, "--rollout.slots", "rollouts"),
+        Part("logits peak about", logits, "--rollout.slots", "rollouts"),
     ]
     kept = rows * context_tokens * cache
     if config.rollout.cache_gib:
