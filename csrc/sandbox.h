@@ -38,7 +38,8 @@
  *   again: the filter allows no mapping to become executable, nor to be moved.
  *
  * Words: an outcome is data about a program. A failure of the sandbox itself is never an outcome of
- * a program: the process says why on its socket or dies, and the client starts another one.
+ * a program: the process says why in place of its greeting, answers a job with "sandbox_failure"
+ * where the host gives it no child, or dies; the client then tries once more.
  */
 #ifndef AZR_SANDBOX_H
 #define AZR_SANDBOX_H

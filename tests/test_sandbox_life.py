@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from azr.sandbox import Job, Limits, Sandbox, SandboxError, corpus, engine
+from azr.sandbox.engine import START_ATTEMPTS
 from azr.sandbox.process import Process
 from tests import environments
 
@@ -137,6 +139,35 @@ def test_killed_again_and_again(sandbox):
         result = future.result(timeout=60)
         assert result.status == "sandbox_failure" or result.value == number + 1
     assert sandbox.run("def f(): return 1", "").value == 1
+
+
+NONSENSE = (
+    b'\x1f\0\0\0{"error": "MemoryError: none left"}',
+    bytes(64),
+    struct.pack("<12I", 48, 0xFFFFFFF0, *[0] * 10),  # of an unknown job
+)
+
+
+def test_a_process_that_sends_nonsense_is_replaced(sandbox):
+    engine = sandbox._engine
+    for number, frame in enumerate(NONSENSE):
+        processes = engine.zygotes[0], engine.compiler
+        for process in processes:
+            process._in += frame
+        assert sandbox.label(f"def f(): return {number}", [""]).results[0].value == number
+        assert sandbox.stats()["restarts"] == 2 * (number + 1)
+        assert not any(alive(process.pid) for process in processes)
+
+
+def test_a_process_that_fails_once_it_has_greeted_is_not_started_for_ever():
+    limits = Limits()
+    object.__setattr__(limits, "memory_bytes", 1)  # refused by Limits itself
+    with Sandbox(workers=1, limits=limits) as sandbox:
+        result = sandbox.run("def f(): return 1", "")
+        assert result.status == "sandbox_failure" and result.error
+        assert wait_until(lambda: sandbox._engine.broken)
+        assert sandbox.stats()["restarts"] <= 2 * START_ATTEMPTS
+        assert "does not start" in sandbox.run("def f(): return 1", "").error
 
 
 def running(sandbox) -> list[int]:

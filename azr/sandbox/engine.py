@@ -11,7 +11,17 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from azr.sandbox.process import COMPILED, JOB, LENGTH, REPORT, SOURCE, Process, Setting, extension
+from azr.sandbox.process import (
+    COMPILED,
+    JOB,
+    LENGTH,
+    REPORT,
+    SOURCE,
+    BadFrame,
+    Process,
+    Setting,
+    extension,
+)
 from azr.sandbox.records import STATUSES, Limits, SandboxError, Status
 from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Program, Run
 
@@ -203,15 +213,16 @@ class Engine:
 
     def _hear(self, process: Process) -> None:
         lives = process.receive()
-        for frame in process.frames():
-            if process.role == "zygote":
-                self._take_report(process, frame)
-            else:
-                self._take_compiled(process, frame)
-        if process.layers is not None:
+        take = self._take_report if process.role == "zygote" else self._take_compiled
+        try:
+            for frame in process.frames():
+                take(process, frame)
+        except BadFrame:
+            lives = False
+        if process.has_answered:
             self._failed_starts[process.role] = 0
-            if all(p.layers is not None for p in self._processes()):
-                self.ready.set()
+        if all(p.layers is not None for p in self._processes()):
+            self.ready.set()
         if not lives:
             self._lose(process)
 
@@ -233,10 +244,12 @@ class Engine:
         self._selector.unregister(process.socket)
         code = process.kill()
         self.counters["restarts"] += 1
-        if process.layers is None:
+        # A signal comes from outside; a process that ends by itself before it has done anything
+        # would do so again.
+        if process.layers is None or (code > 0 and not process.has_answered):
             self._failed_starts[process.role] += 1
             if self._failed_starts[process.role] >= START_ATTEMPTS:
-                why = process.error or f"it ended with code {code} before it said why"
+                why = process.error or f"it ended with code {code} and did not say why"
                 self._break(f"a {process.role} of the sandbox does not start: {why}")
                 self.ready.set()
         if process.role == "compiler":
@@ -281,6 +294,7 @@ class Engine:
             if programs[0].attempts > 1:
                 # It may have been somebody else who sent a SIGKILL.
                 by_itself = code in CRASHES
+                programs[0].detail = "" if by_itself else "the compiler died"
                 self._compiled(programs.pop(0), "crash" if by_itself else "sandbox_failure")
         self._sources.extendleft(reversed(programs))
 

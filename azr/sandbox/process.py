@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from azr.sandbox import modules
-from azr.sandbox.records import Limits, SandboxError
+from azr.sandbox.records import STATUSES, Limits, SandboxError
 
 try:
     from azr import _sandbox
@@ -29,7 +29,11 @@ REPORT = struct.Struct("<IIIiIIqq")
 SOURCE = struct.Struct("<4I")
 COMPILED = struct.Struct("<6I")
 LENGTH = struct.Struct("<I")
-ID_AT = 4  # of a frame's id, in every kind of frame
+HEAD = struct.Struct("<3I")
+"""Length, id and outcome: how a report and what the compiler made both begin."""
+FRAME_BYTES = {"zygote": REPORT.size, "compiler": COMPILED.size}
+"""The shortest frame of a process."""
+FRAME_BYTES_MAX = 3 << 29
 
 RECEIVE_BYTES = 1 << 18
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -40,6 +44,10 @@ def extension():
     if _sandbox is None:
         raise SandboxError(WHY_NOT)
     return _sandbox
+
+
+class BadFrame(Exception):
+    """A process sent what no sound one sends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +154,7 @@ class Process:
         self.floor: tuple[int, int] | None = None
         """CPU nanoseconds and page faults of the bare children of `Setting.floor`."""
         self.error = ""
+        self.has_answered = False
         self.started_s = time.monotonic()
         self.busy_since_s = 0.0
         self._out = bytearray()
@@ -213,20 +222,29 @@ class Process:
                 return True
 
     def frames(self) -> Iterator[bytes]:
-        """Yields the frames that are complete, and takes the greeting for itself."""
+        """Yields the frames that are complete and answer something that was sent, and takes the
+        greeting for itself; BadFrame for any other."""
         data, at = self._in, 0
         if self.layers is None and not self.error and len(data) >= LENGTH.size:
             end = LENGTH.size + LENGTH.unpack_from(data)[0]
             if len(data) < end:
                 return
-            hello = json.loads(bytes(data[LENGTH.size : end]))
+            try:
+                hello = json.loads(bytes(data[LENGTH.size : end]))
+            except ValueError:
+                raise BadFrame from None
             self.layers, self.error = hello.get("layers"), hello.get("error", "")
             self.floor = hello.get("floor")
             at = end
-        while len(data) - at >= LENGTH.size:
-            end = at + LENGTH.unpack_from(data, at)[0]
+        while len(data) - at >= HEAD.size:
+            frame_bytes, number, outcome = HEAD.unpack_from(data, at)
+            is_sound = FRAME_BYTES[self.role] <= frame_bytes <= FRAME_BYTES_MAX
+            if not is_sound or number not in self.sent or outcome >= len(STATUSES):
+                raise BadFrame
+            end = at + frame_bytes
             if len(data) < end:
                 break
+            self.has_answered = True
             yield bytes(data[at:end])
             at = end
         del data[:at]

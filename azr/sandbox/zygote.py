@@ -1,8 +1,8 @@
 """The program of zygotes and compilers, executed by path in an interpreter of its own.
 
 It must not import the rest of the product: what it loads, every child carries. Its one argument is
-a JSON object (`azr.sandbox.process.spawn` writes it); its first frame on the socket is another one,
-`{"layers": ...}` or `{"error": ...}`.
+a JSON object (`azr.sandbox.process.Setting` writes it); its first frame on the socket is another
+one, `{"layers": ...}` or `{"error": ...}`, and the only one in JSON.
 """
 
 import _imp
@@ -156,6 +156,7 @@ def serve_zygote(sandbox, config):
     hello = {"layers": layers}
     if config["floor"]:
         hello["floor"] = sandbox.fork_floor(config["floor"])
+    config["greeted"] = True
     sandbox.serve(frame(hello))
     return padding
 
@@ -165,6 +166,7 @@ def serve_compiler(sandbox, config):
     allowed = {*config["allowed"], *config["facades"], *config["extra"]}
     layers = sandbox.lock_down(False, config["memory_bytes"]) if config["protected"] else {}
     posix = importlib.import_module("posix")
+    config["greeted"] = True
     posix.write(config["socket_fd"], frame({"layers": layers}))
     risky = set(config["risky_names"])
     sandbox.serve_compiler(config["socket_fd"], config["source_bytes"], allowed, risky, opcodes)
@@ -182,7 +184,8 @@ def main():
         posix = importlib.import_module("posix")
         text = f"{type(error).__name__}: {error}"
         try:
-            posix.write(config["socket_fd"], frame({"error": text}))
+            if "greeted" not in config:
+                posix.write(config["socket_fd"], frame({"error": text}))
         except OSError:
             pass
         posix._exit(1)
