@@ -10,7 +10,8 @@ Heavy imports come after the command line is read, so that `--help` and a wrong 
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _evaluate_family(config, subject, asked.baseline, asked.out)
     except ConfigError as error:
-        print(f"azr: {error}", file=sys.stderr)
+        # What loads a model calls it --model; here it is the first argument.
+        print(f"azr: {str(error).replace('--model ', '')}", file=sys.stderr)
         return EXIT_USAGE
     except RunError as error:
         print(f"azr: {error}", file=sys.stderr)
@@ -119,25 +121,38 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
     from azr.evaluation.family import accuracies, grade_tasks
     from azr.evaluation.result import make_cells
     from azr.evaluation.subject import find_subject
-    from azr.evaluation.table import print_family, write_result
+    from azr.evaluation.table import check_writable, print_family, write_result
+    from azr.model.load import load_architecture, load_tokenizer
     from azr.tasks import load_environment
 
     device = start.prepare_device(config)
     config, _ = start.settle_style(config)
+
+    def at(model: str) -> Config:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
+
+    load_architecture(subject.model)
+    other = find_subject(baseline, _warn) if baseline else None
+    model, step = (other.model, other.step) if other else (subject.start, 0)
+    if model:
+        with _naming_baseline():  # now, and not after hours with the first model
+            load_architecture(model)
+            load_tokenizer(model)
+            start.settle_style(at(model))
+    path = Path(out) if out else subject.folder(config.run.root) / f"{config.task.family}.json"
+    check_writable(path)
     environment = load_environment(config.task)
     environment.open()
 
     def graded(model: str, step: int):
-        at = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
-        module, tokenizer = start.build_model(at, environment, device)
-        engine = start.make_engine(at, module, tokenizer)
-        return grade_tasks(at, environment, engine, tokenizer, step)
+        module, tokenizer = start.build_model(at(model), environment, device)
+        engine = start.make_engine(at(model), module, tokenizer)
+        return grade_tasks(at(model), environment, engine, tokenizer, step)
 
-    other = find_subject(baseline, _warn) if baseline else None
-    model, step = (other.model, other.step) if other else (subject.start, 0)
     try:
         after = graded(subject.model, subject.step)
-        before = graded(model, step) if model else None
+        with _naming_baseline():
+            before = graded(model, step) if model else None
         cells = make_cells(environment, after, before)
         metrics = as_metrics(accuracies(environment, after))
         metrics_before = as_metrics(accuracies(environment, before)) if before else None
@@ -154,7 +169,6 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
         "baseline_metrics": metrics_before,
         "cells": [dataclasses.asdict(cell) for cell in cells],
     }
-    path = Path(out) if out else subject.folder(config.run.root) / f"{config.task.family}.json"
     print_family(cells, subject, model)
     print(f"result          {write_result(path, _finite(result))}")
 
@@ -176,14 +190,15 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
         settle_style,
     )
     from azr.evaluation.suite_table import print_suite, show_progress
-    from azr.evaluation.table import write_result
+    from azr.evaluation.table import check_writable, write_result
     from azr.model.load import load_model
     from azr.sandbox import Sandbox, SandboxError
 
     suite = load_suite(suite_path)
-    path = Path(out) if out else subject.folder(config.run.root) / f"{suite.name}.json"
     device = start.prepare_device(config)
     model, tokenizer = load_model(subject.model, start.DTYPES[config.run.dtype], device)
+    path = Path(out) if out else subject.folder(config.run.root) / f"{suite.name}.json"
+    check_writable(path)
     style = settle_style(config.task.style, tokenizer)
     most = config.rollout.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     rollout = dataclasses.replace(config.rollout, max_new_tokens=most)
@@ -219,6 +234,15 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
         "items": item_results(suite, config.eval.samples, journal),
     }
     print(f"result          {write_result(path, _finite(result))}\nsamples         {journal.path}")
+
+
+@contextmanager
+def _naming_baseline() -> Iterator[None]:
+    """Lets an error in loading a model name the flag that the baseline came by."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--model ", "--baseline ")) from error
 
 
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")

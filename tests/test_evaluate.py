@@ -182,8 +182,9 @@ def refused(capsys, code, *arguments):
     return error
 
 
-def test_what_cannot_be_evaluated_is_refused_by_name(finished, tmp_path, capsys):
-    assert "no such folder" in refused(capsys, 2, tmp_path / "nothing")
+def test_what_cannot_be_evaluated_is_refused_by_name(finished, tmp_path, capsys, monkeypatch):
+    nothing = tmp_path / "nothing"
+    assert refused(capsys, 2, nothing) == f"azr: {nothing}: no such folder\n"
     assert "did you mean prime" in refused(capsys, 2, finished, "--env", "prim")
     assert "a run has options of its own" in refused(
         capsys, 2, finished, "--config", "cpu-prime.toml"
@@ -193,7 +194,15 @@ def test_what_cannot_be_evaluated_is_refused_by_name(finished, tmp_path, capsys)
     refused(capsys, 2)
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert "cannot write" in refused(capsys, 2, finished, "--out", blocked / "x.json")
+    with monkeypatch.context() as patch:  # all of it before any work
+        patch.setattr("azr.evaluation.family.grade_tasks", None)
+        for out in (blocked / "x.json", "/proc/x.json", tmp_path):
+            error = refused(capsys, 2, finished, "--out", out)
+            assert f"--out {out}: cannot write there" in error
+        error = refused(capsys, 2, finished, "--baseline", nothing)
+        assert error == f"azr: --baseline {nothing}: no such folder\n"
+        error = refused(capsys, 2, finished, "--baseline", tmp_path)
+        assert f"--baseline {tmp_path}: not a complete HF model folder" in error
 
 
 def test_a_damaged_checkpoint_is_named_and_a_run_falls_back_to_the_one_before(

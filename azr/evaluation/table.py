@@ -1,8 +1,10 @@
 """What an evaluation shows and writes: tables on the terminal, a JSON file."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +125,39 @@ def share(value: float | None) -> str:
     )
 
 
+def check_writable(path: Path) -> None:
+    """Makes the folder of a result; raises ConfigError where `write_result` could not write.
+
+    Asked first, so that no work is lost.
+    """
+    with _naming_out(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _aside(path).touch()
+        _aside(path).unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
+
+
 def write_result(path: Path, result: Mapping[str, Any]) -> Path:
     """Writes the result as JSON, whole or not at all; returns the path.
 
     Raises ConfigError where it cannot be written.
     """
-    try:
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    with _naming_out(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        _aside(path).write_text(text, encoding="utf-8")
+        os.replace(_aside(path), path)
+    return path
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+@contextmanager
+def _naming_out(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"--out {path}: cannot write there: {error.strerror}") from error
-    return path
