@@ -203,10 +203,54 @@ def test_a_request_longer_than_the_cache_is_refused(kind, monkeypatch, small_pag
     long = Request(token_ids=(3,) * 20, sampling=Sampling(max_new_tokens=40), key=0)
     with pytest.raises(RequestError) as caught:
         next(engine.generate([REQUESTS[0], long]))
+    # Eight rows, the least that is computed, and the prompt; fifteen pages and the scratch page.
+    least = {"rows": "42 KiB", "pages": "8 KiB"}[kind]
     assert str(caught.value).startswith(
-        "request 1: 20 prompt tokens + 40 new ones need 8 KiB of KV cache, and it may take 4 KiB; "
-        "lower --rollout.max-new-tokens"
+        f"request 1: 20 prompt tokens + 40 new ones need {least} of KV cache, and it may take "
+        "4 KiB; lower --rollout.max-new-tokens"
     )
+
+
+def test_requests_that_do_not_fit_together_take_turns():
+    long_prompt = Request(token_ids=(3,) * 60, sampling=Sampling(max_new_tokens=2), key=1, n=3)
+    long_answer = Request(token_ids=(5, 6), sampling=Sampling(max_new_tokens=20), key=2, n=2)
+    requests = [long_answer, long_prompt, REQUESTS[0], long_answer]
+    expected = outcome(RolloutEngine(azr_model(SMALL), slots=100), requests)
+    told: list[Progress] = []
+    engine = RolloutEngine(
+        azr_model(SMALL), slots=4, cache_bytes=GEOMETRY.token_bytes * 200,
+        on_progress=told.append, progress_s=0.0,
+    )  # fmt: skip
+    for _ in range(2):
+        assert_same(outcome(engine, requests), expected)
+    assert {p.samples for p in told} == {len(expected)}
+    assert told[-1].done == len(expected)
+    tokens = told[-1].tokens
+    assert engine.generated_tokens == 2 * tokens
+    # The first samples come while the others have not begun.
+    samples = engine.generate(requests)
+    assert next(samples).request != 1 and engine.generated_tokens < 3 * tokens
+    samples.close()
+    assert_same(outcome(engine, requests), expected)
+
+
+def test_the_cache_of_another_call_costs_no_slots():
+    narrow = [Request(token_ids=(i,), sampling=Sampling(max_new_tokens=20), key=i) for i in range(8)]
+    wide = Request(token_ids=(3,) * 60, sampling=Sampling(max_new_tokens=2), key=1)
+    engine = RolloutEngine(azr_model(SMALL), slots=8, cache_bytes=GEOMETRY.token_bytes * 290)
+    outcome(engine, [wide])
+    outcome(engine, narrow)
+    assert engine._plan.slots == 8
+
+
+def test_a_call_that_memory_has_narrowed_keeps_its_cache_for_the_next():
+    requests = [Request(token_ids=(3,) * 30, sampling=Sampling(max_new_tokens=2), key=1, n=20)]
+    engine = RolloutEngine(azr_model(SMALL), slots=20, cache_bytes=GEOMETRY.token_bytes * 50)
+    outcome(engine, requests)
+    before = engine._state
+    assert before.plan.slots < 20
+    outcome(engine, requests)
+    assert engine._state is before
 
 
 def test_rows_of_a_prompt_share_its_full_pages(monkeypatch, small_pages):

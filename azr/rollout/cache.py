@@ -14,6 +14,9 @@ from transformers import PretrainedConfig
 from azr.model.attention import Attend
 from azr.rollout.request import Waiting
 
+FEWEST_ROWS = 8
+"""Rows of the smallest matrix product: fewer round otherwise than many do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -110,11 +113,11 @@ class PromptHidden:
     def of(self, places: list[int]) -> tuple[Tensor, Tensor]:
         """Returns the distinct states of these places and which of them each entry has.
 
-        At least 8 states: a matrix product of fewer rows rounds otherwise than one of many.
+        At least FEWEST_ROWS states.
         """
         distinct, inverse = np.unique(np.array(places, dtype=np.int64), return_inverse=True)
-        if len(distinct) < 8:
-            distinct = np.resize(distinct, 8)
+        if len(distinct) < FEWEST_ROWS:
+            distinct = np.resize(distinct, FEWEST_ROWS)
         device = self._hidden.device
         return (
             self._hidden[torch.from_numpy(distinct).to(device)],

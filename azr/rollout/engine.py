@@ -8,25 +8,29 @@ its key, not of what else is in the batch.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from azr.model.attention import check_azr_attention, choose, head_weight, hidden_states
-from azr.rollout.cache import Geometry
+from azr.model.attention import (
+    Backend,
+    check_azr_attention,
+    choose,
+    head_weight,
+    hidden_states,
+)
+from azr.rollout.cache import FEWEST_ROWS, Geometry
 from azr.rollout.graphs import StepGraphs, bucket, is_capturable
 from azr.rollout.history import History, Outcome
-from azr.rollout.memory import Plan, new_cache
+from azr.rollout.memory import Plan, cache_limit, in_groups, new_cache
 from azr.rollout.request import Progress, Request, RequestError, Sample, Waiting
 from azr.rollout.roofline import Floor, Meter, measure_rates
 from azr.rollout.sampler import Mix
 from azr.rollout.slots import GOES_ON, STOPPED, Slots
 from azr.rollout.stops import StopStrings
-
-FEWEST_ROWS = 8
-"""Rows of the smallest matrix product: fewer round otherwise than many do."""
 
 PREFILL_TOKENS = 16384
 """Prompt tokens that are computed together; bounds the activations of a prefill."""
@@ -88,18 +92,20 @@ class RolloutEngine:
             return
         if self._is_running:
             raise RuntimeError("this engine is generating already; exhaust or close that first")
+        limit = cache_limit(self.cache_bytes, self.device, self._plan)
+        groups = in_groups(requests, *self._room(limit))
         was_training = self.model.training
-        self._is_running = True
+        self._is_running, is_done = True, False
         self.model.eval()
-        run = None
+        tally = _Tally(samples=sum(r.n for r in requests))
         try:
-            run = self._prepared(requests)
-            yield from run.samples()
-        except torch.OutOfMemoryError:
-            self.release()
-            raise
+            for numbers in groups:
+                run = self._prepared([requests[i] for i in numbers], limit)
+                run.begin(requests, numbers, tally)
+                yield from run.samples()
+            is_done = True
         finally:
-            if run is not None and not run.is_done:
+            if not is_done:
                 self.release()  # rows of the abandoned call still hold their places
             self.model.train(was_training)
             self._is_running = False
@@ -133,12 +139,12 @@ class RolloutEngine:
         if request.sampling.stop_strings and self.decode is None:
             raise RequestError(f"request {number} has stop strings, but the engine cannot decode")
 
-    def _prepared(self, requests: list[Request]) -> "_Run":
-        """Returns the call, with cache and graphs of the last one where they serve it too."""
-        plan = Plan.of(
-            requests, self.geometry, self.backend, self.slots, self.cache_bytes, self.device,
-            held=self._plan,
-        )  # fmt: skip
+    def _room(self, limit: int) -> tuple[Geometry, Backend, int, int, Plan | None]:
+        return self.geometry, self.backend, self.slots, limit, self._plan
+
+    def _prepared(self, requests: list[Request], limit: int) -> "_Run":
+        """Returns a run with room for them, the one at hand where it serves."""
+        plan = Plan.of(requests, *self._room(limit))
         if plan is not self._plan:
             self.release()
             slots = Slots(max(plan.slots, FEWEST_ROWS), plan.most_stops, self.device)
@@ -147,12 +153,22 @@ class RolloutEngine:
         if self.meter is None and self._state.graphs and self.device.type == "cuda":
             rates = measure_rates(self.geometry.dtype)
             self.meter = Meter(Floor.of(self.model, self.geometry, rates))
-        self._state.begin(requests)
         return self._state
 
 
+@dataclass(slots=True)
+class _Tally:
+    """How far a call is."""
+
+    samples: int
+    done: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)
+
+
 class _Run:
-    """A call under way: the rows that wait, those that are decoded, and the results to come."""
+    """Requests under way: the rows that wait, those that are decoded, and the results to come."""
 
     def __init__(self, engine: RolloutEngine, plan: Plan, slots: Slots):
         self.engine, self.plan, self.slots = engine, plan, slots
@@ -168,22 +184,19 @@ class _Run:
         self.lag = 1 if self.graphs else 0
         """Steps that run on the device while the host deals with an earlier one."""
 
-    def begin(self, requests: list[Request]) -> None:
-        """Makes ready for a call; the rows of the call before have all left."""
-        self.requests = requests
+    def begin(self, requests: list[Request], numbers: list[int], tally: _Tally) -> None:
+        """Makes ready for the requests of these numbers; earlier rows have all left."""
         self.waiting = deque(
-            Waiting(number, index, request)
-            for number, request in enumerate(requests)
-            for index in range(request.n)
+            Waiting(number, index, requests[number])
+            for number in numbers
+            for index in range(requests[number].n)
         )
-        self.total = len(self.waiting)
-        self.rows = self.done = self.tokens = 0
+        self.rows, self.tally = 0, tally
         self.outcomes: deque[Outcome] = deque()
-        self.mix = Mix.of(r.sampling for r in requests)
-        self.wants_text = any(r.sampling.stop_strings for r in requests)
+        samplings = [requests[number].sampling for number in numbers]
+        self.mix = Mix.of(samplings)
+        self.wants_text = any(s.stop_strings for s in samplings)
         self.stops = StopStrings(self.engine.decode) if self.wants_text else None
-        self.is_done = False
-        self.started = self.reported = time.monotonic()
 
     def samples(self) -> Iterator[Sample]:
         """Yields samples as they finish."""
@@ -197,7 +210,6 @@ class _Run:
                     finished += self._settle()
             yield from finished
             self._report()
-        self.is_done = True
 
     # Rows that enter
 
@@ -289,7 +301,7 @@ class _Run:
     def _take_in(self, outcome: Outcome) -> list[Sample]:
         """Returns the samples that a step finished; their rows leave."""
         numbers, codes = self.history.add(outcome)
-        self.tokens += len(numbers)
+        self.tally.tokens += len(numbers)
         self.engine.generated_tokens += len(numbers)
         if self.wants_text:
             codes = codes.copy()
@@ -300,7 +312,7 @@ class _Run:
         if not len(ended):
             return []
         self._leave(numbers[ended])
-        self.done += len(ended)
+        self.tally.done += len(ended)
         return [self.history.close(int(numbers[at]), int(codes[at])) for at in ended.tolist()]
 
     def _has_stop_string(self, number: int) -> bool:
@@ -325,16 +337,16 @@ class _Run:
 
     def _report(self) -> None:
         """Tells how far the call is, now and then."""
-        engine, now = self.engine, time.monotonic()
-        if engine.on_progress is None or now - self.reported < engine.progress_s:
+        engine, tally, now = self.engine, self.tally, time.monotonic()
+        if engine.on_progress is None or now - tally.reported < engine.progress_s:
             return
-        self.reported = now
+        tally.reported = now
         engine.on_progress(
             Progress(
-                done=self.done,
-                samples=self.total,
-                tokens=self.tokens,
-                seconds=now - self.started,
+                done=tally.done,
+                samples=tally.samples,
+                tokens=tally.tokens,
+                seconds=now - tally.started,
                 roofline_frac=engine.decode_roofline_frac(),
             )
         )

@@ -1,14 +1,16 @@
 """How large the KV cache of a call is: what the call can use, bounded by what is free."""
 
 import dataclasses
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from azr.memory import available_bytes, readable
 from azr.model.attention import Backend
-from azr.rollout.cache import Geometry, KVCache
+from azr.rollout.cache import FEWEST_ROWS, Geometry, KVCache
 from azr.rollout.dense import DenseCache
 from azr.rollout.pages import PageCache, pages_for
 from azr.rollout.request import Request, RequestError
@@ -21,6 +23,10 @@ USABLE_FRAC = 0.85
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The sizes of a cache and of the slots beside it."""
+
+    _SIZES: ClassVar = (
+        "slots", "prompts", "prompt_tokens", "own_tokens", "row_tokens", "most_stops",
+    )  # fmt: skip
 
     slots: int
     prompts: int
@@ -39,41 +45,23 @@ class Plan:
         geometry: Geometry,
         backend: Backend,
         slots: int,
-        cache_bytes: int | None,
-        device: torch.device,
+        limit: int,
         held: "Plan | None" = None,
-    ) -> "Plan":
-        """Returns the plan of a call: `held`, that of the cache at hand, where it serves.
-
-        Raises RequestError for a request that does not fit into the memory even alone.
-        """
+    ) -> "Plan | None":
+        """Returns the plan of a call that may take `limit` bytes: `held`, that of the cache at
+        hand, where it serves; None where the requests do not fit together."""
         needed = cls._needed(requests, min(slots, sum(r.n for r in requests)))
-        if held is not None:
-            if held._serves(needed):
-                return held
-            sizes = ("slots", "prompts", "prompt_tokens", "own_tokens", "row_tokens", "most_stops")
-            needed = dataclasses.replace(
-                needed, **{s: max(getattr(held, s), getattr(needed, s)) for s in sizes}
-            )
-        limit = cache_bytes
-        if limit is None:
-            free = _free_bytes(device)
-            limit = int(USABLE_FRAC * (free + (held.bytes if held else 0))) if free else 2**62
-        fit = needed._dense if backend.cache == "rows" else needed._paged
-        plan = fit(geometry, limit)
-        if plan is None:
-            plan = cls._needed(requests, 1)
-            plan = (plan._dense if backend.cache == "rows" else plan._paged)(geometry, limit)
-        if plan is None:
-            number, longest = max(enumerate(requests), key=lambda r: r[1].most_tokens)
-            raise RequestError(
-                f"request {number}: {len(longest.token_ids)} prompt tokens + "
-                f"{longest.sampling.max_new_tokens} new ones need "
-                f"{readable(longest.most_tokens * geometry.token_bytes)} of KV cache, and it may "
-                f"take {readable(limit)}; lower --rollout.max-new-tokens or raise "
-                "--rollout.cache-gib"
-            )
-        return plan
+        if held is not None and held._serves(needed):
+            return held
+        plan = needed._fitted(geometry, backend, limit)
+        if plan is None or held is None:
+            return plan
+        # A cache for calls like the last one too, unless that would cost slots.
+        sizes = {s: max(getattr(held, s), getattr(needed, s)) for s in cls._SIZES}
+        united = dataclasses.replace(needed, **sizes)._fitted(geometry, backend, limit)
+        if united is not None and united.slots >= plan.slots:
+            plan = united
+        return held if plan == held else plan
 
     @classmethod
     def _needed(cls, requests: Sequence[Request], slots: int) -> "Plan":
@@ -89,16 +77,20 @@ class Plan:
         )
 
     def _serves(self, needed: "Plan") -> bool:
-        """Whether the cache of this plan is large enough, or as large as memory allowed."""
-        sizes = ("prompts", "prompt_tokens", "own_tokens", "row_tokens", "most_stops", "slots")
-        return all(getattr(self, size) >= getattr(needed, size) for size in sizes)
+        """Whether the cache of this plan is large enough."""
+        return all(getattr(self, size) >= getattr(needed, size) for size in self._SIZES)
+
+    def _fitted(self, geometry: Geometry, backend: Backend, limit: int) -> "Plan | None":
+        """Returns the plan within `limit` bytes, with fewer slots if need be."""
+        fit = self._dense if backend.cache == "rows" else self._paged
+        return fit(geometry, limit)
 
     def _dense(self, geometry: Geometry, limit: int) -> "Plan | None":
         slots = self.slots
         while True:
             prompts = min(slots + 1, self.prompts)
             size = DenseCache.bytes(
-                geometry, max(slots, 8), prompts, self.prompt_tokens, self.own_tokens
+                geometry, max(slots, FEWEST_ROWS), prompts, self.prompt_tokens, self.own_tokens
             )
             if size <= limit:
                 return dataclasses.replace(self, slots=slots, prompts=prompts, bytes=size)
@@ -119,6 +111,61 @@ class Plan:
             pages=pages + 1,
             bytes=(pages + 1) * PageCache.page_bytes(geometry),
         )
+
+
+def in_groups(
+    requests: Sequence[Request],
+    geometry: Geometry,
+    backend: Backend,
+    slots: int,
+    limit: int,
+    held: Plan | None,
+) -> list[list[int]]:
+    """Returns the numbers of the requests in groups that fit each: most often one group.
+
+    A dense cache is as wide as the longest prompt and the longest completion of all its rows, so
+    requests that fit one by one need not fit together. Raises RequestError for one that does not
+    fit even alone.
+    """
+    rest, groups = list(range(len(requests))), []
+
+    def fails(count: int) -> bool:
+        some = [requests[i] for i in rest[:count]]
+        return Plan.of(some, geometry, backend, slots, limit, held) is None
+
+    if not fails(len(rest)):
+        return [rest]
+    rest.sort(key=lambda i: -requests[i].sampling.max_new_tokens)
+    while rest:
+        count = bisect(range(1, len(rest) + 1), False, key=fails)
+        if not count:
+            raise _too_large(rest[0], requests[rest[0]], geometry, backend, limit)
+        groups.append(sorted(rest[:count]))
+        rest = rest[count:]
+    return groups
+
+
+def _too_large(
+    number: int, request: Request, geometry: Geometry, backend: Backend, limit: int
+) -> RequestError:
+    prompt, new = len(request.token_ids), request.sampling.max_new_tokens
+    if backend.cache == "rows":
+        least = DenseCache.bytes(geometry, FEWEST_ROWS, 1, prompt, new)
+    else:
+        least = (pages_for(request.most_tokens) + 1) * PageCache.page_bytes(geometry)
+    return RequestError(
+        f"request {number}: {prompt} prompt tokens + {new} new ones need {readable(least)} of KV "
+        f"cache, and it may take {readable(limit)}; lower --rollout.max-new-tokens or raise "
+        "--rollout.cache-gib"
+    )
+
+
+def cache_limit(cache_bytes: int | None, device: torch.device, held: Plan | None) -> int:
+    """Returns the bytes that a cache may take: `cache_bytes`, or a share of what is free."""
+    if cache_bytes is not None:
+        return cache_bytes
+    free, kept = _free_bytes(device), held.bytes if held else 0
+    return max(kept, int(USABLE_FRAC * (free + kept))) if free else 2**62
 
 
 def new_cache(
