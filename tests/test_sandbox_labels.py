@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from azr.sandbox import Job, Sandbox
+from azr.sandbox import Job, Sandbox, work
 from azr.sandbox.work import ALL_SEEDS, may_hold_set
 from tests import nondeterminism
 
@@ -124,6 +124,15 @@ def test_a_hostile_argument_text_is_looked_at_once(text):
     begun_s = time.thread_time()
     may_hold_set(text.encode())
     assert time.thread_time() - begun_s < 0.5
+
+
+def test_state_is_seen_near_a_limit_too(sandbox, monkeypatch):
+    monkeypatch.setattr(work, "FINAL_SHARE", 0.0)  # every verdict is near it, and taken again
+    code = "def f(x, n=[0]):\n    n[0] += 1\n    return n[0]"
+    assert not sandbox.label(code, ["1"]).deterministic
+    assert not sandbox.label("n = [0]\ndef f(x): n[0] += x; return n[0]", ["1", "0"]).deterministic
+    assert sandbox.label("def f(x): return x", ["1", "2"]).deterministic
+    assert [r.value for r in sandbox.run_many(code, ["1", "1", "1"])] == [1, 2, 3]
 
 
 def test_exceptions_are_compared_by_class(sandbox):

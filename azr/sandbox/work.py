@@ -175,20 +175,14 @@ class Call(ABC):
             or outcome.wall_s > FINAL_SHARE * self.limits.wall_s
         )
 
-    def settle(self, run: Run, outcomes: list[Outcome], ask: Ask) -> list[int]:
-        """Asks for another run, alone, of the inputs whose verdict is close; returns them."""
-        if run.alone:
-            return []
-        close = [
-            position
-            for position, outcome in zip(run.positions, outcomes, strict=True)
-            if self.is_close(outcome)
-        ]
-        close = list(dict.fromkeys(close))
-        for position in close:
-            self.reruns += 1
-            ask(Run(self, run.seed, [position], run.shake, alone=True))
-        return close
+    def settle(self, run: Run, outcomes: list[Outcome], ask: Ask) -> bool:
+        """Asks for the run again, alone, if a verdict of it is close. All of it, in its order: a
+        part would not see the state that the inputs before leave behind."""
+        if run.alone or not any(map(self.is_close, outcomes)):
+            return False
+        self.reruns += 1
+        ask(Run(self, run.seed, run.positions, run.shake, alone=True))
+        return True
 
 
 class PlainCall(Call):
@@ -196,8 +190,7 @@ class PlainCall(Call):
 
     def begin(self, ask: Ask) -> None:
         self.outcomes = self.fixed()
-        self.missing = self.outcomes.count(None)
-        if not self.missing:
+        if None not in self.outcomes:
             self.done(self)
             return
         # What cannot see hash order or identity gives the same under every seed.
@@ -205,13 +198,11 @@ class PlainCall(Call):
         ask(Run(self, seed, [i for i, outcome in enumerate(self.outcomes) if outcome is None]))
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
-        close = self.settle(run, outcomes, ask)
+        if self.settle(run, outcomes, ask):
+            return
         for position, outcome in zip(run.positions, outcomes, strict=True):
-            if position not in close:
-                self.outcomes[position] = outcome
-                self.missing -= 1
-        if not self.missing:
-            self.done(self)
+            self.outcomes[position] = outcome
+        self.done(self)
 
     def abandon(self, why: str) -> None:
         self.outcomes = [Outcome("sandbox_failure", value=why)] * len(self.texts)
@@ -244,11 +235,11 @@ class LabelCall(Call):
         ask(Run(self, seed, positions, shake=seed + 1 if self.is_risky else 0))
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
-        close = self.settle(run, outcomes, ask)
-        self.left += len(close) - 1
+        if self.settle(run, outcomes, ask):
+            return
+        self.left -= 1
         for position, outcome in zip(run.positions, outcomes, strict=True):
-            if position not in close:
-                self._compare(position, outcome)
+            self._compare(position, outcome)
         if self.left:
             return
         self.round += 1
