@@ -20,15 +20,21 @@ struct scan {
     int risky_ops[4];
     /* Found so far. */
     PyObject *forbidden; /* name of a module, NULL if none */
-    bool is_risky, has_keys, has_items, has_bit_operator, has_minus;
+    bool is_risky, has_view, has_set_operator;
 };
 
 static void note_operator(struct scan *s, int arg)
 {
     /* The operators' numbers are the same in all supported versions; 13 more in place. */
     int op = arg >= 13 ? arg - 13 : arg;
-    s->has_bit_operator |= op == 1 || op == 7 || op == 12; /* & | ^ */
-    s->has_minus |= op == 10;
+    s->has_set_operator |= op == 1 || op == 7 || op == 10 || op == 12; /* & | - ^ */
+}
+
+/* The views of a dict make sets by operators, and the module of that name has them as functions. */
+static void note_word(struct scan *s, const char *text)
+{
+    s->has_view |= strcmp(text, "keys") == 0 || strcmp(text, "items") == 0;
+    s->has_set_operator |= strcmp(text, "operator") == 0;
 }
 
 static int scan_ops(struct scan *s, PyObject *bytecode, PyObject *names)
@@ -68,10 +74,31 @@ static int scan_names(struct scan *s, PyObject *names)
         if (known < 0 || text == NULL)
             return -1;
         s->is_risky |= known || strncmp(text, "__", 2) == 0;
-        s->has_keys |= strcmp(text, "keys") == 0;
-        s->has_items |= strcmp(text, "items") == 0;
+        note_word(s, text);
     }
     return 0;
+}
+
+static int scan_code(struct scan *s, PyObject *code);
+
+/* A text may name an attribute: in a format, in a pattern of a match, for a function that takes
+ * names. One that is built at run time needs such a function, and those are risky names. */
+static int scan_constant(struct scan *s, PyObject *constant)
+{
+    int failed = 0;
+    if (PyCode_Check(constant))
+        return scan_code(s, constant);
+    if (PyUnicode_Check(constant)) {
+        const char *text = PyUnicode_AsUTF8(constant);
+        s->is_risky |= text == NULL || strstr(text, "__") != NULL;
+        if (text != NULL)
+            note_word(s, text);
+        PyErr_Clear(); /* a lone surrogate has no UTF-8 */
+    }
+    s->is_risky |= PyFrozenSet_CheckExact(constant);
+    for (Py_ssize_t i = 0; !failed && PyTuple_Check(constant) && i < PyTuple_GET_SIZE(constant); i++)
+        failed = scan_constant(s, PyTuple_GET_ITEM(constant, i));
+    return failed;
 }
 
 /* The code object and every one inside it; the compiler has bounded their nesting. */
@@ -86,13 +113,7 @@ static int scan_code(struct scan *s, PyObject *code)
         goto done;
     if (scan_ops(s, bytecode, names) < 0 || scan_names(s, names) < 0)
         goto done;
-    failed = 0;
-    for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(constants); i++) {
-        PyObject *constant = PyTuple_GET_ITEM(constants, i);
-        s->is_risky |= PyFrozenSet_CheckExact(constant);
-        if (PyCode_Check(constant))
-            failed = scan_code(s, constant);
-    }
+    failed = scan_constant(s, constants);
 done:
     Py_XDECREF(bytecode);
     Py_XDECREF(names);
@@ -102,8 +123,7 @@ done:
 
 static bool is_risky(const struct scan *s)
 {
-    return s->is_risky || (s->has_bit_operator && (s->has_keys || s->has_items)) ||
-           (s->has_minus && s->has_keys);
+    return s->is_risky || (s->has_view && s->has_set_operator);
 }
 
 /* ---- One source ------------------------------------------------------------------------------- */

@@ -71,6 +71,22 @@ RANDOM = [
     text_kind("keys united", "def f(x): return list({@A: 1}.keys() | {@B: 2}.keys())"),
     text_kind("items united", "def f(x): return list({@A: 1}.items() | {@B: 2}.items())"),
     text_kind("keys without", "def f(x): return list({@A: 1, @B: 2, 'z': 3}.keys() - ['z'])"),
+    text_kind("items without", "def f(x): return list({@A: 1, @B: 2}.items() - {'z': 3}.items())"),
+    text_kind(
+        "keys in common by a function",
+        "import operator\nd = {@A: 1, @B: 2}\ndef f(x): return list(operator.and_(d.keys(), d.keys()))",
+    ),
+    text_kind(
+        "items folded",
+        "from functools import reduce\nfrom operator import or_ as g\nd = {@A: 1, @B: 2}\ndef f(x): return list(reduce(g, [d.items()] * 2))",
+    ),
+    text_kind(
+        "keys of a class",
+        "from collections.abc import KeysView as K\ndef f(x): return list(K({@A: 1}) | [@B])",
+    ),
+    text_kind(
+        "set of a type", "import typing\ndef f(x): return list(typing.get_origin(typing.Set)(@S))"
+    ),
     text_kind("dict from a set", "def f(x): return dict.fromkeys({@A, @B})"),
     text_kind("min by a constant", "def f(x): return min({@A, @B}, key=lambda v: 0)"),
     text_kind(
@@ -96,6 +112,18 @@ RANDOM = [
     text_kind("hash compared", "def f(x): return hash(@A) < hash(@B)"),
     text_kind("hash of bytes", "def f(x): return hash(@W.encode()) & 1"),
     text_kind("hash of a tuple", "def f(x): return hash((@W, 1)) & 1"),
+    text_kind(
+        "hash by its name",
+        "import operator\ndef f(x): return operator.methodcaller('__hash__')(@W) % 2",
+    ),
+    text_kind(
+        "hash by a built name",
+        "from operator import attrgetter\ndef f(x): return attrgetter('_' * 2 + 'hash' + '_' * 2)(@W)() % 2",
+    ),
+    text_kind(
+        "hash by a pattern",
+        "def f(x):\n    match x:\n        case str(__hash__=h): return h() % 2",
+    ),
     text_kind("__hash__", "def f(x): return @W.__hash__() >> 3 & 1"),
     text_kind(
         "order of objects in a set",

@@ -59,19 +59,25 @@ FORGOTTEN = ("time", "random", "_random", "secrets", "uuid", "__main__", "_sandb
 finds no clock and no randomness there."""
 
 RISKY_NAMES = (
+    "ItemsView",
+    "KeysView",
+    "attrgetter",
     "compile",
     "dir",
     "eval",
     "exec",
     "frozenset",
+    "get_origin",
     "getattr",
     "globals",
     "hash",
     "id",
     "locals",
+    "methodcaller",
     "object",
     "set",
     "vars",
 )
-"""A program that uses one of these, a set display, a class or a name that begins with two
-underscores can see hash order or identity: its label takes all seeds, not two."""
+"""A program that uses one of these, a set display, a class, a name that begins with two underscores
+or a text that holds two, or both a view of a dict and an operator of sets, can see hash order or
+identity: its label takes all seeds, not two."""
