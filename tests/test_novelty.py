@@ -71,6 +71,8 @@ def test_traits_become_metrics_and_rewards():
     assert m["propose/deduction/answer_diversity"] == pytest.approx(1 - share)
     rewards = [e.reward for e in result.episodes if (e.role, e.type) == ("propose", "deduction")]
     assert rewards == pytest.approx([0.25 + 0.5 * 0.5] * 4)
+    assert m["propose/deduction/learnability"] == 0.25
+    assert m["propose/deduction/novelty"] == pytest.approx(0.25)
 
 
 class Failing:

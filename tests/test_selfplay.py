@@ -82,13 +82,18 @@ def test_solve_rates_and_learnability_are_those_of_the_estimates():
         return solution(prompt)
 
     selfplay, _ = seeded(SMALL, cycle(FRESH), solve=solve)
-    proposals = by(selfplay.play(1), "propose")
+    result = selfplay.play(1)
+    proposals = by(result, "propose")
     assert [e.solve_rate for e in proposals] == [0.0, 0.25, 0.75, 1.0]
     assert [e.reward for e in proposals] == [0.0, 0.75, 0.25, 0.0]
+    assert result.metrics["propose/deduction/learnability"] == 0.25
+    assert "propose/deduction/novelty" not in result.metrics
 
     parity = changed(SMALL, reward__zero_learnability=-0.5)
     selfplay, _ = seeded(parity, cycle(FRESH), solve=solve)
-    assert [e.reward for e in by(selfplay.play(1), "propose")] == [-0.5, 0.75, 0.25, -0.5]
+    result = selfplay.play(1)
+    assert [e.reward for e in by(result, "propose")] == [-0.5, 0.75, 0.25, -0.5]
+    assert result.metrics["propose/deduction/learnability"] == 0.0
 
 
 def test_rejected_proposals_cost_their_price_and_never_enter_a_buffer():

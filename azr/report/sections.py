@@ -121,7 +121,7 @@ def proposer(board: Board) -> str:
     figures = board.by_type("Valid proposals", "propose/{type}/valid_rate", "share")
     figures += board.by_type(
         "Learnability", "propose/{type}/learnability",
-        note="mean reward of valid proposals; back to 0 once all are solved",
+        note="1 minus the solve rate, mean over valid proposals; back to 0 once all are solved",
     )  # fmt: skip
     figures += board.by_type(
         "Solved sometimes, not always", "propose/{type}/learnable_frac", "share",

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from azr.config import RewardConfig
+from azr.reward import learnability
 from azr.selfplay.diversity import diversity_metrics
 from azr.selfplay.episode import Episode, Role, Seeding, StepResult
 from azr.tasks import Environment
@@ -18,7 +20,10 @@ def seeding_metrics(seeding: Seeding) -> dict[str, float]:
 
 
 def step_metrics(
-    environment: Environment, result: StepResult, cells: Mapping[tuple[Role, str], int]
+    environment: Environment,
+    result: StepResult,
+    cells: Mapping[tuple[Role, str], int],
+    reward: RewardConfig,
 ) -> dict[str, float]:
     """Returns what a step's episodes tell; `cells` numbers the (role, type) cells."""
     m: dict[str, float] = {}
@@ -34,7 +39,10 @@ def step_metrics(
         name = f"propose/{task_type}"
         m |= {f"{name}/{k}": v for k, v in _proposal_rates(mine).items()}
         solved = [e for e in good if e.solve_rate is not None]
-        m[f"{name}/learnability"] = mean([e.reward for e in solved])
+        worth = [learnability(e.solve_rate, reward.zero_learnability) for e in solved]
+        m[f"{name}/learnability"] = mean(worth)
+        if reward.complexity_coef or reward.distance_coef or reward.answer_coef:
+            m[f"{name}/novelty"] = mean([e.reward - w for e, w in zip(solved, worth, strict=True)])
         m[f"{name}/learnable_frac"] = mean([0 < e.solve_rate < 1 for e in solved])
         m[f"{name}/unique_rate"] = len({e.key for e in good}) / len(good) if good else float("nan")
         m |= {f"{name}/{k}": v for k, v in diversity_metrics(environment, good).items()}

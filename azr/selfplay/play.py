@@ -137,7 +137,8 @@ class SelfPlay:
         episodes = proposals + solutions
         cells = self._whiten(episodes)
         result = StepResult(episodes=episodes, new_tasks=new_tasks, cells=cells, seconds=seconds)
-        result.metrics = step_metrics(self.environment, result, self.cells) | {
+        told = step_metrics(self.environment, result, self.cells, self.config.reward)
+        result.metrics = told | {
             "propose/distinct_recent": float(len(set(self.recent_keys))),
             "propose/recent": float(len(self.recent_keys)),
             **{f"buffer/{t}/size": float(len(b)) for t, b in self.buffers.items()},
