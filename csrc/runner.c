@@ -207,7 +207,8 @@ void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime)
     if (slot->job.shake_seed)
         shake_allocator(slot->job.shake_seed);
     function = load(slot, runtime);
-    if (function == NULL) {
+    /* What was refused while it loaded is refused to every input, for each depends on it. */
+    if (function == NULL || sbx_import_was_refused) {
         commit_exception(slot, runtime, input_count);
         return;
     }

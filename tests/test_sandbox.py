@@ -67,6 +67,13 @@ def test_inputs_of_one_program_keep_their_order(sandbox):
     assert results[1].error == "ZeroDivisionError"
 
 
+def test_an_import_refused_while_loading_is_refused_to_every_input(sandbox):
+    code = "try: __import__('o' + 's')\nexcept ImportError: pass\ndef f(x): return x"
+    results = sandbox.run_many(code, ["1", "2", "z"])
+    assert [r.status for r in results] == ["forbidden_import"] * 3
+    assert sandbox.label(code, ["1", "2"]).deterministic
+
+
 def test_batches_keep_their_order(sandbox):
     jobs = [Job(f"def f(x): return x + {i}", str(i), "0") for i in range(100)]
     values = [v for i in range(100) for v in (2 * i, i)]
