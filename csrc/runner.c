@@ -101,14 +101,17 @@ static void commit_text(struct sbx_slot *slot, const struct sbx_limits *limits,
 
 /* ---- Exceptions ------------------------------------------------------------------------------- */
 
-/* The name of a class that the zygote knew, whatever the class says of itself. Subclasses of the
- * program's own are all the same to it. */
+/* The name of a class that the zygote knew, whatever the class says of itself: a look-up would ask
+ * its metaclass. Subclasses of the program's own are all the same. */
 static const char *exception_name(PyObject *type, const struct sbx_runtime *runtime)
 {
-    PyObject *name = PyDict_GetItemWithError(runtime->exceptions, type);
-    const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
-    PyErr_Clear();
-    return text ? text : "UserException";
+    PyObject *known, *name;
+    Py_ssize_t position = 0;
+
+    while (PyDict_Next(runtime->exceptions, &position, &known, &name))
+        if (known == type)
+            return PyUnicode_AsUTF8(name);
+    return "UserException";
 }
 
 /* Makes the exception that is set the result of the next `count` inputs. */

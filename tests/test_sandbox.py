@@ -74,6 +74,17 @@ def test_an_import_refused_while_loading_is_refused_to_every_input(sandbox):
     assert sandbox.label(code, ["1", "2"]).deterministic
 
 
+def test_no_exception_passes_for_another(sandbox):
+    code = """
+class M(type):
+    def __hash__(self): return hash(ValueError)
+    def __eq__(self, other): return True
+class E(Exception, metaclass=M): pass
+def f(): raise E
+"""
+    assert sandbox.run(code, "").error == "UserException"
+
+
 def test_batches_keep_their_order(sandbox):
     jobs = [Job(f"def f(x): return x + {i}", str(i), "0") for i in range(100)]
     values = [v for i in range(100) for v in (2 * i, i)]
