@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -255,6 +255,20 @@ def test_waiting_and_submitting_hold_nobody_up(sandbox):
 
     statuses, turns = asyncio.run(both())
     assert statuses == ["timeout_cpu"] and turns > 5
+
+
+def test_a_callback_that_would_wait_for_its_own_thread_is_told(sandbox):
+    told = Future()
+
+    def call_back(_):
+        try:
+            sandbox.run("def f(): return 1", "")
+        except SandboxError as error:
+            told.set_result((str(error), sandbox.submit_batch([Job("def f(): return 2", "")])))
+
+    sandbox.submit_batch([Job(LOOP, "")])[0].add_done_callback(call_back)
+    error, futures = told.result(timeout=20)
+    assert "submit_batch" in error and futures[0].result(timeout=20).value == 2
 
 
 def test_a_verdict_near_a_limit_is_taken_again(sandbox):

@@ -184,6 +184,11 @@ class Sandbox:
 
     def _run_calls(self, kind: type, jobs: Iterable[Job]) -> list:
         """Runs the jobs' calls to their end."""
+        if self._engine.is_this_thread():
+            raise SandboxError(
+                "a future's callback runs in the sandbox's own thread and cannot wait for it; "
+                "use submit_batch or submit_labels there"
+            )
         ended = threading.Event()
         jobs = list(jobs)
         count = [len(jobs)]

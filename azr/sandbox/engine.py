@@ -43,8 +43,8 @@ FULL_BYTES = 1 << 20
 
 
 class Engine:
-    """State and main loop of the sandbox's one thread. Only `submit` and `close` may be called
-    from another thread."""
+    """State and main loop of the sandbox's one thread. Methods without an underscore may be called
+    from other threads."""
 
     def __init__(
         self,
@@ -113,8 +113,12 @@ class Engine:
             if not self._closing:
                 self._closing = True
                 os.eventfd_write(self._wake_fd, 1)
-        if threading.current_thread() is not self.thread:
+        if not self.is_this_thread():
             self.thread.join()
+
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs in the sandbox's own thread, which must not wait."""
+        return threading.current_thread() is self.thread
 
     def note_end(self, call: Call, latency_s: float) -> None:
         """Counts a call that has ended."""
