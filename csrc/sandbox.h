@@ -20,7 +20,8 @@
  *   zygotes together                         an eventfd holding `workers` tokens: a token is taken
  *       before a fork and put back after the reap, so that all zygotes together run no more
  *       children than that. A page shared with the client says how many tokens a zygote holds, so
- *       that the tokens of a zygote that was killed are not lost.
+ *       that the tokens of a zygote that was killed are not lost. In the same page the client says
+ *       up to which job it takes back what has not begun, when callers have given up waiting.
  *
  * Trust
  *   Nobody trusts a child: it may hold any native state. A slot is read with every length checked,
@@ -222,7 +223,8 @@ void sbx_settle(void);
 struct sbx_zygote_config {
     int socket_fd;
     int tokens_fd;      /* eventfd in semaphore mode */
-    int held_fd;        /* memory of one uint32_t per zygote: tokens it holds */
+    int held_fd;        /* a page with two uint32_t per zygote: tokens it holds, and, from the
+                         * middle on, the last job that is recalled */
     uint32_t held_index;
     uint32_t slot_count;
     struct sbx_limits limits;

@@ -52,6 +52,7 @@ struct zone {
 struct sbx_zygote {
     struct sbx_zygote_config config;
     volatile uint32_t *held; /* tokens in this zygote's hands, for the client to read */
+    uint32_t *recalled; /* the client's: jobs up to this id go back unless begun; 0: none */
     struct run *runs;
     size_t slot_bytes;
     struct zone inbox, outbox;
@@ -149,6 +150,7 @@ struct sbx_zygote *sbx_zygote_open(const struct sbx_zygote_config *config)
     if (held == MAP_FAILED || madvise(held, 4096, MADV_DONTFORK) < 0)
         goto fail;
     z->held = held + config->held_index;
+    z->recalled = held + 4096 / sizeof *held / 2 + config->held_index;
     *z->held = 0;
     return z;
 fail: /* the process is about to end with this error, which frees everything */
@@ -497,17 +499,37 @@ static int put_off(struct sbx_zygote *z)
     return 0;
 }
 
+static bool is_recalled(struct sbx_zygote *z, uint32_t id)
+{
+    uint32_t last = __atomic_load_n(z->recalled, __ATOMIC_RELAXED);
+    if (last == 0)
+        return false;
+    if ((int32_t)(id - last) <= 0)
+        return true;
+    /* Ids come round again: a recall that is over must not meet them. */
+    __atomic_compare_exchange_n(z->recalled, &last, 0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return false;
+}
+
 /* Starts what can be started. *short_of_tokens: a job waits for another zygote's child. */
 static int start_runs(struct sbx_zygote *z, const struct sbx_runtime *runtime,
                       bool *short_of_tokens)
 {
-    struct run *run;
+    const struct sbx_job *job;
     *short_of_tokens = false;
-    while (next_job(z) != NULL && (run = free_run(z)) != NULL) {
-        if (!is_sound(z, next_job(z))) {
+    while ((job = next_job(z)) != NULL) {
+        struct run *run = free_run(z);
+        if (!is_sound(z, job)) {
             errno = EPROTO;
             return -1;
         }
+        if (is_recalled(z, job->id)) {
+            if (refuse(z) < 0)
+                return -1;
+            continue;
+        }
+        if (run == NULL)
+            return 0;
         if (z->fork_again_ns > clock_ns(CLOCK_MONOTONIC))
             return 0;
         if (!take_token(z)) {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -255,6 +255,48 @@ def test_waiting_and_submitting_hold_nobody_up(sandbox):
 
     statuses, turns = asyncio.run(both())
     assert statuses == ["timeout_cpu"] and turns > 5
+
+
+def test_what_nobody_waits_for_is_not_begun():
+    with Sandbox(workers=2, limits=Limits(cpu_s=0.5)) as sandbox:
+        loops = [Job(f"def f():\n    while True: {i}", "") for i in range(200)]
+        wanted = [Job(f"def f(): return {i}", "") for i in range(20)]
+        main = threading.main_thread().ident
+
+        def run_soon() -> None:
+            assert wait_until(lambda: len(running(sandbox)) == 2)
+            signal.pthread_kill(main, signal.SIGINT)
+
+        async def give_up() -> None:
+            task = asyncio.create_task(sandbox.alabel_batch(loops))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        def interrupt() -> None:
+            thread = threading.Thread(target=run_soon)
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                sandbox.run_batch(loops)
+            thread.join()
+
+        def cancel() -> None:
+            futures = sandbox.submit_batch(loops)
+            assert wait_until(lambda: len(running(sandbox)) == 2)
+            assert all([future.cancel() for future in futures])
+            assert len(wait(futures, timeout=5).done) == len(futures)
+
+        for give_up_waiting in (interrupt, cancel, lambda: asyncio.run(give_up())):
+            mixed = sandbox.submit_batch(wanted)
+            begin = time.monotonic()
+            give_up_waiting()
+            mixed += sandbox.submit_batch(wanted)
+            assert [future.result().value for future in mixed] == [*range(20)] * 2
+            assert time.monotonic() - begin < 5
+        stats = sandbox.stats()
+        assert stats["cancelled"] == 3 * len(loops)
+        assert "status/sandbox_failure" not in stats and "retries" not in stats
 
 
 def test_a_callback_that_would_wait_for_its_own_thread_is_told(sandbox):

@@ -106,7 +106,9 @@ class Sandbox:
         return [call.label() for call in self._run_calls(LabelCall, jobs)]
 
     def submit_batch(self, jobs: Iterable[Job]) -> list["Future[Result]"]:
-        """Returns at once a future per input of every job, in order."""
+        """Returns at once a future per input of every job, in order.
+
+        A job of which every future is cancelled is not begun any more."""
         jobs = list(jobs)
         futures: list[list[Future[Result]]] = [[Future() for _ in job.args_texts] for job in jobs]
 
@@ -116,7 +118,9 @@ class Sandbox:
                     future.set_result(result)
 
         self._submit(
-            self._call(PlainCall, job, lambda call, mine=mine: resolve(call, mine))
+            self._call(
+                PlainCall, job, lambda call, mine=mine: resolve(call, mine), self._watch(mine)
+            )
             for job, mine in zip(jobs, futures, strict=True)
         )
         return [future for mine in futures for future in mine]
@@ -131,7 +135,12 @@ class Sandbox:
                 future.set_result(call.label())
 
         self._submit(
-            self._call(LabelCall, job, lambda call, future=future: resolve(call, future))
+            self._call(
+                LabelCall,
+                job,
+                lambda call, future=future: resolve(call, future),
+                self._watch([future]),
+            )
             for job, future in zip(jobs, futures, strict=True)
         )
         return futures
@@ -198,13 +207,33 @@ class Sandbox:
             if not count[0]:
                 ended.set()
 
-        calls = [self._call(kind, job, done) for job in jobs]
-        self._submit(calls)
-        if calls:
-            ended.wait()
+        interrupted = threading.Event()
+        calls = [self._call(kind, job, done, lambda: not interrupted.is_set()) for job in jobs]
+        try:
+            self._submit(calls)
+            if calls:
+                ended.wait()
+        except BaseException:  # Ctrl-C
+            interrupted.set()
+            self._engine.recall()
+            raise
         return calls
 
-    def _call(self, kind: type, job: Job, done: Callable[[Call], None]) -> Call:
+    def _watch(self, futures: Sequence[Future]) -> Callable[[], bool]:
+        """Returns the claim that one of the futures is not cancelled; says so when one is."""
+        recall = self._engine.recall
+
+        def hear(future: Future) -> None:
+            if future.cancelled():
+                recall()
+
+        for future in futures:
+            future.add_done_callback(hear)
+        return lambda: not futures or not all(future.cancelled() for future in futures)
+
+    def _call(
+        self, kind: type, job: Job, done: Callable[[Call], None], is_wanted: Callable[[], bool]
+    ) -> Call:
         limits = self.limits
         if len(job.args_texts) > limits.inputs:
             raise ValueError(
@@ -218,12 +247,12 @@ class Sandbox:
             done(call)
 
         texts = [_encoded(text, limits.args_bytes) for text in job.args_texts]
-        return kind(_program(job.code, limits), texts, limits, ended)
+        return kind(_program(job.code, limits), texts, limits, ended, is_wanted)
 
     def _submit(self, calls: Iterable[Call]) -> None:
         if os.getpid() != self._pid:
             raise SandboxError("this sandbox belongs to the process that was forked; open another")
-        self._engine.submit(calls)
+        self._engine.submit(list(calls))
 
 
 def _encoded(text: str, most_bytes: int) -> bytes | None:

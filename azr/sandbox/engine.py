@@ -5,6 +5,7 @@ import mmap
 import os
 import selectors
 import signal
+import struct
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -38,6 +39,10 @@ CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -si
 FAILED = STATUSES.index("sandbox_failure")
 CLOSED = "the sandbox is closed"
 NO_ROOM = "the host gave no process (ulimit -u, the container's pids limit, or memory)"
+WORD = struct.Struct("I")
+"""Native, so that a zygote never reads half of one."""
+RECALLED_AT = 2048
+"""Where in the shared page the last job stands that a zygote may give back, by its index."""
 FULL_BYTES = 1 << 20
 """Bytes on their way to one process."""
 
@@ -76,6 +81,7 @@ class Engine:
         self._lock = threading.Lock()
         self._submitted: deque[Call] = deque()
         self._closing = False
+        self._recalling = False
         self.zygotes: dict[int, Process] = {}
         self.compiler: Process | None = None
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
@@ -120,8 +126,18 @@ class Engine:
         """Whether the caller runs in the sandbox's own thread, which must not wait."""
         return threading.current_thread() is self.thread
 
+    def recall(self) -> None:
+        """Has the thread look for calls that nobody waits for any more."""
+        with self._lock:
+            if not self._closing:
+                self._recalling = True
+                os.eventfd_write(self._wake_fd, 1)
+
     def note_end(self, call: Call, latency_s: float) -> None:
         """Counts a call that has ended."""
+        if call.is_dropped:
+            self.counters["cancelled"] += 1
+            return
         self.counters["programs"] += 1
         self.counters["inputs"] += len(call.texts)
         self.latencies_s.append(latency_s)
@@ -148,6 +164,8 @@ class Engine:
             self._start_all()
             while not self._closing:
                 self._take_submitted()
+                if self._recalling:
+                    self._recall()
                 self._dispatch()
                 self._listen(self._patience_s())
                 self._watch_compiler()
@@ -271,6 +289,7 @@ class Engine:
         at = process.held_index * LENGTH.size
         (held,) = LENGTH.unpack_from(self._held, at)
         LENGTH.pack_into(self._held, at, 0)
+        WORD.pack_into(self._held, RECALLED_AT + at, 0)
         if held:
             os.eventfd_write(self.setting.tokens_fd, held)
 
@@ -278,7 +297,8 @@ class Engine:
         """Takes back what a dead zygote had."""
         for run in process.sent.values():
             self._landed(run)
-            self._again(run, "the process that ran it died")
+            if not run.call.is_dropped:
+                self._again(run, "the process that ran it died")
 
     def _again(self, run: Run, why: str) -> None:
         """Takes back a run that the sandbox failed: once more, alone, then a sandbox_failure."""
@@ -316,18 +336,12 @@ class Engine:
     def _break(self, why: str) -> None:
         """Gives up: every call that is not done fails, now and from now on."""
         self.broken = self.broken or why
-        calls: dict[Call, None] = {}
-        for queue in self._compiling.values():
-            calls |= dict.fromkeys(queue)
-        runs = [run for queue in self._runs.values() for run in queue]
-        runs += [run for _, run in self._alone]
-        for process in self.zygotes.values():
-            runs += process.sent.values()
-            process.sent.clear()
-        calls |= dict.fromkeys(run.call for run in runs)
+        calls = self._calls()
         with self._lock:
             calls |= dict.fromkeys(self._submitted)
             self._submitted.clear()
+        for process in self.zygotes.values():
+            process.sent.clear()
         self._compiling.clear()
         self._sources.clear()
         self._alone.clear()
@@ -335,6 +349,47 @@ class Engine:
             queue.clear()
         for call in calls:
             call.abandon(self.broken)
+
+    def _calls(self) -> dict[Call, None]:
+        """Returns the calls that are under way."""
+        calls = [call for queue in self._compiling.values() for call in queue]
+        runs = [run for queue in self._runs.values() for run in queue]
+        runs += [run for _, run in self._alone]
+        for process in self.zygotes.values():
+            runs += process.sent.values()
+        calls += [run.call for run in runs if not run.call.is_dropped]
+        return dict.fromkeys(calls)
+
+    def _recall(self) -> None:
+        """Ends the calls that nobody waits for; of their runs only those go on that have begun."""
+        self._recalling = False
+        self._take_submitted()  # what was submitted before it was cancelled
+        dropped = [call for call in self._calls() if not call.is_wanted()]
+        for call in dropped:
+            call.is_dropped = True
+        for program, calls in self._compiling.items():
+            self._compiling[program] = [call for call in calls if not call.is_dropped]
+        needless = {program for program in self._sources if not self._compiling[program]}
+        self._sources = deque(program for program in self._sources if program not in needless)
+        for program in needless:
+            del self._compiling[program]
+            if self._programs.pop(program.key, None):
+                self._cached_bytes -= len(program.source)
+        for seed, queue in self._runs.items():
+            self._runs[seed] = deque(run for run in queue if not run.call.is_dropped)
+        self._alone = deque(item for item in self._alone if not item[1].call.is_dropped)
+        for process in self.zygotes.values():
+            if any(run.call.is_dropped for run in process.sent.values()):
+                self._take_back(process)
+        for call in dropped:
+            call.abandon("cancelled")
+
+    def _take_back(self, process: Process) -> None:
+        """Has a zygote give back what it has not begun: all of it, for it knows no calls."""
+        at = RECALLED_AT + process.held_index * WORD.size
+        WORD.pack_into(self._held, at, next(reversed(process.sent)))
+        for run in process.sent.values():
+            run.is_recalled = True
 
     # ---- Compiling ----------------------------------------------------------------------------
 
@@ -480,6 +535,7 @@ class Engine:
         parts[0] = JOB.pack(size + room, number, len(code), len(positions), run.shake, 0)
         parts.append(bytes(room))
         process.sent[number] = run
+        run.is_recalled = False
         process.sent_bytes += size
         run.frame_bytes = size
         self._flights += 1
@@ -495,8 +551,10 @@ class Engine:
         run = process.sent.pop(number)
         process.sent_bytes -= run.frame_bytes
         self._landed(run)
+        if run.call.is_dropped:
+            return
         if ended == FAILED:
-            self._again(run, NO_ROOM)
+            self._give_back(run)
             return
         self.counters["children"] += 1
         self.counters["faults"] += faults
@@ -546,6 +604,15 @@ class Engine:
             run.outcomes.append(
                 Outcome(status, b"", None, rest_s, wall_ns / 1e9, signal, contended)
             )
+
+    def _give_back(self, run: Run) -> None:
+        """Takes a run that a zygote has not begun."""
+        if not run.is_recalled:
+            self._again(run, NO_ROOM)
+        elif run.alone:
+            self._alone.appendleft((time.monotonic(), run))
+        else:
+            self._runs[run.seed].appendleft(run)
 
     def _fail(self, run: Run, why: str) -> None:
         left = len(run.positions) - len(run.outcomes)

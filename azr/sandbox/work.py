@@ -110,6 +110,8 @@ class Run:
     frame_bytes: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
     """Of the first positions, so far."""
+    is_recalled: bool = False
+    """Whether a zygote that has not begun it may give it back."""
 
 
 Ask = Callable[[Run], None]
@@ -119,13 +121,21 @@ class Call(ABC):
     """A program with its inputs, until every input has a result."""
 
     def __init__(
-        self, program: Program, texts: Sequence[bytes | None], limits: Limits, done: Callable
+        self,
+        program: Program,
+        texts: Sequence[bytes | None],
+        limits: Limits,
+        done: Callable,
+        is_wanted: Callable[[], bool],
     ):
         self.program = program
         self.texts = texts
         """Argument texts in UTF-8; None for one that is over a limit or no text."""
         self.limits = limits
         self.done = done
+        self.is_wanted = is_wanted
+        self.is_dropped = False
+        """Whether it has ended because nobody waits for it; runs of it may still be under way."""
         self.begun_s = 0.0
         self.reruns = 0
 
