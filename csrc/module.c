@@ -185,7 +185,8 @@ static PyObject *py_prepare(PyObject *self, PyObject *args)
     if (parse_limits(limit_values, &limits) < 0)
         return NULL;
     sbx_imports_set(allowed, loaded, original);
-    sbx_runtime_set(builtins, exceptions, &limits);
+    if (sbx_runtime_set(builtins, exceptions, &limits) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 

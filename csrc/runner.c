@@ -18,8 +18,11 @@ static struct sbx_runtime runtime_of_this_process;
 
 int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits)
 {
+    PyObject *module = PyModule_New("program");
+    if (module == NULL || PyDict_SetItemString(PyImport_GetModuleDict(), "program", module) < 0)
+        return -1;
     runtime_of_this_process =
-        (struct sbx_runtime){Py_NewRef(builtins), Py_NewRef(exceptions), *limits};
+        (struct sbx_runtime){Py_NewRef(builtins), Py_NewRef(exceptions), module, *limits};
     return 0;
 }
 
@@ -175,6 +178,22 @@ static void run_input(struct sbx_slot *slot, const struct sbx_runtime *runtime, 
 
 /* ---- The program ------------------------------------------------------------------------------ */
 
+/* New globals, as the contents of the module that the zygote made: dataclasses and typing look there
+ * for what an annotation names. Nothing here reads the module back. */
+static PyObject *make_globals(const struct sbx_runtime *runtime)
+{
+    PyObject *globals = PyDict_New();
+    if (globals == NULL)
+        return NULL;
+    if (PyDict_SetItemString(globals, "__builtins__", runtime->builtins) < 0)
+        return NULL;
+    if (PyDict_SetItemString(globals, "__name__", PyUnicode_FromString("program")) < 0)
+        return NULL;
+    /* A module of its own would cost a child three page faults. The old contents stay. */
+    *_PyObject_GetDictPtr(runtime->module) = Py_NewRef(globals);
+    return globals;
+}
+
 /* The program's f, or NULL with an exception set. */
 static PyObject *load(const struct sbx_slot *slot, const struct sbx_runtime *runtime)
 {
@@ -183,11 +202,7 @@ static PyObject *load(const struct sbx_slot *slot, const struct sbx_runtime *run
     code = PyMarshal_ReadObjectFromString((const char *)slot->job_bytes, slot->job.code_bytes);
     if (code == NULL)
         goto end;
-    if ((globals = PyDict_New()) == NULL)
-        goto end;
-    if (PyDict_SetItemString(globals, "__builtins__", runtime->builtins) < 0)
-        goto end;
-    if (PyDict_SetItemString(globals, "__name__", PyUnicode_FromString("program")) < 0)
+    if ((globals = make_globals(runtime)) == NULL)
         goto end;
     if ((done = PyEval_EvalCode(code, globals, globals)) == NULL)
         goto end;

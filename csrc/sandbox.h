@@ -199,6 +199,7 @@ PyObject *sbx_seccomp_table(void);
 struct sbx_runtime {
     PyObject *builtins;   /* dict of the program's builtins */
     PyObject *exceptions; /* dict: exception class -> its name */
+    PyObject *module;     /* that sys.modules has by the name of programs */
     struct sbx_limits limits;
 };
 

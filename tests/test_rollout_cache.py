@@ -235,7 +235,9 @@ def test_requests_that_do_not_fit_together_take_turns():
 
 
 def test_the_cache_of_another_call_costs_no_slots():
-    narrow = [Request(token_ids=(i,), sampling=Sampling(max_new_tokens=20), key=i) for i in range(8)]
+    narrow = [
+        Request(token_ids=(i,), sampling=Sampling(max_new_tokens=20), key=i) for i in range(8)
+    ]
     wide = Request(token_ids=(3,) * 60, sampling=Sampling(max_new_tokens=2), key=1)
     engine = RolloutEngine(azr_model(SMALL), slots=8, cache_bytes=GEOMETRY.token_bytes * 290)
     outcome(engine, [wide])

@@ -85,6 +85,31 @@ def f(): raise E
     assert sandbox.run(code, "").error == "UserException"
 
 
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_a_class_may_name_itself_in_an_annotation(sandbox, future):
+    code = (
+        future
+        + """
+import dataclasses, typing
+@dataclasses.dataclass
+class Node:
+    value: int
+    next: 'Node' = None
+def f(x):
+    hints = typing.get_type_hints(Node)
+    return Node(x, Node(2)).next.value, hints['next'] is Node, Node.__module__
+"""
+    )
+    assert sandbox.run(code, "1").value == (2, True, "program")
+
+
+def test_a_program_may_lose_its_module(sandbox):
+    code = "import dataclasses\ntable = dataclasses.sys.modules\n"
+    code += "own = table.pop('program')\ntable.clear()\ndel own\ndef f(x): return g(x)\n"
+    code += "def g(x): return x + 1"
+    assert [r.value for r in sandbox.run_many(code, ["1", "2"])] == [2, 3]
+
+
 def test_batches_keep_their_order(sandbox):
     jobs = [Job(f"def f(x): return x + {i}", str(i), "0") for i in range(100)]
     values = [v for i in range(100) for v in (2 * i, i)]
