@@ -25,13 +25,10 @@ class Accuracy:
     sampled_format_rate: float
     chance: float
     """Accuracy of random well-formed answers."""
-
-    @property
-    def sampled_error(self) -> float:
-        """Standard error of `sampled`."""
-        if not self.samples:
-            return float("nan")
-        return (self.sampled * (1 - self.sampled) / (self.tasks * self.samples)) ** 0.5
+    sampled_low: float = math.nan
+    """Where the interval of `sampled` begins (`wilson_clustered`)."""
+    sampled_high: float = math.nan
+    """Where it ends."""
 
 
 def as_metrics(results: Mapping[tuple[str, str], Accuracy]) -> dict[str, float]:
@@ -56,6 +53,13 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def with_interval(interval: Interval, signed: bool = False) -> str:
+    """Returns "0.975 [0.914, 0.993]", for a difference "+0.29 [+0.12, +0.47]"."""
+    form = "+.2f" if signed else ".3f"
+    value, low, high = (f"{x:{form}}" for x in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ import torch
 from scripted import ScriptedEngine, changed, solution
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from azr.accuracy import change, sampled_difference, wilson, wilson_clustered
+from azr.accuracy import Accuracy, change, sampled_difference, wilson, wilson_clustered
 from azr.config import Config, PrimeConfig, TaskConfig, load_toml, parse_command_line
 from azr.evaluate import main
 from azr.evaluation import GradedTask, accuracies, grade_tasks
 from azr.evaluation.result import make_cells
+from azr.log.console import RunConsole
 from azr.log.metrics import read_metrics
 from azr.model.load import make_tokenizer
 from azr.tasks import Grade, load_environment
@@ -170,6 +171,22 @@ def test_cells_hold_the_statistics_of_their_tasks():
         [0, 1, 1, 0, 2, 0], [4, 2, 3, 0, 1, 4], 4
     )
     assert make_cells(environment, after, None)[0].against is None
+    during = accuracies(environment, after)["train", "deduction"]  # what training shows
+    interval = cell.sampled.accuracy
+    assert (during.sampled, during.sampled_low, during.sampled_high) == astuple(interval)
+
+
+def test_training_shows_a_chance_that_is_not_known_as_a_dash(capsys):
+    a = Accuracy(
+        tasks=4, samples=2, greedy=0.5, greedy_format_rate=1.0, sampled=0.25,
+        sampled_format_rate=1.0, chance=float("nan"), sampled_low=0.1, sampled_high=0.5,
+    )  # fmt: skip
+    console = RunConsole(None, plain=True, every=1)
+    console.start_table({("train", "deduction"): a}, "Before")
+    console.end_table({("train", "deduction"): a}, {("train", "deduction"): a})
+    shown = capsys.readouterr().out
+    assert "0.250 [0.100, 0.500]" in shown and "95% interval" in shown and "nan" not in shown
+    assert shown.count(" - ") == 2
 
 
 def refused(capsys, code, *arguments):

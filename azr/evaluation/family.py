@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from azr.accuracy import Accuracy
+from azr.accuracy import Accuracy, wilson_clustered
 from azr.config import Config
 from azr.keys import make_key
 from azr.rollout import Request, RolloutEngine, Sampling
@@ -32,6 +32,11 @@ class GradedTask:
     """Outcome of the greedy answer."""
     sampled: tuple[str, ...]
     """Outcomes of the sampled answers, in the order of their indices."""
+
+    @property
+    def right(self) -> int:
+        """How many of the sampled answers are correct."""
+        return self.sampled.count("correct")
 
     @property
     def is_judged(self) -> bool:
@@ -128,17 +133,27 @@ def accuracies(
         if g.is_judged:
             cells.setdefault((g.split, g.task.type), []).append(g)
     return {
-        (split, task_type): Accuracy(
-            tasks=len(cell),
-            samples=len(cell[0].sampled),
-            greedy=_share(greedy := [g.greedy for g in cell], "correct"),
-            greedy_format_rate=1 - _share(greedy, "malformed"),
-            sampled=_share(sampled := [o for g in cell for o in g.sampled], "correct"),
-            sampled_format_rate=1 - _share(sampled, "malformed"),
-            chance=environment.chance(task_type, split),
-        )
+        (split, task_type): _accuracy(cell, environment.chance(task_type, split))
         for (split, task_type), cell in cells.items()
     }
+
+
+def _accuracy(cell: list[GradedTask], chance: float) -> Accuracy:
+    greedy = [g.greedy for g in cell]
+    sampled = [outcome for g in cell for outcome in g.sampled]
+    samples = len(cell[0].sampled)
+    interval = wilson_clustered([g.right for g in cell], samples) if samples else None
+    return Accuracy(
+        tasks=len(cell),
+        samples=samples,
+        greedy=_share(greedy, "correct"),
+        greedy_format_rate=1 - _share(greedy, "malformed"),
+        sampled=_share(sampled, "correct"),
+        sampled_format_rate=1 - _share(sampled, "malformed"),
+        chance=chance,
+        sampled_low=interval.low if interval else float("nan"),
+        sampled_high=interval.high if interval else float("nan"),
+    )
 
 
 def _share(outcomes: list[str], outcome: str) -> float:

@@ -111,7 +111,7 @@ def _cell(
                 [b.greedy == "correct" for b in before], [g.greedy == "correct" for g in graded]
             ),
             sampled_difference=sampled_difference(
-                _right(before), _right(graded), len(graded[0].sampled)
+                [b.right for b in before], [g.right for g in graded], len(graded[0].sampled)
             )
             if sampled and old_sampled
             else None,
@@ -139,10 +139,5 @@ def _scores(graded: Sequence[GradedTask]) -> tuple[Score, Score | None]:
     if not samples:
         return greedy, None
     malformed = sum(g.sampled.count("malformed") for g in graded)
-    interval = wilson_clustered(_right(graded), samples)
+    interval = wilson_clustered([g.right for g in graded], samples)
     return greedy, Score(interval, 1 - malformed / (n * samples))
-
-
-def _right(graded: Sequence[GradedTask]) -> list[int]:
-    """Returns how many of the sampled answers to each task are correct."""
-    return [g.sampled.count("correct") for g in graded]

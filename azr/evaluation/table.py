@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from azr.accuracy import Interval
+from azr.accuracy import with_interval
 from azr.config import ConfigError
 from azr.evaluation.result import Cell
 from azr.evaluation.subject import Subject
@@ -105,13 +105,6 @@ def make_table(title: str, *columns: str) -> Table:
         words = column in ("tasks", "type", "part", "kind")
         table.add_column(column, justify="left" if words else "right", no_wrap=True)
     return table
-
-
-def with_interval(interval: Interval, signed: bool = False) -> str:
-    """Returns "0.975 [0.914, 0.993]", for a difference "+0.29 [+0.12, +0.47]"."""
-    form = "+.2f" if signed else ".3f"
-    value, low, high = (f"{x:{form}}" for x in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]"
 
 
 def share(value: float | None) -> str:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from azr.accuracy import Accuracy
+from azr.accuracy import Accuracy, Interval, with_interval
 from azr.memory import Part, by_phase, peak_bytes, readable
 
 PHASES = ("rollout", "verify", "update", "eval", "other")
@@ -80,15 +80,16 @@ class RunConsole:
     def start_table(self, results: Mapping[tuple[str, str], Accuracy], title: str) -> None:
         """Prints the sampled accuracy of the start model beside the chance level."""
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-        for column in ("type", "tasks", "chance", "sampled accuracy", "well-formed"):
+        sampled = "sampled accuracy, 95% interval"
+        for column in ("type", "tasks", "chance", sampled, "well-formed"):
             table.add_column(column, justify="left" if column == "type" else "right")
         for (_, task_type), a in results.items():
-            sampled = f"{a.sampled:.3f} ± {a.sampled_error:.3f}" if a.samples else "not sampled"
+            interval = Interval(a.sampled, a.sampled_low, a.sampled_high)
             table.add_row(
                 task_type,
                 str(a.tasks),
-                f"{a.chance:.3f}",
-                sampled,
+                _share(a.chance, 3),
+                with_interval(interval) if a.samples else "not sampled",
                 f"{a.sampled_format_rate if a.samples else a.greedy_format_rate:.3f}",
             )
         self.print(table)
@@ -214,7 +215,7 @@ class RunConsole:
         for (split, task_type), a in after.items():
             b = before[split, task_type]
             table.add_row(
-                split, task_type, str(a.tasks), f"{a.chance:.3f}", _share(b.sampled),
+                split, task_type, str(a.tasks), _share(a.chance, 3), _share(b.sampled),
                 _share(a.sampled), Text(_share(a.greedy), style="bold"),
             )  # fmt: skip
         self.print(table)
@@ -249,8 +250,8 @@ def _mean(values: list[float]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.2f}"
+def _share(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
 def _of(m: Mapping[str, float], task_type: str, universe: Mapping[str, int]) -> str:
