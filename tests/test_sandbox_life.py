@@ -263,19 +263,23 @@ def test_what_nobody_waits_for_is_not_begun():
         wanted = [Job(f"def f(): return {i}", "") for i in range(20)]
         main = threading.main_thread().ident
 
-        def run_soon() -> None:
-            assert wait_until(lambda: len(running(sandbox)) == 2)
+        def loops_are_sent() -> bool:
+            return wait_until(lambda: sandbox._engine._flights > len(wanted))
+
+        def interrupt_soon() -> None:
+            assert loops_are_sent()
             signal.pthread_kill(main, signal.SIGINT)
 
         async def give_up() -> None:
             task = asyncio.create_task(sandbox.alabel_batch(loops))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0)
+            assert loops_are_sent()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
         def interrupt() -> None:
-            thread = threading.Thread(target=run_soon)
+            thread = threading.Thread(target=interrupt_soon)
             thread.start()
             with pytest.raises(KeyboardInterrupt):
                 sandbox.run_batch(loops)
@@ -283,7 +287,7 @@ def test_what_nobody_waits_for_is_not_begun():
 
         def cancel() -> None:
             futures = sandbox.submit_batch(loops)
-            assert wait_until(lambda: len(running(sandbox)) == 2)
+            assert loops_are_sent()
             assert all([future.cancel() for future in futures])
             assert len(wait(futures, timeout=5).done) == len(futures)
 
