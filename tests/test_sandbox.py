@@ -110,6 +110,20 @@ def test_a_program_may_lose_its_module(sandbox):
     assert [r.value for r in sandbox.run_many(code, ["1", "2"])] == [2, 3]
 
 
+def test_encodings_are_those_of_a_table(sandbox):
+    code = "def f(name): return 'a\u0141\xe9'.encode(name, 'ignore')"
+    names = ["utf8", "unicode_escape", "raw-unicode-escape", "windows-1252", "utf-7", "punycode"]
+    names += ["UTF-16-LE", "utf_32", "utf_8_sig", "iso-8859-15", "latin1", "us-ascii"]
+    results = sandbox.run_many(code, [repr(name) for name in names])
+    assert [r.value for r in results] == ["a\u0141\xe9".encode(n, "ignore") for n in names]
+    back = "def f(name): return 'a\xe9'.encode(name).decode(name)"
+    results = sandbox.run_many(back, [repr(name) for name in names[:-1]])
+    assert [r.value for r in results] == ["a\xe9"] * len(results)
+    others = ["rot13", "idna", "big5", "no such one"]
+    results = sandbox.run_many(code, [repr(name) for name in others])
+    assert [(r.status, r.error) for r in results] == [("exception", "LookupError")] * 4
+
+
 def test_batches_keep_their_order(sandbox):
     jobs = [Job(f"def f(x): return x + {i}", str(i), "0") for i in range(100)]
     values = [v for i in range(100) for v in (2 * i, i)]

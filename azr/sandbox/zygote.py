@@ -7,11 +7,33 @@ one, `{"layers": ...}` or `{"error": ...}`, and the only one in JSON.
 
 import _imp
 import builtins
+import codecs
+import encodings
 import gc
 import importlib
 import json
 import sys
 import types
+
+ENCODINGS = (
+    "ascii",
+    "cp1252",
+    "iso8859_15",
+    "latin_1",
+    "punycode",
+    "raw_unicode_escape",
+    "unicode_escape",
+    "utf_16",
+    "utf_16_be",
+    "utf_16_le",
+    "utf_32",
+    "utf_32_be",
+    "utf_32_le",
+    "utf_7",
+    "utf_8",
+    "utf_8_sig",
+)
+"""Encodings of text that programs may use; another is not known to the interpreter."""
 
 
 class Silence:
@@ -68,6 +90,28 @@ def facades(names, recursion):
     return made
 
 
+def load_encoding(name):
+    """Returns the codec of that name without what only streams need."""
+    codec = codecs.lookup(name)
+    module = vars(sys.modules.pop(f"encodings.{name}"))
+    delattr(encodings, name)
+    for part in ("IncrementalEncoder", "IncrementalDecoder", "StreamWriter", "StreamReader"):
+        del module[part]
+    for part in ("StreamConverter", "getregentry", "__spec__", "__loader__"):
+        module.pop(part, None)
+    return codec.encode, codec.decode, None, None
+
+
+def fix_encodings():
+    """Loads the encodings, and makes their look-up one in a table, which never imports."""
+    known = {name: load_encoding(name) for name in ENCODINGS}
+    aliases = encodings.aliases.aliases.items()
+    known |= {alias: known[name] for alias, name in aliases if name in known}
+    codecs.unregister(encodings.search_function)
+    encodings._cache.clear()
+    codecs.register(known.get)
+
+
 def exception_names(modules):
     """Returns {class: name} of the exceptions that are known by their address."""
     names = {}
@@ -106,6 +150,7 @@ def prepare(sandbox, config):
     sys.stdin = sys.stdout = sys.stderr = sys.__stdin__ = sys.__stdout__ = sys.__stderr__ = (
         Silence()
     )
+    fix_encodings()
     allowed = load_modules(config["allowed"], config["internal"])
     allowed |= {name: load_extension(name, path) for name, path in config["extra"].items()}
     names = exception_names(allowed.values())
