@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from azr.sandbox import Job, Sandbox, work
+from azr.sandbox import Job, Limits, Sandbox, work
 from azr.sandbox.work import ALL_SEEDS, may_hold_set
 from tests import nondeterminism
 
@@ -146,3 +146,12 @@ def test_labels_are_the_same_every_time(sandbox):
     again = [label.deterministic for label in sandbox.label_batch(jobs)]
     with Sandbox(workers=1) as other:
         assert [label.deterministic for label in other.label_batch(jobs)] == again
+
+
+@pytest.mark.parametrize("outcome", ["crash", "timeout_cpu", "sandbox_failure"])
+def test_a_program_that_was_not_compiled_has_no_label(outcome):
+    ended = []
+    program = work.Program(b"", outcome=outcome)
+    call = work.LabelCall(program, [b"1"], Limits(), ended.append, lambda: True)
+    call.begin(None)
+    assert ended == [call] and not call.label().deterministic and outcome in call.label().reason

@@ -236,6 +236,8 @@ class LabelCall(Call):
         self.left = 0
         self.round = 0
         if None not in self.first:
+            undone = [o.status for o in self.first if o.status not in DETERMINED]
+            self.reason = f"the program: {undone[0]}" if undone else ""
             self.done(self)
             return
         self._ask(ask, 0, self.runnable())
