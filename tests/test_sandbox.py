@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -399,8 +400,47 @@ def test_jobs_and_limits_are_checked():
         Limits(cpu_s=0)
     with pytest.raises(ValueError, match="depth"):
         Limits(depth=10**6)
-    with pytest.raises(ValueError, match="workers"):
-        Sandbox(workers=0)
+    for workers in (0, 1.5):
+        with pytest.raises(ValueError, match="workers"):
+            Sandbox(workers=workers)
+    with pytest.raises(TypeError, match="modules"):
+        Sandbox(modules="math")
+    with pytest.raises(TypeError, match="limits"):
+        Sandbox(limits={"cpu_s": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("inputs", 2.5, TypeError),
+        ("memory_bytes", 1e8, TypeError),
+        ("recursion", True, TypeError),
+        ("cpu_s", "1", TypeError),
+        ("cpu_s", float("nan"), ValueError),
+        ("recursion", 19, ValueError),
+        ("memory_bytes", 1 << 19, ValueError),
+        ("source_bytes", 16 << 20, ValueError),
+    ],
+)
+def test_limits_that_cannot_work_are_named(name, value, error):
+    values = {"memory_bytes": 16 << 20} | {name: value}
+    with pytest.raises(error, match=rf"Limits\.(memory_bytes|{name}) is"):
+        Limits(**values)
+
+
+def test_the_least_limits_work():
+    code = "def f(x): return sorted([x, *range(9)])"
+    limits = Limits(memory_bytes=(1 << 20) + (64 << 10), recursion=20)
+    with Sandbox(workers=2, limits=limits) as sandbox:
+        assert sandbox.label(code, ["4"]).results[0].ok
+    with Sandbox(workers=1, limits=Limits(memory_bytes=17 << 20, source_bytes=16 << 20)) as sandbox:
+        assert sandbox.run(code, "4").ok
+
+
+def test_a_job_can_be_replaced():
+    job = Job("c", "1", "2")
+    assert dataclasses.replace(job, code="d") == Job("d", "1", "2")
+    assert dataclasses.replace(job, args_texts=("3",)) == Job("c", "3") == Job("c", args_text="3")
 
 
 def test_too_many_inputs_are_the_callers_error(sandbox):

@@ -62,8 +62,12 @@ class Sandbox:
     ) -> None:
         # _protected=False is the bench's "no layers"; _extra gives the tests raw system calls.
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        if not 1 <= workers <= 1024:
-            raise ValueError(f"workers is {workers}; it must be from 1 to 1024")
+        if not isinstance(workers, int) or not 1 <= workers <= 1024:
+            raise ValueError(f"workers is {workers!r}; it must be an integer from 1 to 1024")
+        if not isinstance(limits, Limits | None):
+            raise TypeError(f"limits is {limits!r}; it must be a Limits")
+        if isinstance(modules, str) or not all(isinstance(name, str) for name in modules):
+            raise TypeError(f'modules is {modules!r}; it must be a sequence of names, ["math"]')
         self.limits = limits or Limits()
         self.workers = workers
         self._pid = os.getpid()

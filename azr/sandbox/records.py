@@ -30,6 +30,21 @@ class SandboxError(RuntimeError):
     """The sandbox itself cannot be used; says why and what to do. Never about a program."""
 
 
+BOUNDS = {
+    "cpu_s": (1e-6, 3600),
+    "wall_s": (1e-6, 86400),
+    "memory_bytes": (1 << 20, 1 << 40),
+    "source_bytes": (1, 16 << 20),
+    "args_bytes": (1, 16 << 20),
+    "inputs": (1, 4096),
+    "output_bytes": (1, 16 << 20),
+    "recursion": (20, 100_000),  # below, the sandbox's own Python does not start
+    "depth": (1, 200),
+    "nodes": (1, 1 << 30),
+}
+"""The least and the most of each of `Limits`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one program may use.
@@ -59,23 +74,20 @@ class Limits:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if not value > 0:
-                raise ValueError(f"Limits.{limit.name} is {value!r}; it must be above 0")
-        bounds = {
-            "cpu_s": 3600,
-            "wall_s": 86400,
-            "memory_bytes": 1 << 40,
-            "source_bytes": 16 << 20,
-            "args_bytes": 16 << 20,
-            "inputs": 4096,
-            "output_bytes": 16 << 20,
-            "recursion": 100_000,
-            "depth": 200,
-            "nodes": 1 << 30,
-        }
-        for name, most in bounds.items():
-            if getattr(self, name) > most:
-                raise ValueError(f"Limits.{name} is {getattr(self, name)!r}; at most {most}")
+            is_number = isinstance(value, int | limit.type) and not isinstance(value, bool)
+            if not is_number:
+                kind = "a number of seconds" if limit.type is float else "an integer"
+                raise TypeError(f"Limits.{limit.name} is {value!r}; it must be {kind}")
+            least, most = BOUNDS[limit.name]
+            if not least <= value <= most:
+                raise ValueError(
+                    f"Limits.{limit.name} is {value!r}; it must be from {least} to {most}"
+                )
+        if self.memory_bytes < (1 << 20) + self.source_bytes:
+            raise ValueError(
+                f"Limits.memory_bytes is {self.memory_bytes}; it must be 1 MiB more than "
+                f"source_bytes, {(1 << 20) + self.source_bytes}, or above"
+            )
         if self.inputs * (self.args_bytes + self.output_bytes) > 1 << 30:
             raise ValueError(
                 f"Limits.inputs is {self.inputs}; times args_bytes + output_bytes it must stay "
@@ -95,18 +107,23 @@ class Job:
     args_texts: tuple[str, ...]
 
     def __init__(
-        self, code: str, *args_texts: str | Sequence[str], args_text: str | None = None
+        self,
+        code: str,
+        *texts: str | Sequence[str],
+        args_text: str | None = None,
+        args_texts: Sequence[str] | None = None,
     ) -> None:
-        texts: Sequence[str | Sequence[str]] = args_texts
         if args_text is not None:
-            texts = (*args_texts, args_text)
-        elif len(args_texts) == 1 and isinstance(args_texts[0], list | tuple):
-            texts = tuple(args_texts[0])
+            texts = (*texts, args_text)
+        elif args_texts is not None:  # as dataclasses.replace says it
+            texts = (*texts, args_texts)
+        if len(texts) == 1 and isinstance(texts[0], list | tuple):
+            texts = tuple(texts[0])
         for name, text in (("code", code), *(("args_text", text) for text in texts)):
             if not isinstance(text, str):
                 raise TypeError(f"Job {name} is {type(text).__name__}, not str")
         object.__setattr__(self, "code", code)
-        object.__setattr__(self, "args_texts", tuple(texts))
+        object.__setattr__(self, "args_texts", texts)
 
 
 @dataclass(frozen=True, slots=True)
