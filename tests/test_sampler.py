@@ -196,6 +196,12 @@ def test_greedy_takes_the_most_likely_token_with_its_log_prob_at_temperature_1()
     assert torch.equal(logprobs, logits.log_softmax(1).max(1).values)
 
 
+def test_greedy_tells_logits_apart_whose_log_probs_round_to_one():
+    logits = torch.tensor([[0.01, 0.01 + 9e-9, -1.0]])
+    assert logits[0, 0] < logits[0, 1] and logits.log_softmax(1)[0, :2].unique().numel() == 1
+    assert draw(logits, [0], temperature=0.0)[0].item() == 1
+
+
 def test_a_low_temperature_does_not_overflow():
     ids, logprobs = draw(LOGITS.expand(50, -1) * 100, list(range(50)), temperature=1e-3)
     assert set(ids.tolist()) == {0} and logprobs.abs().max() == 0

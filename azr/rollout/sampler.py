@@ -169,11 +169,12 @@ def _draw_by_inversion(
     """Draws by inverting the cumulative distribution, with one uniform number a row."""
     logits_RV = logits_RV.float()
     greedy_R = rows.temperature == 0
+    # Of the logits: log-probs of near ties can round to one number.
+    greedy_ids_R = logits_RV.argmax(dim=-1) if mix.has_greedy else None
     if mix.is_scaled:
         logits_RV = logits_RV / torch.where(greedy_R, 1.0, rows.temperature)[:, None]
     logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
     mass_R = None
-    greedy_ids_R = logprobs_RV.argmax(dim=-1) if mix.has_greedy else None
     if not mix.has_drawn and not mix.wants_mass:
         ids_R = greedy_ids_R
     else:
