@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from azr.keys import make_key
 from azr.rollout.sampler import RowSampling, Sampling, sample, uniforms
@@ -132,10 +133,11 @@ def expected_probs(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     probs = [w / sum(weights) for w in weights]
     ranked = sorted(range(len(probs)), key=lambda i: (-probs[i], i))
     kept, mass = set(), 0.0
-    for rank, i in enumerate(ranked):
-        within_k = top_k == 0 or rank < top_k
-        within_p = top_p == 1.0 or mass < top_p
-        if within_k and within_p and probs[i] >= min_p * probs[ranked[0]]:
+    ranked = ranked[: top_k or None]
+    left = sum(probs[i] for i in ranked)
+    for i in ranked:
+        within_p = top_p == 1.0 or mass < top_p * left
+        if within_p and probs[i] >= min_p * probs[ranked[0]]:
             kept.add(i)
         mass += probs[i]
     total = sum(probs[i] for i in kept)
@@ -157,6 +159,7 @@ def expected_probs(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         (dict(min_p=0.3), 4),
         (dict(temperature=3.0, top_p=0.8), 6),
         (dict(temperature=1.5, top_k=5, top_p=0.7, min_p=0.6), 2),
+        (dict(top_k=3, top_p=0.7), 2),
     ],
 )
 def test_draws_follow_the_distribution_asked_for(options, support):
@@ -214,6 +217,18 @@ def test_a_forbidden_token_is_never_drawn(options):
     ids, logprobs = draw(logits, list(range(20_000)), **options)
     assert set(ids.tolist()) == {1, 4}
     assert logprobs.isfinite().all()
+
+
+@pytest.mark.parametrize("top_p", [0.35, 0.55, 0.65, 0.93, 1.0])
+@pytest.mark.parametrize("top_k", [0, 2, 3, 9])
+def test_a_truncation_keeps_the_tokens_that_transformers_keeps(top_k, top_p):
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.05, 0.06, 0.64, 0.25]]).log()
+    warped = TopKLogitsWarper(top_k)(None, logits) if top_k else logits
+    warped = TopPLogitsWarper(top_p)(None, warped)
+    keys = range(400)
+    for row, kept in zip(logits, warped, strict=True):
+        ids, _ = draw(row.expand(400, -1), keys, top_k=top_k, top_p=top_p)
+        assert set(ids.tolist()) == set(kept.isfinite().nonzero()[:, 0].tolist())
 
 
 def test_ties_at_the_edge_of_a_truncation_fall_to_the_lower_id():

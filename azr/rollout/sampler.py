@@ -21,6 +21,7 @@ class Sampling:
     temperature: float = 1.0
     """0 takes the most likely token; log-probs are then those at temperature 1."""
     top_p: float = 1.0
+    """Share, of what top-k leaves, that the most likely tokens must reach."""
     top_k: int = 0
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
@@ -197,16 +198,18 @@ def _draw_by_inversion(
 def _truncated(probs_RV: Tensor, rows: RowSampling) -> Tensor:
     """Returns the probabilities with everything outside top-k, top-p and min-p set to 0.
 
-    top-p keeps the smallest set of most likely tokens whose mass reaches p; ties at the edge fall
-    to the lower token id. The most likely token always stays.
+    top-p keeps the smallest set of most likely tokens that has a share p of what top-k left, as in
+    transformers and vLLM; ties at the edge fall to the lower token id. The most likely token always
+    stays.
     """
     sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
     rank_V = torch.arange(probs_RV.shape[1], device=probs_RV.device)
     top_k_R = torch.where(rows.top_k > 0, rows.top_k, probs_RV.shape[1])
-    mass_before_RV = sorted_RV.cumsum(dim=-1) - sorted_RV
+    sorted_RV = sorted_RV * (rank_V < top_k_R[:, None])
+    mass_RV = sorted_RV.cumsum(dim=-1)
+    share_R1 = rows.top_p[:, None] * mass_RV[:, -1:]
     kept_RV = (
-        (rank_V < top_k_R[:, None])
-        & ((mass_before_RV < rows.top_p[:, None]) | (rows.top_p >= 1)[:, None])
+        ((mass_RV - sorted_RV < share_R1) | (rows.top_p >= 1)[:, None])
         & (sorted_RV >= rows.min_p[:, None] * sorted_RV[:, :1])
     )
     kept_RV[:, 0] = True
