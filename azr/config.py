@@ -478,9 +478,10 @@ def validate(config: Config) -> None:
         need(0 < _get(config, name) < float("inf"), name, "must be above 0")
     for name in ("rollout.temperature", "selfplay.estimate_temperature"):
         need(
-            0 < _get(config, name) < float("inf"),
+            1e-5 <= _get(config, name) <= 1e5,
             name,
-            "must be above 0: training samples from the policy (greedy answers belong to eval)",
+            "must be from 1e-5 to 1e5: training samples from the policy (greedy answers belong to "
+            "eval)",
         )
     for name in ("optim.beta1", "optim.beta2"):
         need(0 <= _get(config, name) < 1, name, "must be in [0, 1)")

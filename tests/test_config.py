@@ -118,7 +118,7 @@ def test_a_bad_file_is_refused_by_name(text, message, tmp_path):
     ("flags", "message"),
     [
         (["--steps", "0"], "--steps 0: must be at least 1"),
-        (["--rollout.temperature", "0"], "--rollout.temperature 0.0: must be above 0"),
+        (["--rollout.temperature", "0"], "--rollout.temperature 0.0: must be from 1e-5"),
         (["--optim.lr", "nan"], "--optim.lr nan: must be above 0"),
         (["--rollout.top-p", "1.5"], r"--rollout.top_p 1.5: must be in \(0, 1\]"),
         (["--rollout.top-k", "5", "--loss.tis-cap", "0"], "needs the mismatch correction"),

@@ -205,8 +205,9 @@ def test_greedy_tells_logits_apart_whose_log_probs_round_to_one():
     assert draw(logits, [0], temperature=0.0)[0].item() == 1
 
 
-def test_a_low_temperature_does_not_overflow():
-    ids, logprobs = draw(LOGITS.expand(50, -1) * 100, list(range(50)), temperature=1e-3)
+@pytest.mark.parametrize("temperature", [1e-3, 1e-5])
+def test_a_low_temperature_does_not_overflow(temperature):
+    ids, logprobs = draw(LOGITS.expand(50, -1) * 100, list(range(50)), temperature=temperature)
     assert set(ids.tolist()) == {0} and logprobs.abs().max() == 0
 
 
@@ -263,9 +264,11 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rows):
     ("options", "message"),
     [
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
-        (dict(temperature=-0.1), "temperature must be finite and not negative: -0.1"),
-        (dict(temperature=math.inf), "temperature must be finite"),
-        (dict(temperature=math.nan), "temperature must be finite"),
+        (dict(temperature=-0.1), "temperature must be 0, .* or from 1e-5 to 1e5, got -0.1"),
+        (dict(temperature=math.inf), "temperature must be 0"),
+        (dict(temperature=math.nan), "temperature must be 0"),
+        (dict(temperature=1e-46), "temperature must be 0"),  # 0 in fp32
+        (dict(temperature=1e39), "temperature must be 0"),  # infinite in fp32
         (dict(top_p=0.0), "top_p in .0, 1."),
         (dict(top_p=1.1), "top_p in .0, 1."),
         (dict(top_k=-1), "top_k >= 0"),

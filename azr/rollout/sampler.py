@@ -19,7 +19,8 @@ class Sampling:
 
     max_new_tokens: int
     temperature: float = 1.0
-    """0 takes the most likely token; log-probs are then those at temperature 1."""
+    """0 takes the most likely token; log-probs are then those at temperature 1. Else 1e-5 to 1e5,
+    so that a logit over it is a number in fp32."""
     top_p: float = 1.0
     """Share, of what top-k leaves, that the most likely tokens must reach."""
     top_k: int = 0
@@ -37,8 +38,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and not negative: {self.temperature}")
+        if self.temperature != 0 and not 1e-5 <= self.temperature <= 1e5:
+            raise ValueError(
+                f"temperature must be 0, which takes the most likely token, or from 1e-5 to 1e5, "
+                f"got {self.temperature}"
+            )
         if "" in self.stop_strings:
             raise ValueError("stop_strings: an empty string would end every completion")
         if not (0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p < 1):
