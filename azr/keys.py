@@ -5,6 +5,7 @@ neither on how many draws came before it nor on the order in which work finishes
 """
 
 import hashlib
+from operator import index
 
 import numpy as np
 
@@ -29,6 +30,7 @@ def make_key(*parts: int | str) -> int:
         if isinstance(part, str):
             digest = hashlib.blake2b(part.encode(), digest_size=8, person=b"azr-key").digest()
             part = int.from_bytes(digest, "little")
+        part = index(part)  # of NumPy's integers the sums below would overflow
         key = mix((key + _GOLDEN + mix((part + _GOLDEN) & _MASK)) & _MASK)
     return key
 

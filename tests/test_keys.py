@@ -15,6 +15,12 @@ def test_a_key_is_a_function_of_its_parts(parts):
     assert 0 <= make_key(*parts) < 2**64
 
 
+def test_numpy_integers_are_integers():
+    parts = (2**63 + 5, 7, 0)
+    assert make_key(*(np.uint64(p) for p in parts)) == make_key(*parts)
+    assert make_key(np.int64(-1)) == make_key(-1)
+
+
 @given(st.lists(part, max_size=4), st.lists(part, max_size=4))
 def test_different_parts_get_different_keys(a, b):
     # -1 and 2^64 - 1 are one 64-bit pattern; nothing else may collide.

@@ -423,6 +423,8 @@ def test_the_whole_context_can_be_used():
     ("request_options", "message"),
     [
         (dict(token_ids=()), "request 1 has an empty prompt"),
+        (dict(token_ids=(3, 48)), "request 1: token ids from 3 to 48; .* vocabulary is 0 to 47"),
+        (dict(token_ids=(-1, 3)), "request 1: token ids from -1 to 3; .* vocabulary is 0 to 47"),
         (dict(n=0), "request 1 asks for n=0 samples"),
         (
             dict(token_ids=(3,) * 90),
@@ -451,3 +453,19 @@ def test_an_engine_needs_a_slot():
 def test_an_engine_needs_a_prepared_model():
     with pytest.raises(ValueError, match="'sdpa'; call azr.model.attention.use_azr_attention"):
         RolloutEngine(SMALL, slots=2)
+
+
+def test_what_tokenizers_and_numpy_return_is_taken():
+    options = dict(max_new_tokens=9, stop_token_ids=tuple(range(20, 48)), stop_strings=("ab",))
+    plain = Request(token_ids=(3, 4), sampling=Sampling(**options), key=5, n=4)
+    loose = options | dict(stop_token_ids=list(range(20, 48)), stop_strings="ab")
+    requests = [
+        replace(plain, token_ids=[3, 4], sampling=Sampling(**loose)),
+        replace(plain, token_ids=np.array([3, 4]), key=np.uint64(5), n=np.int64(4)),
+    ]
+    expected = tokens(rollout(azr_model(SMALL), [plain], decode=spell))
+    for request in requests:
+        assert tokens(rollout(azr_model(SMALL), [request], decode=spell)) == expected
+    assert Sampling(max_new_tokens=1, stop_token_ids=np.int64(5)).stop_token_ids == (5,)
+    with pytest.raises(TypeError, match="token_ids: expected integers, got 'ab'"):
+        Request(token_ids="ab", sampling=plain.sampling, key=1)

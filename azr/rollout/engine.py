@@ -80,14 +80,15 @@ class RolloutEngine:
         """Yields samples in the order in which they finish.
 
         Closing the generator ends the call; the engine is ready for the next one. Raises
-        RequestError for an empty prompt, a request that cannot fit the model's context or the KV
-        cache, or stop strings without a `decode` function, before any work is done; RuntimeError
-        where a call is under way already.
+        RequestError for an empty prompt, a token that the model does not know, a request that
+        cannot fit the model's context or the KV cache, or stop strings without a `decode` function,
+        before any work is done; RuntimeError where a call is under way already.
         """
         requests = list(requests)
         context = self.model.config.get_text_config().max_position_embeddings
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
         for number, request in enumerate(requests):
-            self._check(number, request, context)
+            self._check(number, request, context, vocabulary)
         if not requests:
             return
         if self._is_running:
@@ -125,9 +126,14 @@ class RolloutEngine:
         self.meter.settle()
         return self.meter.fraction
 
-    def _check(self, number: int, request: Request, context: int) -> None:
+    def _check(self, number: int, request: Request, context: int, vocabulary: int) -> None:
         if not request.token_ids:
             raise RequestError(f"request {number} has an empty prompt")
+        if not 0 <= min(request.token_ids) <= max(request.token_ids) < vocabulary:
+            raise RequestError(
+                f"request {number}: token ids from {min(request.token_ids)} to "
+                f"{max(request.token_ids)}; the model's vocabulary is 0 to {vocabulary - 1}"
+            )
         if request.n < 1:
             raise RequestError(f"request {number} asks for n={request.n} samples")
         if request.most_tokens > context:

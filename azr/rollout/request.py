@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from azr.errors import RunError
-from azr.rollout.sampler import Sampling
+from azr.rollout.sampler import Sampling, integers
 
 
 class RequestError(RunError, ValueError):
@@ -19,10 +19,14 @@ class Request:
     """A prompt and how many completions of it are wanted."""
 
     token_ids: tuple[int, ...]
+    """Any iterable of integers is taken for such a tuple."""
     sampling: Sampling
     key: int
     """Unsigned 64-bit key of the sampling noise; sample i draws from (key, i)."""
     n: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", integers("token_ids", self.token_ids))
 
     @property
     def most_tokens(self) -> int:

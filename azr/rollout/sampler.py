@@ -7,10 +7,21 @@ On CUDA the fused kernel of rlvr_kernels draws instead: Gumbel noise, one pass o
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from operator import index
+from typing import SupportsIndex
 
+import numpy as np
 import torch
 from rlvr_kernels import sample_tokens
 from torch import Tensor
+
+
+def integers(name: str, values: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Returns `values` as plain integers, NumPy's among them. Raises TypeError for others."""
+    try:
+        return tuple(map(index, values))
+    except TypeError as error:
+        raise TypeError(f"{name}: expected integers, got {values!r:.80}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +37,9 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
+    """A single one, or any iterable, is taken for such a tuple."""
     stop_strings: tuple[str, ...] = ()
+    """The same."""
     kept_mass: bool = False
     """Report with each token the probability that the truncation left to draw from."""
 
@@ -36,6 +49,11 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
     def __post_init__(self) -> None:
+        ids, strings = self.stop_token_ids, self.stop_strings
+        ids = [ids] if isinstance(ids, int | np.integer) else ids
+        object.__setattr__(self, "stop_token_ids", integers("stop_token_ids", ids))
+        strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        object.__setattr__(self, "stop_strings", strings)
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.temperature != 0 and not 1e-5 <= self.temperature <= 1e5:
@@ -212,9 +230,8 @@ def _truncated(probs_RV: Tensor, rows: RowSampling) -> Tensor:
     sorted_RV = sorted_RV * (rank_V < top_k_R[:, None])
     mass_RV = sorted_RV.cumsum(dim=-1)
     share_R1 = rows.top_p[:, None] * mass_RV[:, -1:]
-    kept_RV = (
-        ((mass_RV - sorted_RV < share_R1) | (rows.top_p >= 1)[:, None])
-        & (sorted_RV >= rows.min_p[:, None] * sorted_RV[:, :1])
+    kept_RV = ((mass_RV - sorted_RV < share_R1) | (rows.top_p >= 1)[:, None]) & (
+        sorted_RV >= rows.min_p[:, None] * sorted_RV[:, :1]
     )
     kept_RV[:, 0] = True
     return torch.zeros_like(probs_RV).scatter(1, order_RV, sorted_RV * kept_RV)
