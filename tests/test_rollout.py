@@ -469,3 +469,22 @@ def test_what_tokenizers_and_numpy_return_is_taken():
     assert Sampling(max_new_tokens=1, stop_token_ids=np.int64(5)).stop_token_ids == (5,)
     with pytest.raises(TypeError, match="token_ids: expected integers, got 'ab'"):
         Request(token_ids="ab", sampling=plain.sampling, key=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_end_the_call(value, temperature):
+    model = azr_model(SMALL)
+    engine = RolloutEngine(model, slots=4)
+    sampling = Sampling(max_new_tokens=3, temperature=temperature)
+    requests = [Request(token_ids=(3, 4), sampling=sampling, key=0, n=2)]
+    with torch.no_grad():
+        weight = model.base_model.norm.weight[0].clone()
+        model.base_model.norm.weight[0] = value
+    with pytest.raises(RunError, match="request 0, sample 0: its token 0 has no finite log-prob"):
+        list(engine.generate(requests))
+    with torch.no_grad():
+        model.base_model.norm.weight[0] = weight
+    assert tokens({(s.request, s.index): s for s in engine.generate(requests)}) == tokens(
+        rollout(azr_model(SMALL), requests)
+    )

@@ -82,7 +82,8 @@ class RolloutEngine:
         Closing the generator ends the call; the engine is ready for the next one. Raises
         RequestError for an empty prompt, a token that the model does not know, a request that
         cannot fit the model's context or the KV cache, or stop strings without a `decode` function,
-        before any work is done; RuntimeError where a call is under way already.
+        before any work is done; RuntimeError where a call is under way already; RunError where the
+        model's logits turn out not to be finite.
         """
         requests = list(requests)
         context = self.model.config.get_text_config().max_position_embeddings

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from azr.errors import RunError
 from azr.rollout.request import Sample, Waiting
 from azr.rollout.slots import STOPPED, Slots
 
@@ -113,12 +114,23 @@ class History:
         return rows, outcome.codes.numpy()[is_open]
 
     def close(self, row: int, code: int) -> Sample:
-        """Returns the finished sample of a row, whose number may be given to another."""
+        """Returns the finished sample of a row, whose number may be given to another.
+
+        Raises RunError where a log-prob is not finite: looked at here, where they have reached the
+        host anyway, and not at each step.
+        """
         owner, count = self._owners[row], int(self._counts[row])
         self._is_open[row] = False
         self._owners[row] = None
         self._cooling.append(row)
         wants_mass = owner.request.sampling.kept_mass
+        finite = np.isfinite(self._logprobs[row, :count])
+        if not finite.all():
+            raise RunError(
+                f"request {owner.number}, sample {owner.index}: its token {finite.argmin()} has no "
+                "finite log-prob, since the model's logits hold NaN or infinity; see that its "
+                "weights are finite, or go back to an earlier checkpoint"
+            )
         return Sample(
             request=owner.number,
             index=owner.index,
