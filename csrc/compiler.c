@@ -128,11 +128,58 @@ static bool is_risky(const struct scan *s)
 
 /* ---- One source ------------------------------------------------------------------------------- */
 
-/* Whatever the parser says against a text, depth and size included, is a syntax error. */
+/* The parser says MemoryError of a text that is too complex for it, too: whether there was no memory
+ * is known to the allocators alone. */
+static PyMemAllocatorEx allocators[3];
+static bool memory_ran_out;
+
+static void *noted(void *block)
+{
+    memory_ran_out |= block == NULL;
+    return block;
+}
+
+static void *watched_malloc(void *context, size_t byte_count)
+{
+    PyMemAllocatorEx *base = context;
+    return noted(base->malloc(base->ctx, byte_count));
+}
+
+static void *watched_calloc(void *context, size_t count, size_t byte_count)
+{
+    PyMemAllocatorEx *base = context;
+    return noted(base->calloc(base->ctx, count, byte_count));
+}
+
+static void *watched_realloc(void *context, void *block, size_t byte_count)
+{
+    PyMemAllocatorEx *base = context;
+    return noted(base->realloc(base->ctx, block, byte_count));
+}
+
+static void watched_free(void *context, void *block)
+{
+    PyMemAllocatorEx *base = context;
+    base->free(base->ctx, block);
+}
+
+static void watch_memory(void)
+{
+    const PyMemAllocatorDomain domains[] = {PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ};
+    for (int i = 0; i < 3; i++) {
+        PyMemAllocatorEx watched = {&allocators[i], watched_malloc, watched_calloc,
+                                    watched_realloc, watched_free};
+        PyMem_GetAllocator(domains[i], &allocators[i]);
+        PyMem_SetAllocator(domains[i], &watched);
+    }
+}
+
+/* Whatever the parser says against a text, depth and size included, is a syntax error, unless memory
+ * ran out. */
 static enum sbx_outcome refusal(void)
 {
     PyErr_Clear();
-    return SBX_SYNTAX_ERROR;
+    return memory_ran_out ? SBX_MEMORY : SBX_SYNTAX_ERROR;
 }
 
 /* *payload: bytes, or NULL. */
@@ -145,6 +192,7 @@ static enum sbx_outcome compile_source(struct scan *s, const char *source, size_
     enum sbx_outcome outcome = SBX_OK;
 
     *payload = NULL;
+    memory_ran_out = false;
     if (memchr(source, '\0', byte_count) != NULL)
         return SBX_SYNTAX_ERROR;
     code = Py_CompileStringExFlags(source, "<program>", Py_file_input, &flags, 0);
@@ -273,6 +321,7 @@ int sbx_compiler_serve(int socket_fd, uint32_t source_bytes_max, PyObject *allow
         PyErr_NoMemory();
         return -1;
     }
+    watch_memory();
     while (going > 0)
         going = serve_one(socket_fd, source_bytes_max, text, &template);
     free(text);
