@@ -12,6 +12,11 @@
  * Two values are the same value, type by type, exactly if their bytes are equal: elements of a set
  * are sorted by their bytes, a dict keeps its order (its text shows it), -0.0 is not 0.0. Only
  * exact built-in types are written, and no code of the program is called on the way.
+ *
+ * A dict or set that is looked up in takes time with the square of its elements where their hashes
+ * are equal, as those of multiples of 2**61 - 1 are. The client would take it with its interpreter
+ * locked, so that a container may have few of one hash (HASH_SHARERS_MAX): the child says TOO_LARGE,
+ * and bytes that say otherwise are not those of a value.
  */
 #include "sandbox.h"
 
@@ -21,6 +26,26 @@
 
 /* More digits than this could not be written as text: sys.int_info.default_max_str_digits. */
 #define INT_BITS_MAX 14280
+
+/* Elements of one dict or set that have one hash. Powers of two as floats have 35 at most. */
+#define HASH_SHARERS_MAX 64
+
+static int compare_hashes(const void *left, const void *right)
+{
+    Py_hash_t a = *(const Py_hash_t *)left, b = *(const Py_hash_t *)right;
+    return (a > b) - (a < b);
+}
+
+/* Sorts the hashes. */
+static bool share_too_much(Py_hash_t *hashes, size_t count)
+{
+    if (count > HASH_SHARERS_MAX)
+        qsort(hashes, count, sizeof *hashes, compare_hashes);
+    for (size_t i = HASH_SHARERS_MAX; i < count; i++)
+        if (hashes[i] == hashes[i - HASH_SHARERS_MAX])
+            return true;
+    return false;
+}
 
 static bool put(struct sbx_writer *w, const void *bytes, size_t byte_count)
 {
@@ -117,6 +142,36 @@ static enum sbx_outcome encode_sequence(PyObject *value, struct sbx_writer *w, b
     return SBX_OK;
 }
 
+/* Of keys that have been encoded, so that no code of the program is called. */
+static enum sbx_outcome check_hashes(PyObject *value, struct sbx_writer *w)
+{
+    Py_ssize_t count = PyObject_Size(value), used = 0;
+    PyObject *keys = NULL, *key;
+    Py_hash_t *hashes;
+    enum sbx_outcome outcome = SBX_MEMORY;
+
+    if (count <= HASH_SHARERS_MAX)
+        return SBX_OK;
+    if ((hashes = malloc((size_t)count * sizeof *hashes)) == NULL)
+        return SBX_MEMORY;
+    if ((keys = PyObject_GetIter(value)) == NULL)
+        goto done;
+    while (used < count && (key = PyIter_Next(keys)) != NULL) {
+        hashes[used++] = PyObject_Hash(key);
+        Py_DECREF(key);
+    }
+    outcome = SBX_OK;
+    if (share_too_much(hashes, (size_t)used)) {
+        w->unsupported = "equal hashes";
+        outcome = SBX_TOO_LARGE;
+    }
+done:
+    PyErr_Clear();
+    Py_XDECREF(keys);
+    free(hashes);
+    return outcome;
+}
+
 static enum sbx_outcome encode_dict(PyObject *value, struct sbx_writer *w)
 {
     uint32_t count = (uint32_t)PyDict_GET_SIZE(value);
@@ -132,7 +187,7 @@ static enum sbx_outcome encode_dict(PyObject *value, struct sbx_writer *w)
         if (outcome != SBX_OK)
             return outcome;
     }
-    return SBX_OK;
+    return check_hashes(value, w);
 }
 
 struct span {
@@ -192,7 +247,8 @@ static enum sbx_outcome encode_set(PyObject *value, struct sbx_writer *w)
             goto done;
         spans[i].byte_count = (size_t)(w->at - spans[i].start);
     }
-    outcome = sort_elements(w, start, spans, count);
+    if ((outcome = check_hashes(value, w)) == SBX_OK)
+        outcome = sort_elements(w, start, spans, count);
 done:
     PyErr_Clear();
     Py_XDECREF(items);
@@ -342,29 +398,77 @@ static PyObject *decode_sequence(struct reader *r, uint32_t count, bool is_list)
     return value;
 }
 
-static int add_entry(struct reader *r, PyObject *value, bool is_set)
-{
-    PyObject *key = decode_one(r), *item = NULL;
-    int failed = -1;
+struct entry {
+    PyObject *key, *item; /* no item: an element of a set */
+};
 
-    if (key == NULL)
-        return -1;
-    if (is_set)
-        failed = PySet_Add(value, key);
-    else if ((item = decode_one(r)) != NULL)
-        failed = PyDict_SetItem(value, key, item);
-    Py_DECREF(key);
-    Py_XDECREF(item);
-    return failed;
+static bool decode_entry(struct reader *r, struct entry *entry, bool is_set)
+{
+    entry->key = decode_one(r);
+    entry->item = entry->key == NULL || is_set ? NULL : decode_one(r);
+    return entry->key != NULL && (is_set || entry->item != NULL);
+}
+
+static int add_entry(PyObject *value, const struct entry *entry, bool is_set)
+{
+    return is_set ? PySet_Add(value, entry->key) : PyDict_SetItem(value, entry->key, entry->item);
+}
+
+static void drop_entry(struct entry *entry)
+{
+    Py_CLEAR(entry->key);
+    Py_CLEAR(entry->item);
+}
+
+static int add_few(struct reader *r, PyObject *value, uint32_t count, bool is_set)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct entry entry;
+        bool whole = decode_entry(r, &entry, is_set);
+        int failed = whole ? add_entry(value, &entry, is_set) : -1;
+        drop_entry(&entry);
+        if (failed < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* All keys are seen before the first is added. */
+static int add_many(struct reader *r, PyObject *value, uint32_t count, bool is_set)
+{
+    struct entry *entries = calloc(count, sizeof *entries);
+    Py_hash_t *hashes = malloc(count * sizeof *hashes);
+    uint32_t whole = 0, added = 0;
+
+    if (entries == NULL || hashes == NULL)
+        PyErr_NoMemory();
+    else
+        while (whole < count && decode_entry(r, &entries[whole], is_set) &&
+               (hashes[whole] = PyObject_Hash(entries[whole].key)) != -1)
+            whole++;
+    if (entries != NULL && whole == count) {
+        if (share_too_much(hashes, count))
+            malformed();
+        else
+            while (added < count && add_entry(value, &entries[added], is_set) == 0)
+                added++;
+    }
+    for (uint32_t i = 0; entries != NULL && i < count; i++)
+        drop_entry(&entries[i]);
+    free(entries);
+    free(hashes);
+    return added == count ? 0 : -1;
 }
 
 static PyObject *decode_hashed(struct reader *r, uint32_t count, bool is_set)
 {
     PyObject *value = is_set ? PySet_New(NULL) : PyDict_New();
-    for (uint32_t i = 0; value != NULL && i < count; i++)
-        if (add_entry(r, value, is_set) < 0)
-            Py_CLEAR(value);
-    if (value == NULL) {
+    bool is_small = count <= HASH_SHARERS_MAX;
+
+    if (value == NULL)
+        return NULL;
+    if ((is_small ? add_few : add_many)(r, value, count, is_set) < 0) {
+        Py_DECREF(value);
         if (PyErr_ExceptionMatches(PyExc_TypeError)) { /* not hashable */
             PyErr_Clear();
             malformed();

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -125,6 +126,18 @@ def test_encodings_are_those_of_a_table(sandbox):
     assert [(r.status, r.error) for r in results] == [("exception", "LookupError")] * 4
 
 
+def test_a_program_too_large_to_compile_is_no_syntax_error():
+    large = "x = [" + "1," * 100_000 + "]\ndef f(): return 1"
+    limits = Limits(source_bytes=1 << 20, memory_bytes=24 << 20)
+    with Sandbox(workers=1, limits=limits) as sandbox:
+        assert sandbox.run(large, "").status == "memory"
+        label = sandbox.label(large, [""])
+        assert not label.deterministic and "memory" in label.reason
+        # The parser says MemoryError of it as well.
+        assert sandbox.run("x = " + "-" * 7000 + "1", "").status == "syntax_error"
+        assert sandbox.run("def f(): return 1", "").value == 1
+
+
 def test_batches_keep_their_order(sandbox):
     jobs = [Job(f"def f(x): return x + {i}", str(i), "0") for i in range(100)]
     values = [v for i in range(100) for v in (2 * i, i)]
@@ -232,6 +245,44 @@ def test_values_come_back_as_they_were(value):
     assert same(back, value)
     # The text of a value parses back as a literal equal to it.
     assert ast.literal_eval(canonical_text(value)) == value
+
+
+MERSENNE = 2**61 - 1  # every multiple of it has the hash 0
+
+
+@pytest.mark.parametrize("kind", ["{i * %d for i in range(n)}", "{i * %d: i for i in range(n)}"])
+def test_few_elements_may_share_a_hash(sandbox, kind):
+    code = "def f(n): return " + kind % MERSENNE
+    few, many = sandbox.run_many(code, ["64", "65"])
+    assert few.status == "ok" and len(few.value) == 64
+    assert (many.status, many.error) == ("too_large", "equal hashes")
+
+
+@pytest.mark.parametrize("tag", [b"S", b"d"])
+def test_forged_elements_of_one_hash_are_refused_at_once(tag):
+    numbers = [hex(i * MERSENNE).encode() for i in range(1, 3000)]
+    item = b"N" if tag == b"d" else b""
+    body = b"".join(b"I" + len(n).to_bytes(4, "little") + n + item for n in numbers)
+    begun_s = time.thread_time()
+    with pytest.raises(ValueError, match="not the bytes"):
+        _sandbox.decode(tag + len(numbers).to_bytes(4, "little") + body, 60)
+    assert time.thread_time() - begun_s < 0.05
+
+
+def test_powers_of_two_are_not_too_alike():
+    for value in ({2.0**k: k for k in range(-1074, 1024)}, {2**k for k in range(600)}):
+        assert same(_sandbox.decode(encoded(value), 60), value)
+
+
+def test_large_sets_and_dicts_come_back_as_they_were():
+    value = {(i % 5 - 2, i % 7 - 2, str(i)) for i in range(2000)}
+    assert same(_sandbox.decode(encoded(value), 60), value)
+    assert same(_sandbox.decode(encoded(dict.fromkeys(value)), 60), dict.fromkeys(value))
+    with pytest.raises(ValueError, match="not the bytes"):
+        _sandbox.decode(encoded(value)[:-1], 60)
+    lists = b"l\0\0\0\0" * 100
+    with pytest.raises(ValueError, match="not the bytes"):
+        _sandbox.decode(b"S" + (100).to_bytes(4, "little") + lists, 60)
 
 
 @given(st.binary(max_size=200))
