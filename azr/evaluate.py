@@ -140,7 +140,6 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
             load_tokenizer(model)
             start.settle_style(at(model))
     path = Path(out) if out else subject.folder(config.run.root) / f"{config.task.family}.json"
-    check_writable(path)
     environment = load_environment(config.task)
     environment.open()
 
@@ -150,6 +149,7 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
         return grade_tasks(at(model), environment, engine, tokenizer, step)
 
     try:
+        check_writable(path)
         after = graded(subject.model, subject.step)
         with _naming_baseline():
             before = graded(model, step) if model else None

@@ -290,8 +290,8 @@ def test_the_screen_shows_what_a_newcomer_needs(finished):
     text = (finished[0].run_dir / "log.txt").read_text()
     for words in (
         "Absolute Zero self-play", "run directory", "versions", "device", "loss kernels",
-        "memory plan", "Before self-play", "95% interval", "chance", "step 1/3", "ETA", "valid", "buffer",
-        "tok/s", "rollout", "Before and after self-play", "Five of its last proposals",
+        "memory plan", "Before self-play", "95% interval", "chance", "step 1/3", "ETA", "valid",
+        "buffer", "tok/s", "rollout", "Before and after self-play", "Five of its last proposals",
         "learning_curve.png",
     ):  # fmt: skip
         assert words in text, words
