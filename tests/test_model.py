@@ -17,6 +17,7 @@ from transformers import (
     DogeConfig,
     GPT2Config,
     GraniteConfig,
+    JetMoeConfig,
     MistralConfig,
     MptConfig,
     NemotronConfig,
@@ -210,6 +211,10 @@ TINY = dict(
         (
             MptConfig(vocab_size=32, d_model=16, n_heads=2, n_layers=2),
             "mpt: 2 layers call .* attention interface 0 times",
+        ),
+        (
+            JetMoeConfig(**TINY, kv_channels=8),
+            r"jetmoe: keys and values have .* \[\(2, 8\)\], .* says \(1, 8\)",
         ),
         (DogeConfig(**TINY), "DogeAttention makes a mask of its own"),
     ],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from azr.model.attention import Attend
+from azr.model.attention import Attend, head_shape
 from azr.rollout.request import Waiting
 
 FEWEST_ROWS = 8
@@ -30,9 +30,7 @@ class Geometry:
     @classmethod
     def of(cls, config: PretrainedConfig, dtype: torch.dtype) -> "Geometry":
         """Returns the geometry of a model."""
-        text = config.get_text_config()
-        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return cls(text.num_hidden_layers, text.num_key_value_heads, size, dtype)
+        return cls(config.get_text_config().num_hidden_layers, *head_shape(config), dtype)
 
     @property
     def token_bytes(self) -> int:

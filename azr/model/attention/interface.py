@@ -10,7 +10,12 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 NAME = "azr"
 
@@ -120,18 +125,29 @@ def check_azr_attention(model: PreTrainedModel) -> None:
         )
 
 
+def head_shape(config: PretrainedConfig) -> tuple[int, int]:
+    """Returns (key-value heads, head size) of a model."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return getattr(text, "num_key_value_heads", None) or heads, size
+
+
 @torch.no_grad()
 def _check_calls(model: PreTrainedModel) -> None:
-    """Raises ValueError unless each layer of `model` attends once, through `attention_forward`.
+    """Raises ValueError unless each layer of `model` attends once, through `attention_forward`, to
+    keys and values of one shape, which a KV cache is made for.
 
     Some families accept the name and attend in their own code all the same; some call twice a
     layer, and the second call would overwrite the first in a KV cache. A forward of two tokens
     tells, in eval mode: dropout would draw from the global generator.
     """
     calls: list[int] = []
+    shapes: set[tuple[int, ...]] = set()
 
     def count(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float) -> Tensor:
         calls.append(layer)
+        shapes.update(tuple(x.shape[1:]) for x in (k_TGK, v_TGK))
         return v_TGK.new_zeros((*q_THK.shape[:2], v_TGK.shape[2]))
 
     if model.config._attn_implementation == NAME:
@@ -147,6 +163,12 @@ def _check_calls(model: PreTrainedModel) -> None:
         raise ValueError(
             f"{model.config.model_type}: {layers} layers call transformers' attention interface "
             f"{len(calls)} times; use a model whose layers each attend through it once"
+        )
+    if shapes != {head_shape(model.config)}:
+        raise ValueError(
+            f"{model.config.model_type}: keys and values have (heads, head size) {sorted(shapes)}, "
+            f"where its configuration says {head_shape(model.config)}; use a model with standard "
+            "attention"
         )
 
 
