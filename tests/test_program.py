@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from azr.config import ConfigError, ProgramConfig, TaskConfig
+from azr.errors import RunError
 from azr.keys import generator
 from azr.selfplay.seeding import read_seeds, write_seeds
 from azr.tasks import Answer, Proposal, Task, load_environment
 from azr.tasks.program import ProgramProblem, compact, compact_format, grammar
-from azr.tasks.program.execution import keeps_nothing
+from azr.tasks.program.execution import Executor, keeps_nothing
 from azr.tasks.program.measures import ast_distance, complexity, lines
 from azr.tasks.program.normal import digest
 
@@ -509,6 +510,16 @@ def test_induction_needs_two_inputs():
 
 
 # Description, state, rechecks
+
+
+def test_a_sandbox_that_has_given_up_ends_a_run_in_one_line():
+    executor = Executor(cpu_s=1.0, output_bytes=4096, workers=1)
+    assert executor.run([("def f(a): return a", "1")])[0].result().value == 1
+    executor._sandbox._engine.broken = "a zygote does not start"
+    for ask in (executor.run, executor.label):
+        with pytest.raises(RunError, match="has given up: a zygote does not start.*--resume"):
+            ask([("def f(a): return a", "2")])
+    executor.close()
 
 
 def test_measures_of_programs():

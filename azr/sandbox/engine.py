@@ -106,9 +106,12 @@ class Engine:
     # ---- From other threads -------------------------------------------------------------------
 
     def submit(self, calls: Iterable[Call]) -> None:
-        """Takes calls over; each ends by its `done`, in the sandbox's thread."""
+        """Takes calls over; each ends by its `done`, in the sandbox's thread.
+
+        Raises SandboxError where it is closed or has given up.
+        """
         with self._lock:
-            if self._closing:
+            if self._closing or self.broken:
                 raise SandboxError(self.broken or CLOSED)
             self._submitted.extend(calls)
             os.eventfd_write(self._wake_fd, 1)

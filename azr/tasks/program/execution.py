@@ -55,7 +55,7 @@ class Executor:
     def label(self, jobs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Future[Label]]:
         """Returns a future per (program, inputs): its results, and whether it is deterministic."""
         self._counts["labels"] += len(jobs)
-        return self._box().submit_labels([Job(code, inputs) for code, inputs in jobs])
+        return self._submit(Sandbox.submit_labels, [Job(code, inputs) for code, inputs in jobs])
 
     def run(
         self, pairs: Sequence[tuple[str, str]], *, afresh: bool = False
@@ -76,7 +76,7 @@ class Executor:
             for (code, _), inputs in wanted.items()
             for at in range(0, len(inputs), self._limits.inputs)
         ]
-        futures = iter(self._box().submit_batch(jobs)) if jobs else iter(())
+        futures = iter(self._submit(Sandbox.submit_batch, jobs)) if jobs else iter(())
         for job in jobs:
             for given in job.args_texts:
                 known[job.code, given] = next(futures)
@@ -132,9 +132,15 @@ class Executor:
         if self._sandbox:
             self._sandbox.close()
 
-    def _box(self) -> Sandbox:
+    def _submit(self, how: Callable, jobs: list[Job]) -> list[Future]:
         self.open()
-        return self._sandbox
+        try:
+            return how(self._sandbox, jobs)
+        except SandboxError as error:
+            raise RunError(
+                f"the sandbox has given up: {error}; see `python -m azr.doctor`. The last "
+                "checkpoint stands: --resume"
+            ) from error
 
 
 def _failed(future: Future[Result]) -> bool:
