@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from azr.config import Config, ConfigError
+from azr.model.attention import head_shape
 
 GIB = 2**30
 
@@ -55,7 +56,7 @@ def memory_plan(
     """
     text = architecture.get_text_config()
     width = {"float32": 4, "bfloat16": 2}[config.run.dtype]
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kv_heads, head_size = head_shape(architecture)
     c = config.selfplay
     types = len(config.task.types)
     solved = types * (
@@ -63,13 +64,15 @@ def memory_plan(
         + c.solver_tasks_per_type * c.solver_samples_per_task
     )
     rows = config.rollout.slots
-    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
+    cache = 2 * text.num_hidden_layers * kv_heads * head_size * width
     tokens = min(
         config.optim.micro_batch_tokens, (solved + types * c.proposals_per_type) * context_tokens
     )
     # What a decoder layer keeps for its backward: about 12 tensors of the hidden size (norms,
     # queries, keys, values, attention output, residuals) and 4 of the feed-forward size.
-    layer = 12 * text.hidden_size + 4 * text.intermediate_size
+    # Configurations like GPT-2's name no feed-forward size where it is four times the other.
+    ffn = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = 12 * text.hidden_size + 4 * ffn
     per_token = text.num_hidden_layers * layer
     if config.optim.recompute:
         # The input of every layer, and all of the one whose backward is under way.
