@@ -67,24 +67,26 @@ static PyObject *py_parse_args(PyObject *self, PyObject *args)
     return Py_BuildValue("(NN)", positional, keywords);
 }
 
-/* One entry of a report as (outcome, payload, value, cpu_ns). */
+/* One entry of a report as (outcome, payload, value, cpu_ns, whether an address was shown). */
 static PyObject *entry_tuple(const struct sbx_entry *entry, const unsigned char *payload,
                              uint32_t depth)
 {
+    uint32_t outcome = entry->outcome & ~SBX_SHOWS_IDENTITY;
     PyObject *value;
-    if (entry->outcome == SBX_OK)
+    if (outcome == SBX_OK)
         value = sbx_decode(payload, entry->payload_bytes, depth);
     else
         value = PyUnicode_DecodeASCII((const char *)payload, entry->payload_bytes, "replace");
     if (value == NULL)
         return NULL;
-    return Py_BuildValue("(Iy#NL)", entry->outcome, payload, (Py_ssize_t)entry->payload_bytes,
-                         value, (long long)entry->cpu_ns);
+    return Py_BuildValue("(Iy#NLN)", outcome, payload, (Py_ssize_t)entry->payload_bytes, value,
+                         (long long)entry->cpu_ns, PyBool_FromLong(outcome != entry->outcome));
 }
 
 /* What a program can cause by itself; anything else in an entry is forged. */
 static bool is_entry_outcome(uint32_t outcome)
 {
+    outcome &= ~SBX_SHOWS_IDENTITY;
     return outcome == SBX_OK || outcome == SBX_SYNTAX_ERROR || outcome == SBX_FORBIDDEN_IMPORT ||
            outcome == SBX_EXCEPTION || outcome == SBX_MEMORY || outcome == SBX_TOO_LARGE ||
            outcome == SBX_UNSUPPORTED_VALUE;
@@ -190,6 +192,14 @@ static PyObject *py_prepare(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_watch_identity(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    if (sbx_watch_identity() < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static struct sbx_zygote *zygote; /* a process is one zygote at most */
 
 static PyObject *py_open_zygote(PyObject *self, PyObject *args)
@@ -277,6 +287,7 @@ static PyObject *py_rehearse(PyObject *self, PyObject *args)
     sbx_run_program(slot, sbx_runtime_get());
     Py_DECREF(bytes);
     size = ((struct sbx_entry *)((unsigned char *)slot + slot->output_offset))->outcome;
+    sbx_identity_was_shown = 0;
     free(slot);
     return PyLong_FromUnsignedLong(size);
 }
@@ -325,11 +336,13 @@ static PyMethodDef methods[] = {
     {"parse_args", py_parse_args, METH_VARARGS,
      "parse_args(text, depth) -> (args, kwargs) of literals; SyntaxError for anything else"},
     {"decode_entries", py_decode_entries, METH_VARARGS,
-     "decode_entries(bytes, count, depth) -> [(outcome, payload, value or text, cpu_ns)]"},
+     "decode_entries(bytes, count, depth) -> [(outcome, payload, value or text, cpu_ns, bool)]"},
     {"die_with", py_die_with, METH_VARARGS, "die_with(parent): SIGKILL when the parent dies"},
     {"lock_down", py_lock_down, METH_VARARGS, "lock_down(is_zygote, memory_bytes) -> layers"},
     {"prepare", py_prepare, METH_VARARGS,
      "prepare(builtins, exceptions, allowed, loaded, import, limits)"},
+    {"watch_identity", py_watch_identity, METH_NOARGS,
+     "watch_identity(): note when a default repr shows an address"},
     {"open_zygote", py_open_zygote, METH_VARARGS,
      "open_zygote(socket_fd, tokens_fd, held_fd, held_index, slots) -> bytes that no child maps"},
     {"serve", py_serve, METH_VARARGS, "serve(hello) until the client closes the socket"},

@@ -78,7 +78,7 @@ static struct sbx_writer open_entry(struct sbx_slot *slot, const struct sbx_limi
 static void commit_entry(struct sbx_slot *slot, enum sbx_outcome outcome, uint32_t payload_bytes)
 {
     struct sbx_entry *entry = (struct sbx_entry *)output_at(slot, slot->output_used);
-    entry->outcome = outcome;
+    entry->outcome = outcome | (sbx_identity_was_shown ? SBX_SHOWS_IDENTITY : 0);
     entry->payload_bytes = payload_bytes;
     entry->cpu_ns = 0;
     if (slot->job.input_count > 1) {

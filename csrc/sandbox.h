@@ -113,9 +113,12 @@ struct sbx_report {
     int64_t wall_ns;
 };
 
+/* In an entry's outcome: the program has made a text of an address by now. */
+#define SBX_SHOWS_IDENTITY 0x10000u
+
 /* One per input in a slot and in a report, 8-byte aligned; the payload follows. */
 struct sbx_entry {
-    uint32_t outcome;
+    uint32_t outcome; /* and SBX_SHOWS_IDENTITY */
     uint32_t payload_bytes; /* a canonical value, or the name of an exception or a type */
     int64_t cpu_ns;         /* of this input alone; 0 where there is one input */
 };
@@ -240,6 +243,13 @@ int sbx_zygote_serve(struct sbx_zygote *zygote, const struct sbx_runtime *runtim
 int64_t sbx_zygote_own_bytes(const struct sbx_zygote *zygote);
 /* Forks, exits and reaps children that do nothing: the floor of the benches. */
 int sbx_fork_floor(uint32_t count, int64_t *cpu_ns, uint32_t *faults);
+
+/* ---- identity.c: texts that show an address ---------------------------------------------------- */
+
+extern int sbx_identity_was_shown; /* set in the child */
+
+/* Watches the default reprs of all classes there are; -1 with an exception. */
+int sbx_watch_identity(void);
 
 /* ---- imports.c: the import statement inside a child -------------------------------------------- */
 

@@ -136,6 +136,22 @@ RANDOM = [
     text_kind("id, one bit", "def f(x): return id([x]) >> 6 & 1"),
     text_kind("id compared", "def f(x):\n    a, b = [x], [x]\n    return id(a) < id(b)"),
     text_kind("hash of an object", "def f(x): return hash(object()) >> 3 & 1"),
+    text_kind("digit of a lambda", "def f(x): return int(str(lambda: @N)[-3], 16) % 2"),
+    text_kind("digit of a generator", "def f(x): return f'{(c for c in x)}'[-3] > '7'"),
+    text_kind("digit of a map", "def f(x): return int(('%r' % map(str, @S))[-3], 16) % 2"),
+    text_kind("digit of a method", "def f(x): return int(repr([@W].append)[-3], 16) % 2"),
+    text_kind(
+        "digit of a function in a message",
+        "def f(x):\n    try: return {}[f]\n    except KeyError as e: return int(str(e)[-3], 16) % 2",
+    ),
+    text_kind(
+        "digit of a made class's object",
+        "def f(x): return int('{}'.format(type('C', (), {})())[-3], 16) % 2",
+    ),
+    text_kind(
+        "memory of copies",
+        "import copy\ndef f(x):\n    seen = {}\n    copy.deepcopy([[x]], seen)\n    return min(seen) >> 5 & 1",
+    ),
     text_kind("sorted by id", "def f(x): return [v[0] for v in sorted([[1], [2], [3]], key=id)]"),
 ]
 

@@ -580,7 +580,7 @@ class Engine:
     def _note(
         self,
         run: Run,
-        entries: list[tuple[int, bytes, object, int]],
+        entries: list[tuple[int, bytes, object, int, bool]],
         left: int,
         ended: int,
         signal: int,
@@ -589,16 +589,18 @@ class Engine:
     ) -> None:
         """Adds the outcomes of a report to its run."""
         if left == 1 and entries:
-            outcome, payload, value, _ = entries[0]
+            outcome, payload, value, _, shows = entries[0]
+            times = cpu_ns / 1e9, wall_ns / 1e9
             run.outcomes.append(
-                Outcome(STATUSES[outcome], payload, value, cpu_ns / 1e9, wall_ns / 1e9)
+                Outcome(STATUSES[outcome], payload, value, *times, shows_identity=shows)
             )
             return
         spent_ns = 0
-        for outcome, payload, value, entry_ns in entries:
+        for outcome, payload, value, entry_ns, shows in entries:
             spent_ns += entry_ns
+            times = entry_ns / 1e9, entry_ns / 1e9
             run.outcomes.append(
-                Outcome(STATUSES[outcome], payload, value, entry_ns / 1e9, entry_ns / 1e9)
+                Outcome(STATUSES[outcome], payload, value, *times, shows_identity=shows)
             )
         if len(entries) < left:
             status = STATUSES[ended] if ended else "no_result"

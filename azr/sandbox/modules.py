@@ -63,6 +63,7 @@ RISKY_NAMES = (
     "KeysView",
     "attrgetter",
     "compile",
+    "deepcopy",
     "dir",
     "eval",
     "exec",

@@ -62,6 +62,8 @@ class Outcome(NamedTuple):
     wall_s: float = 0.0
     signal: int = 0
     contended: bool = False
+    shows_identity: bool = False
+    """Whether the program has made a text of an address by then."""
 
     @property
     def identity(self) -> tuple[Status, bytes]:
@@ -250,6 +252,7 @@ class LabelCall(Call):
         if self.settle(run, outcomes, ask):
             return
         self.left -= 1
+        self.is_risky |= any(outcome.shows_identity for outcome in outcomes)
         for position, outcome in zip(run.positions, outcomes, strict=True):
             self._compare(position, outcome)
         if self.left:

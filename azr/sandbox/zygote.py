@@ -18,17 +18,12 @@ import types
 ENCODINGS = (
     "ascii",
     "cp1252",
-    "iso8859_15",
     "latin_1",
     "punycode",
     "raw_unicode_escape",
     "unicode_escape",
-    "utf_16",
     "utf_16_be",
     "utf_16_le",
-    "utf_32",
-    "utf_32_be",
-    "utf_32_le",
     "utf_7",
     "utf_8",
     "utf_8_sig",
@@ -162,6 +157,7 @@ def prepare(sandbox, config):
     limits = tuple(config["limits"])
     sandbox.prepare(vars(builtins), names, allowed, loaded, builtins.__import__, limits)
     builtins.__import__ = sandbox.import_module
+    sandbox.watch_identity()
     statistics = allowed.get("statistics")
     if statistics is not None:
         del statistics.random
