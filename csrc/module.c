@@ -242,6 +242,9 @@ static PyObject *py_tidy(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
     sbx_tidy();
+    /* Every child writes to it. */
+    if (sbx_runtime_renew_module() < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 

@@ -18,11 +18,18 @@ static struct sbx_runtime runtime_of_this_process;
 
 int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits)
 {
+    runtime_of_this_process =
+        (struct sbx_runtime){Py_NewRef(builtins), Py_NewRef(exceptions), NULL, *limits};
+    return sbx_runtime_renew_module();
+}
+
+/* The old one stays: what is freed makes a gap. */
+int sbx_runtime_renew_module(void)
+{
     PyObject *module = PyModule_New("program");
     if (module == NULL || PyDict_SetItemString(PyImport_GetModuleDict(), "program", module) < 0)
         return -1;
-    runtime_of_this_process =
-        (struct sbx_runtime){Py_NewRef(builtins), Py_NewRef(exceptions), module, *limits};
+    runtime_of_this_process.module = module;
     return 0;
 }
 

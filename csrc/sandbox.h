@@ -209,6 +209,8 @@ struct sbx_runtime {
 extern int sbx_import_was_refused; /* set in the child by the import hook */
 
 int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits);
+/* Makes the module anew, so that it lies with what is allocated now. */
+int sbx_runtime_renew_module(void);
 struct sbx_runtime *sbx_runtime_get(void);
 /* Runs the slot's program; every input that ends has an entry afterwards. */
 void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime);
