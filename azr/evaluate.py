@@ -45,7 +45,7 @@ class Arguments:
     target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL_OR_RUN")]]
     """A run directory (its newest checkpoint), a checkpoint, an HF model folder, or a hub id."""
     suite: str = ""
-    """JSONL file in the layout of CRUXEval (code, input, output) or of HumanEval (task_id, prompt,
+    """JSONL file in the layout of CRUXEval (code, input, output) or of HumanEval (prompt,
     entry_point, test)."""
     out: str = ""
     """JSON file for the result; by default it is kept with the run, or in <root>/evaluations."""
@@ -97,6 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             base, run=asked.run, task=asked.task, rollout=asked.rollout, eval=asked.eval
         )
         validate(config)
+        if asked.suite and asked.baseline:
+            raise ConfigError(
+                f"--baseline {asked.baseline}: a suite is asked of one model; give the command "
+                "once for each"
+            )
         if asked.suite:
             _evaluate_suite(config, subject, Path(asked.suite), asked.out)
         else:

@@ -250,6 +250,8 @@ def test_another_model_or_seed_is_another_evaluation(tmp_path, toy, capsys):
     assert main([str(toy), "--suite", str(tmp_path / "no.jsonl")]) == 2
     assert main([str(toy), "--suite", str(suite), "--task.style", "poem"]) == 2
     assert "suites are asked in" in capsys.readouterr().err
+    assert main([str(toy), "--suite", str(suite), "--baseline", str(toy)]) == 2
+    assert "a suite is asked of one model" in capsys.readouterr().err
 
 
 def test_a_prompt_that_does_not_fit_is_counted_and_stops_nothing(tmp_path, toy):
