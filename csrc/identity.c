@@ -73,11 +73,17 @@ static int watch_types(PyTypeObject *type)
 
 int sbx_watch_identity(void)
 {
+    /* The type of such a method has no name in the headers of every version. */
+    PyObject *method = PyObject_GetAttrString(Py_None, "__repr__");
     const PyTypeObject *known[REPR_COUNT] = {
-        &PyBaseObject_Type, &PyFunction_Type,    &PyCFunction_Type,   &PyGen_Type,
-        &PyCoro_Type,       &PyAsyncGen_Type,    &PyCode_Type,        &PyCell_Type,
-        &PyFrame_Type,      &PyMemoryView_Type,  &_PyWeakref_RefType, &_PyMethodWrapper_Type,
+        &PyBaseObject_Type, &PyFunction_Type,   &PyCFunction_Type,
+        &PyGen_Type,        &PyCoro_Type,       &PyAsyncGen_Type,
+        &PyCode_Type,       &PyCell_Type,       &PyFrame_Type,
+        &PyMemoryView_Type, &_PyWeakref_RefType, method ? Py_TYPE(method) : NULL,
     };
+    if (method == NULL)
+        return -1;
+    Py_DECREF(method); /* its type is static */
     for (int i = 0; i < REPR_COUNT; i++)
         originals[i] = known[i]->tp_repr;
     return watch_types(&PyBaseObject_Type);
