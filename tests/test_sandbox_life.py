@@ -286,17 +286,20 @@ def test_what_nobody_waits_for_is_not_begun():
                 await task
 
         def interrupt() -> None:
+            # A process in the background of a shell begins with SIGINT ignored.
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
             thread = threading.Thread(target=interrupt_soon)
             thread.start()
             with pytest.raises(KeyboardInterrupt):
                 sandbox.run_batch(loops)
             thread.join()
+            signal.signal(signal.SIGINT, before)
 
         def cancel() -> None:
             futures = sandbox.submit_batch(loops)
             assert loops_are_sent()
             assert all([future.cancel() for future in futures])
-            assert len(wait(futures, timeout=5).done) == len(futures)
+            assert len(wait(futures, timeout=20).done) == len(futures)
 
         for give_up_waiting in (interrupt, cancel, lambda: asyncio.run(give_up())):
             mixed = sandbox.submit_batch(wanted)
@@ -304,7 +307,7 @@ def test_what_nobody_waits_for_is_not_begun():
             give_up_waiting()
             mixed += sandbox.submit_batch(wanted)
             assert [future.result().value for future in mixed] == [*range(20)] * 2
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 20  # all loops would take 50
         stats = sandbox.stats()
         assert stats["cancelled"] == 3 * len(loops)
         assert "status/sandbox_failure" not in stats and "retries" not in stats
