@@ -177,6 +177,21 @@ def test_a_process_that_fails_once_it_has_greeted_is_not_started_for_ever():
             sandbox.run("def f(): return 1", "")
 
 
+def test_a_sandbox_that_gives_up_keeps_no_work(sandbox, monkeypatch):
+    monkeypatch.setattr("azr.sandbox.engine.START_ATTEMPTS", 1)
+    engine, compiler = sandbox._engine, sandbox._engine.compiler
+    os.kill(compiler.pid, signal.SIGSTOP)
+    (future,) = sandbox.submit_batch([Job("def f(): return 1", "")])
+    assert wait_until(lambda: compiler.sent)
+    compiler.layers = None  # as if it had never greeted
+    os.kill(compiler.pid, signal.SIGKILL)
+    assert future.result().status == "sandbox_failure"
+    engine.recall()
+    assert wait_until(lambda: not engine._recalling)
+    time.sleep(0.1)
+    assert engine.thread.is_alive() and not engine._sources
+
+
 def running(sandbox) -> list[int]:
     """The children of all zygotes."""
     zygotes = list(sandbox._engine.zygotes.values())

@@ -343,7 +343,7 @@ class Engine:
         with self._lock:
             calls |= dict.fromkeys(self._submitted)
             self._submitted.clear()
-        for process in self.zygotes.values():
+        for process in self._processes():
             process.sent.clear()
         self._compiling.clear()
         self._sources.clear()
