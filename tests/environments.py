@@ -14,6 +14,7 @@ import errno
 import os
 import platform
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -183,6 +184,24 @@ def become(name: str) -> None:
         os.setgroups([])
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)
+
+
+def run_in(name: str, *command: str, timeout_s: float = 300) -> str:
+    """Returns what Python prints with such a rest of the command, there; skips the test that asks
+    where the environment cannot be made, and fails it where the command fails."""
+    import pytest
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.environments", name, *command],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    if done.returncode == UNAVAILABLE:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def main() -> None:

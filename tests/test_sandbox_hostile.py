@@ -5,14 +5,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
 from azr.sandbox import Job, Limits, Sandbox, corpus
-from tests import environments
+from tests.environments import run_in
 
 _sandbox = pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
 
@@ -21,24 +20,14 @@ SLOT_HEADER_BYTES = 56
 """Where the code begins in `struct sbx_slot`."""
 
 
-def run_in(environment: str) -> dict:
+def corpus_in(environment: str) -> dict:
     """Returns what the corpus gave in an environment; skips with the reason if it cannot be."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.environments", environment, "tests/hostile/run_corpus.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if done.returncode == environments.UNAVAILABLE:
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(run_in(environment, "tests/hostile/run_corpus.py"))
 
 
 @pytest.fixture(scope="module")
 def here() -> dict:
-    return run_in("root" if os.getuid() == 0 else "user")
+    return corpus_in("root" if os.getuid() == 0 else "user")
 
 
 def test_the_corpus_covers_every_row():
@@ -63,7 +52,7 @@ def test_nothing_escapes(here):
 
 @pytest.mark.parametrize("environment", ["docker", "user"])
 def test_verdicts_are_the_same_everywhere(here, environment):
-    there = run_in(environment)
+    there = corpus_in(environment)
     assert there["complaints"] == []
     assert there["verdicts"] == here["verdicts"]
     for name in ("seccomp", "no_new_privs", "rlimits", "capabilities"):

@@ -19,7 +19,7 @@ import pytest
 from azr.sandbox import Job, Limits, Sandbox, SandboxError, corpus, engine
 from azr.sandbox.engine import START_ATTEMPTS
 from azr.sandbox.process import Process
-from tests import environments
+from tests.environments import run_in
 
 pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
 
@@ -394,15 +394,7 @@ except SandboxError as error:
 with Sandbox(workers=1, allow_weak=True) as sandbox:
     print(sandbox.layers()["seccomp"], sandbox.run("def f(x): return x", "5").value)
 """
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.environments", "weak", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == environments.UNAVAILABLE:
-        pytest.skip(done.stderr.strip())
-    refusal, accepted = done.stdout.splitlines()
+    refusal, accepted = run_in("weak", "-c", code).splitlines()
     assert "seccomp" in refusal and "allow_weak" in refusal
     assert accepted == "False 5"
 
@@ -434,16 +426,8 @@ with Sandbox(workers=2, limits=Limits(cpu_s=1)) as sandbox:
 
 
 def test_a_host_without_room_for_a_process_is_waited_for_then_named():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.environments", "user", "-c", CROWDED],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    if done.returncode == environments.UNAVAILABLE:
-        pytest.skip(done.stderr.strip())
-    assert done.stdout.splitlines() == ["ok " * 5 + "True", "sandbox_failure " * 5 + "True", "5 0"]
+    said = run_in("user", "-c", CROWDED, timeout_s=60)
+    assert said.splitlines() == ["ok " * 5 + "True", "sandbox_failure " * 5 + "True", "5 0"]
 
 
 def test_a_sandbox_process_that_finds_no_room_is_tried_again(monkeypatch):
