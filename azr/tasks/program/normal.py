@@ -88,11 +88,16 @@ def digest(code: str) -> str:
     ).hexdigest()
 
 
+def find_f(tree: ast.Module) -> ast.FunctionDef | None:
+    """Returns the definition of `f` that a program ends up with, None where it has none."""
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "f"]
+    return functions[-1] if functions else None
+
+
 def parameters(code: str) -> list[str]:
     """Returns the names of the parameters of the program's `f`; raises UnreadableCode."""
-    tree = parse_module(code)
-    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "f"]
-    return [n.arg for n in ast.walk(functions[-1].args) if isinstance(n, ast.arg)]
+    function = find_f(parse_module(code))
+    return [n.arg for n in ast.walk(function.args) if isinstance(n, ast.arg)]
 
 
 def _bound_names(node: ast.AST) -> list[str]:

@@ -4,7 +4,7 @@ import ast
 import functools
 
 from azr.sandbox.modules import ALLOWED, FACADES
-from azr.tasks.program.normal import UnreadableCode, parse_module
+from azr.tasks.program.normal import UnreadableCode, find_f, parse_module
 
 IMPORTABLE = frozenset(name.split(".")[0] for name in (*ALLOWED, *FACADES))
 """Packages that a program may import; everything else has files, clocks, chance or processes.
@@ -27,13 +27,13 @@ def reject_program(code: str) -> str:
     for node in ast.walk(tree):
         if any(name.split(".")[0] not in IMPORTABLE for name in _imported(node)):
             return "forbidden_import"
-    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "f"]
-    if not functions:
+    function = find_f(tree)
+    if function is None:
         return "no_function"
-    arguments = functions[-1].args
+    arguments = function.args
     if not (arguments.posonlyargs or arguments.args or arguments.kwonlyargs or arguments.vararg):
         return "no_parameter"
-    return "" if _returns_value(functions[-1]) else "no_return"
+    return "" if _returns_value(function) else "no_return"
 
 
 def _imported(node: ast.AST) -> list[str]:
