@@ -19,6 +19,9 @@ import tyro
 
 DEFAULT_PRESET = "cpu-prime.toml"
 
+TEMPERATURE_MIN, TEMPERATURE_MAX = 1e-5, 1e5
+"""Between them a logit over the temperature is a number in fp32."""
+
 DASHBOARDS = ("tensorboard", "wandb", "trackio")
 """What `log.to` may name."""
 
@@ -478,7 +481,7 @@ def validate(config: Config) -> None:
         need(0 < _get(config, name) < float("inf"), name, "must be above 0")
     for name in ("rollout.temperature", "selfplay.estimate_temperature"):
         need(
-            1e-5 <= _get(config, name) <= 1e5,
+            TEMPERATURE_MIN <= _get(config, name) <= TEMPERATURE_MAX,
             name,
             "must be from 1e-5 to 1e5: training samples from the policy (greedy answers belong to "
             "eval)",

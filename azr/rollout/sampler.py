@@ -15,6 +15,8 @@ import torch
 from rlvr_kernels import sample_tokens
 from torch import Tensor
 
+from azr.config import TEMPERATURE_MAX, TEMPERATURE_MIN
+
 
 def integers(name: str, values: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """Returns `values` as plain integers, NumPy's among them. Raises TypeError for others."""
@@ -56,7 +58,7 @@ class Sampling:
         object.__setattr__(self, "stop_strings", strings)
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature != 0 and not 1e-5 <= self.temperature <= 1e5:
+        if self.temperature != 0 and not TEMPERATURE_MIN <= self.temperature <= TEMPERATURE_MAX:
             raise ValueError(
                 f"temperature must be 0, which takes the most likely token, or from 1e-5 to 1e5, "
                 f"got {self.temperature}"
