@@ -15,7 +15,7 @@ NEEDS   := pyproject.toml constraints.txt kernels/pyproject.toml setup.py $(wild
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test soak bench bench-compare lint gpu kernels-report sandbox-asan clean
+.PHONY: help train test proof soak bench bench-compare lint gpu kernels-report sandbox-asan clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -26,7 +26,10 @@ train: $(VENV)/.for-train ## teach the tiny model modular inverses (ARGS="--seed
 test: $(VENV)/.for-test ## run the CPU test suite (ARGS="tests/test_layout.py -k ...")
 	@$(PY) -m $(if $(ARGS),pytest $(ARGS),tests)
 
-soak: $(VENV)/.for-test ## run the long proofs only
+proof: $(VENV)/.for-test ## run what takes minutes: at most 25 on two cores
+	@$(PY) -m pytest -m proof $(ARGS)
+
+soak: $(VENV)/.for-test ## run what takes hours
 	@$(PY) -m pytest -m soak $(ARGS)
 
 bench: $(VENV)/.for-bench ## time every part beside its peers (ARGS=--record keeps the record)

@@ -13,8 +13,9 @@ import pytest
 
 
 def pytest_collection_modifyitems(config, items):
-    if "soak" not in config.getoption("markexpr"):
-        _skip(items, "soak", "long proof: pytest -m soak")
+    for tier in ("proof", "soak"):
+        if tier not in config.getoption("markexpr"):
+            _skip(items, tier, f"takes long: make {tier}")
     if any(item.get_closest_marker("gpu") for item in items) and not has_cuda():
         _skip(items, "gpu", "no CUDA device")
 
