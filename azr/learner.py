@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from azr.config import LossConfig, OptimConfig
 from azr.errors import RunError
 from azr.keys import generator
-from azr.model.attention import PackedAttend, choose, head_weight, hidden_states
+from azr.model.attention import PackedAttend, choose, gathered, head_weight, hidden_states
 from azr.model.recompute import recomputing
 from azr.optim import make_optimizer
 from azr.packing import Packed, pack
@@ -127,7 +127,7 @@ class Learner:
         tokens = sum(len(batch[i].response_ids) for i in part)
         denom = tokens if config.reduction == "token" else len(part)
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = []
+        metrics: list[dict[str, Tensor]] = []
         for micro in self._micro_batches(batch, part):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, entropy = self._logprobs(self.model, packed, with_entropy=True)
@@ -159,9 +159,9 @@ class Learner:
             )
             loss.backward()
             metrics.append(values)
-        norm = self.optimizer.clip(self.config.grad_clip)
-        loss = sum(float(values["loss"]) for values in metrics)
-        if np.isfinite(loss) and bool(torch.isfinite(norm)):
+        calls, norm = _read(metrics, self.optimizer.clip(self.config.grad_clip))
+        loss = sum(values["loss"] for values in calls)
+        if np.isfinite(loss) and np.isfinite(norm):
             self.optimizer.step()
             self.bad_in_a_row = 0
         else:
@@ -170,13 +170,13 @@ class Learner:
             if self.bad_in_a_row >= self.config.max_bad_updates:
                 error = TrainingDiverged(
                     f"{self.bad_in_a_row} updates in a row had a loss of {loss} and a gradient "
-                    f"norm of {float(norm)}; the weights are those before them. Lower --optim.lr "
+                    f"norm of {norm}; the weights are those before them. Lower --optim.lr "
                     f"{self.config.lr}, or raise --optim.max-bad-updates"
                 )
                 error.batch = [batch[i] for i in part]
                 raise error
         self.optimizer.zero_grad(set_to_none=True)
-        totals.add(metrics, loss, float(norm))
+        totals.add(calls, loss, norm)
 
     def _micro_batches(self, batch: Sequence[Experience], part: list[int]) -> list[list[int]]:
         """Returns the samples in groups of similar length within the token budget."""
@@ -207,7 +207,7 @@ class Learner:
         attend = PackedAttend(self.backend, packed.rows)
         hidden_1ND = hidden_states(model, packed.ids, packed.positions, attend)
         result = linear_token_logprobs(
-            hidden_1ND[0].index_select(0, packed.token_of_pair),
+            gathered(hidden_1ND[0], packed.token_of_pair),
             head_weight(model),
             packed.target_of_pair,
             temperature=self.temperature,
@@ -226,6 +226,17 @@ class Learner:
             for row, i in enumerate(micro):
                 old[i] = logprobs[row, : len(batch[i].response_ids)]
         return old
+
+
+def _read(metrics: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[dict[str, float]], float]:
+    """Returns the metrics of all micro-batches and the gradient's norm as numbers.
+
+    They go to the host together: the one time in an update that it waits for the device.
+    """
+    scalars = [*(value for values in metrics for value in values.values()), norm]
+    *numbers, norm_number = torch.stack(scalars).tolist()
+    left = iter(numbers)
+    return [dict(zip(values, left, strict=False)) for values in metrics], norm_number
 
 
 def _stack(rows: list[Tensor], width: int) -> Tensor:
@@ -257,8 +268,8 @@ class _Totals:
         self.losses: list[float] = []
         self.norms: list[float] = []
 
-    def add(self, metrics: list[dict[str, Tensor]], loss: float, norm: float) -> None:
-        self.calls += [{k: float(v) for k, v in values.items()} for values in metrics]
+    def add(self, calls: list[dict[str, float]], loss: float, norm: float) -> None:
+        self.calls += calls
         self.losses.append(loss)
         self.norms.append(norm)
 

@@ -78,8 +78,11 @@ def memory_plan(
         # The input of every layer, and all of the one whose backward is under way.
         per_token = text.num_hidden_layers * text.hidden_size + layer
     is_reference_kept = config.loss.kl != "none"
-    # Rollout: fp32 logits, fp32 log-probs and two fp64 tensors of the sampler.
-    logits = rows * text.vocab_size * (4 + 4 + 8 + 8)
+    # Rollout: fp32 logits, and where tokens are drawn by inversion fp32 log-probs and two fp64
+    # tensors beside them. The fused kernel of CUDA, which does not truncate, holds nothing more.
+    r = config.rollout
+    is_fused = config.run.device == "cuda" and r.top_p == 1 and not r.top_k and not r.min_p
+    logits = rows * text.vocab_size * (4 if is_fused else 4 + 4 + 8 + 8)
     parts = [
         Part("weights", parameters * width, "--model.path, --run.dtype"),
         *_optimizer_parts(config, parameters),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from azr.model.attention import PackedRows
+from azr.model.transfer import to_device
 
 
 class TokenSample(Protocol):
@@ -113,7 +114,7 @@ def pack(samples: Sequence[TokenSample], device: torch.device) -> Packed:
     rollout[mask] = np.concatenate([s.rollout_logprobs for s in samples])
 
     def tensor(values: np.ndarray | list, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype).to(device)
+        return to_device(np.asarray(values), device, dtype)
 
     return Packed(
         ids=tensor(tree.ids)[None],

@@ -76,7 +76,8 @@ def varlen_attn(page):
         if block_table is None:
             assert window_size == (-1, 0)
             return varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, True)
-        assert cu_seq_k is None and max_q == 1 and window_size == (-1, -1)
+        assert cu_seq_k.dtype == torch.int32 and cu_seq_k.shape == cu_seq_q.shape
+        assert max_q == 1 and window_size == (-1, -1)
         assert cu_seq_q.tolist() == list(range(len(query) + 1))
         assert int(seqused_k.max()) <= max_k
         return paged(query, key, value, seqused_k, block_table, scale, page)

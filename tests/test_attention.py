@@ -15,7 +15,9 @@ from models import FAMILIES, azr_model, plain_model
 from azr.model import attention
 from azr.model.attention import PackedAttend, PackedRows, backends, choose, hidden_states
 from azr.model.attention import probe as probing
+from azr.model.attention.packed import gathered
 from azr.model.attention.sdpa import Sdpa, merged
+from azr.model.attention.trial import decode_problem
 
 CPU = torch.device("cpu")
 PAGE = 4
@@ -135,6 +137,20 @@ def test_devices_without_the_cpu_kernel_get_the_same(monkeypatch, dtype):
     assert (here[1] - there[1]).abs().max() < tolerance * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_gathered_many_times_adds_up_its_gradients(dtype):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((5, 3, 4), generator=generator).to(dtype).requires_grad_()
+    index = torch.tensor([4, 0, 0, 2, 4, 4, 1])
+    upstream = torch.randn((7, 3, 4), generator=generator).to(dtype)
+    out = gathered(x, index)
+    assert torch.equal(out, x.detach()[index])
+    (grad,) = torch.autograd.grad(out, x, upstream)
+    wanted = torch.zeros((5, 3, 4), dtype=torch.float64).index_add_(0, index, upstream.double())
+    assert (grad.double() - wanted).abs().max() <= (1e-6 if dtype == torch.float32 else 0.05)
+    assert not grad[3].any()
+
+
 # --- probing ---
 
 
@@ -157,8 +173,9 @@ def test_a_backend_that_cannot_run_is_refused_with_the_reason():
 
 @pytest.fixture
 def a100(monkeypatch):
-    """As on an A100, as far as probing looks."""
+    """As on an A100, as far as probing looks, where every backend decodes rightly."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(probing, "decode_problem", lambda *args: None)
     return torch.device("cuda:0")
 
 
@@ -209,3 +226,48 @@ def test_the_order_of_preference(monkeypatch, a100):
 def test_a_missing_package_is_said_to_be_missing(a100):
     probe = backends(a100, torch.bfloat16, 128)[0]
     assert not probe.usable and "is not installed" in probe.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_size", [64, 128, 256])
+@pytest.mark.parametrize("name", ["flash-attn", "torch-varlen", "torch-aten"])
+def test_a_backend_that_decodes_rightly_has_no_problem(monkeypatch, name, head_size, dtype):
+    page = attention.flash.PAGE_TOKENS
+    made = {
+        "flash-attn": lambda: flash_attn(page),
+        "torch-varlen": lambda: torch_varlen(page),
+        "torch-aten": lambda: torch_aten(monkeypatch),
+    }[name]()
+    assert decode_problem(made, CPU, dtype, head_size) is None
+
+
+def test_a_backend_is_tried_before_it_is_relied_on(monkeypatch, a100):
+    """One whose kernel refuses, or reads other pages than it should, is passed over and named."""
+    page = attention.flash.PAGE_TOKENS
+    broken, shifted = flash_attn(page), torch_varlen(page)
+    decode = shifted._attend
+
+    def refused(*args, **options):
+        raise RuntimeError("cu_seqlens_k must have shape (batch_size + 1)\nand more")
+
+    def astray(*args, block_table, **options):
+        return decode(*args, block_table=block_table.clamp(max=1), **options)
+
+    broken._decode = refused
+    shifted._attend = astray
+    made = {"flash-attn": broken, "torch-varlen": shifted, "torch-aten": torch_aten(monkeypatch)}
+    for name, backend in made.items():
+        monkeypatch.setitem(probing._PROBES, name, lambda: None)
+        monkeypatch.setitem(probing._MAKERS, name, lambda backend=backend: backend)
+    monkeypatch.setattr(
+        probing, "decode_problem", lambda backend, _, *rest: decode_problem(backend, CPU, *rest)
+    )
+
+    found = {p.name: p for p in backends(a100, torch.bfloat16, 64)}
+    said = "a tiny decode fails: RuntimeError: cu_seqlens_k must have shape (batch_size + 1)"
+    assert not found["flash-attn"].usable and found["flash-attn"].reason == said
+    assert not found["torch-varlen"].usable
+    assert found["torch-varlen"].reason.startswith("a tiny decode is off by ")
+    assert choose("auto", a100, torch.bfloat16, 64).name == "torch-aten"
+    with pytest.raises(ValueError, match="'torch-varlen' cannot run here: a tiny decode is off"):
+        choose("torch-varlen", a100, torch.bfloat16, 64)

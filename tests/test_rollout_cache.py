@@ -93,14 +93,19 @@ def engine_of(request, monkeypatch, small_pages):
 class EagerGraphs:
     """Runs the steps that would be captured; the engine is one step behind, as on a GPU."""
 
-    def __init__(self, step, slots):
-        self.step, self.slots, self.buckets = step, slots, []
+    capture_s = 0.0
 
-    def run(self, rows, mix):
+    def __init__(self, slots):
+        self.slots, self.buckets = slots, []
+
+    def prepare(self, step, rows, mix):
         # Capturing runs a step and takes back what it drew.
         saved = self.slots.saved()
-        self.step(rows, mix)
+        step(rows, mix)
         self.slots.restore(saved)
+        self.step = step
+
+    def replay(self, rows, mix):
         self.step(rows, mix)
         self.buckets.append(rows)
 
@@ -112,10 +117,7 @@ def delayed(monkeypatch):
 
     def copied(cls, *args):
         made = real(cls, *args)
-        made.ids, made.logprobs, made.codes = (
-            x.clone() for x in (made.ids, made.logprobs, made.codes)
-        )
-        made.mass = None if made.mass is None else made.mass.clone()
+        made.drawn = made.drawn._make(part.clone() for part in made.drawn)
         return made
 
     monkeypatch.setattr(Outcome, "of", classmethod(copied))

@@ -102,9 +102,9 @@ class RolloutEngine:
         tally = _Tally(samples=sum(r.n for r in requests))
         try:
             for numbers in groups:
-                run = self._prepared([requests[i] for i in numbers], limit)
-                run.begin(requests, numbers, tally)
-                yield from run.samples()
+                self._prepare([requests[i] for i in numbers], limit)
+                self._state.begin(requests, numbers, tally)
+                yield from self._state.samples()
             is_done = True
         finally:
             if not is_done:
@@ -115,17 +115,25 @@ class RolloutEngine:
     def release(self) -> None:
         """Gives the KV cache and captured graphs back; the next call takes them again.
 
-        The trainer calls this before an update, which needs the memory for activations.
+        The trainer calls this before an update, which needs the memory for activations. torch
+        gives what it had set aside back to the device, so that the update's blocks, which are of
+        other sizes, find it whole.
         """
+        if self._state is not None:
+            self._state.close()
         self._state = self._plan = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def decode_roofline_frac(self) -> float | None:
         """Returns the share of the device's best that decode steps have reached since the engine
         was made: see azr.rollout.roofline. None on the CPU, or where nothing was decoded."""
-        if self.meter is None:
-            return None
-        self.meter.settle()
-        return self.meter.fraction
+        return self.meter.step_fraction() if self.meter else None
+
+    def rollout_roofline_frac(self) -> float | None:
+        """Returns the same share of whole rollouts: prefill, admissions and whatever else stands
+        between the steps counts as time. Neither counts the capture of graphs."""
+        return self.meter.phase_fraction() if self.meter else None
 
     def _check(self, number: int, request: Request, context: int, vocabulary: int) -> None:
         if not request.token_ids:
@@ -149,8 +157,8 @@ class RolloutEngine:
     def _room(self, limit: int) -> tuple[Geometry, Backend, int, int, Plan | None]:
         return self.geometry, self.backend, self.slots, limit, self._plan
 
-    def _prepared(self, requests: list[Request], limit: int) -> "_Run":
-        """Returns a run with room for them, the one at hand where it serves."""
+    def _prepare(self, requests: list[Request], limit: int) -> None:
+        """Makes a run with room for them, unless the one at hand serves."""
         plan = Plan.of(requests, *self._room(limit))
         if plan is not self._plan:
             self.release()
@@ -160,7 +168,6 @@ class RolloutEngine:
         if self.meter is None and self._state.graphs and self.device.type == "cuda":
             rates = measure_rates(self.geometry.dtype)
             self.meter = Meter(Floor.of(self.model, self.geometry, rates))
-        return self._state
 
 
 @dataclass(slots=True)
@@ -187,9 +194,14 @@ class _Run:
         """Number in the history of the row in each slot."""
         self.graphs = None
         if is_capturable(engine.device, engine.backend):
-            self.graphs = StepGraphs(self._enqueue, slots)
+            self.graphs = StepGraphs(slots)
         self.lag = 1 if self.graphs else 0
         """Steps that run on the device while the host deals with an earlier one."""
+
+    def close(self) -> None:
+        """Lets go of all that is on the device, whoever still refers to the run: the frames of an
+        abandoned call do, as long as its exception is under way."""
+        self.cache = self.graphs = self.slots = self.outcomes = None
 
     def begin(self, requests: list[Request], numbers: list[int], tally: _Tally) -> None:
         """Makes ready for the requests of these numbers; earlier rows have all left."""
@@ -208,6 +220,7 @@ class _Run:
     def samples(self) -> Iterator[Sample]:
         """Yields samples as they finish."""
         while self.waiting or self.rows or self.outcomes:
+            begun, captured_s = time.perf_counter(), self.graphs.capture_s if self.graphs else 0.0
             # Left before samples are handed out: the caller may want gradients of its own.
             with torch.inference_mode():
                 self._admit()
@@ -215,6 +228,9 @@ class _Run:
                 if self.rows:
                     self._step()
                     finished += self._settle()
+            if self.engine.meter:
+                captured_s = self.graphs.capture_s - captured_s
+                self.engine.meter.phase_s += time.perf_counter() - begun - captured_s
             yield from finished
             self._report()
 
@@ -270,9 +286,11 @@ class _Run:
         if self.graphs is None:
             self._enqueue(max(self.rows, FEWEST_ROWS), self.mix)
         else:
+            rows = bucket(self.rows, self.slots.slots)
+            self.graphs.prepare(self._enqueue, rows, self.mix)
             meter = self.engine.meter
             begun = meter.start() if meter else None
-            self.graphs.run(bucket(self.rows, self.slots.slots), self.mix)
+            self.graphs.replay(rows, self.mix)
             if meter:
                 held = self.history.tokens_held(self.numbers[: self.rows])
                 meter.stop(begun, self.rows, held)
@@ -294,7 +312,7 @@ class _Run:
 
     def _send(self, start: int) -> None:
         numbers = self.numbers[start : self.rows].copy()
-        self.outcomes.append(Outcome.of(self.slots, start, self.rows, numbers, self.mix.wants_mass))
+        self.outcomes.append(Outcome.of(self.slots, start, self.rows, numbers))
 
     # Rows that have ended
 

@@ -1,10 +1,12 @@
 """Decode steps captured as CUDA graphs, one for each bucket of rows.
 
-A captured step is one launch instead of some twenty for each layer. It reads and writes the same
-tensors at every replay: the engine's slots, the cache, and the model's own weights, so a step of
-the optimiser, which changes weights in place, is seen by the next replay.
+A captured step is one launch instead of the forty-odd kernels of each layer. It reads and writes
+the same tensors at every replay: the engine's slots, the cache, and the model's own weights, so a
+step of the optimiser, which changes weights in place, is seen by the next replay.
 """
 
+import gc
+import time
 from collections.abc import Callable
 
 import torch
@@ -12,6 +14,13 @@ import torch
 from azr.model.attention import Backend
 from azr.rollout.sampler import Mix
 from azr.rollout.slots import Slots
+
+Step = Callable[[int, Mix], None]
+"""`step(rows, mix)` enqueues one decode step of the first `rows` slots and asks the device nothing.
+
+It is handed over with each call and never kept: whoever owns the graphs owns the cache that the
+step reads too, and a cycle between them would keep the device's memory until some later collection.
+"""
 
 
 def is_capturable(device: torch.device, backend: Backend) -> bool:
@@ -32,32 +41,49 @@ def bucket(rows: int, slots: int) -> int:
 class StepGraphs:
     """Captures a step when a bucket is first needed, then replays it."""
 
-    def __init__(self, step: Callable[[int, Mix], None], slots: Slots):
-        """`step(rows, mix)` enqueues one decode step and asks the device nothing."""
-        self._step, self._slots = step, slots
+    def __init__(self, slots: Slots):
+        self._slots = slots
         self._graphs: dict[tuple[int, Mix], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self.captured = 0
+        self.capture_s = 0.0
+        """Seconds spent on capturing."""
+
+    @property
+    def captured(self) -> int:
         """Graphs captured so far."""
+        return len(self._graphs)
 
-    def run(self, rows: int, mix: Mix) -> None:
-        """Runs one decode step of the first `rows` slots."""
-        if (rows, mix) not in self._graphs:
-            self._graphs[rows, mix] = self._capture(rows, mix)
-        self._graphs[rows, mix].replay()
+    def prepare(self, step: Step, rows: int, mix: Mix) -> None:
+        """Captures the step of the first `rows` slots, unless it is captured already."""
+        key = rows, mix.on_cuda()
+        if key not in self._graphs:
+            begun = time.perf_counter()
+            self._graphs[key] = self._capture(step, rows, mix)
+            self.capture_s += time.perf_counter() - begun
 
-    def _capture(self, rows: int, mix: Mix) -> torch.cuda.CUDAGraph:
+    def replay(self, rows: int, mix: Mix) -> None:
+        """Runs a step that was prepared."""
+        self._graphs[rows, mix.on_cuda()].replay()
+
+    def _capture(self, step: Step, rows: int, mix: Mix) -> torch.cuda.CUDAGraph:
         # Libraries and compilers set themselves up in a step that runs outside of any capture; what
         # it draws is taken back, and what it stores the real step stores again.
         saved = self._slots.saved()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step(rows, mix)
+            step(rows, mix)
         torch.cuda.current_stream().wait_stream(stream)
         self._slots.restore(saved)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._step(rows, mix)
-        self.captured += 1
+        # A collection in mid-capture could free another graph, and that call would spoil this one.
+        was_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            # Other threads, the checkpoint's among them, may talk to the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                step(rows, mix)
+        finally:
+            if was_collecting:
+                gc.enable()
         return graph

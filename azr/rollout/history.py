@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from azr.errors import RunError
 from azr.rollout.request import Sample, Waiting
-from azr.rollout.slots import STOPPED, Slots
+from azr.rollout.slots import STOPPED, DrawnParts, Slots, drawn_parts
 
 
 @dataclass(slots=True)
@@ -18,37 +17,21 @@ class Outcome:
 
     rows: np.ndarray
     """Which row of the history each draw belongs to."""
-    ids: Tensor
-    logprobs: Tensor
-    mass: Tensor | None
-    codes: Tensor
+    drawn: DrawnParts
+    """On the host."""
     arrived: "torch.cuda.Event | None"
 
     @classmethod
-    def of(
-        cls, slots: Slots, start: int, stop: int, rows: np.ndarray, with_mass: bool
-    ) -> "Outcome":
-        """Starts the copies to the host; on the CPU there is nothing to wait for."""
-        on_device = slots.out_ids.is_cuda
-
-        def fetched(tensor: Tensor) -> Tensor:
-            part = tensor[start:stop]
-            if not on_device:
-                return part
-            host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
-            return host.copy_(part, non_blocking=True)
-
-        outcome = cls(
-            rows=rows,
-            ids=fetched(slots.out_ids),
-            logprobs=fetched(slots.out_logprobs),
-            mass=fetched(slots.out_mass) if with_mass else None,
-            codes=fetched(slots.out_codes),
-            arrived=torch.cuda.Event() if on_device else None,
-        )
-        if outcome.arrived:
-            outcome.arrived.record()
-        return outcome
+    def of(cls, slots: Slots, start: int, stop: int, rows: np.ndarray) -> "Outcome":
+        """Starts the copy to the host; on the CPU there is nothing to wait for."""
+        drawn = slots.drawn[start:stop]
+        if not drawn.is_cuda:
+            return cls(rows, drawn_parts(drawn), None)
+        host = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
+        host.copy_(drawn, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(rows, drawn_parts(host), arrived)
 
 
 class History:
@@ -106,12 +89,13 @@ class History:
         is_open = self._is_open[outcome.rows]
         rows = outcome.rows[is_open]
         places = self._counts[rows]
-        self._ids[rows, places] = outcome.ids.numpy()[is_open]
-        self._logprobs[rows, places] = outcome.logprobs.numpy()[is_open]
-        if self._mass is not None and outcome.mass is not None:
-            self._mass[rows, places] = outcome.mass.numpy()[is_open]
+        ids, codes, logprobs, mass = (part.numpy()[is_open] for part in outcome.drawn)
+        self._ids[rows, places] = ids
+        self._logprobs[rows, places] = logprobs
+        if self._mass is not None:
+            self._mass[rows, places] = mass
         self._counts[rows] += 1
-        return rows, outcome.codes.numpy()[is_open]
+        return rows, codes
 
     def close(self, row: int, code: int) -> Sample:
         """Returns the finished sample of a row, whose number may be given to another.

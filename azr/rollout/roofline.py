@@ -86,11 +86,16 @@ class Floor:
 
 
 class Meter:
-    """Adds up decode steps: the time they took on the device beside their floor."""
+    """Adds up decode steps: their floor beside the time on the device, and beside the wall time of
+    the rollouts that they are the steps of."""
 
     def __init__(self, floor: Floor):
         self.floor = floor
-        self.measured_s = self.floor_s = 0.0
+        self.floor_s = 0.0
+        self.step_s = 0.0
+        """Of the steps alone, on the device."""
+        self.phase_s = 0.0
+        """Of the rollouts, on the host: what stands between the steps is in it."""
         self.tokens = 0
         self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, int, int]] = []
 
@@ -102,20 +107,22 @@ class Meter:
 
     def stop(self, start: torch.cuda.Event, rows: int, tokens: int) -> None:
         """Notes a step of `rows` rows that held `tokens` tokens in all."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._open.append((start, event, rows, tokens))
+        self._open.append((start, self.start(), rows, tokens))
 
-    def settle(self) -> None:
-        """Adds up the steps so far; waits for the last one."""
+    def step_fraction(self) -> float | None:
+        """Returns floor over device time of the steps: 1 is the roofline; None before the first."""
+        return self._settled() / self.step_s if self.step_s or self._open else None
+
+    def phase_fraction(self) -> float | None:
+        """Returns floor over wall time of the rollouts; None before the first step."""
+        return self._settled() / self.phase_s if self.phase_s else None
+
+    def _settled(self) -> float:
+        """Adds up the steps so far, waiting for the last one; returns their floor in seconds."""
         for start, stop, rows, tokens in self._open:
             stop.synchronize()
-            self.measured_s += start.elapsed_time(stop) / 1e3
+            self.step_s += start.elapsed_time(stop) / 1e3
             self.floor_s += self.floor.seconds(rows, tokens)
             self.tokens += rows
         self._open = []
-
-    @property
-    def fraction(self) -> float | None:
-        """Floor over measured time: 1 is the roofline; None before the first step."""
-        return self.floor_s / self.measured_s if self.measured_s else None
+        return self.floor_s

@@ -131,6 +131,13 @@ class Mix:
     """Some row has top-k, top-p or min-p."""
     wants_mass: bool = False
 
+    def on_cuda(self) -> "Mix":
+        """Returns the mix that a step on CUDA depends on: one for all that run the same kernels.
+
+        Without truncation the fused kernel draws, greedy rows and any temperature alike.
+        """
+        return self if self.is_truncated else Mix(is_truncated=False, wants_mass=self.wants_mass)
+
     @classmethod
     def of(cls, sampling: Iterable[Sampling]) -> "Mix":
         """Returns the mix of rows with these parameters."""

@@ -6,6 +6,7 @@ last one. What a row has drawn so far is kept on the host (azr.rollout.history).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,25 @@ GOES_ON, AT_LIMIT, STOPPED = 0, 1, 2
 _LAST, _LENGTH, _COUNT, _LIMIT, _KEY, _TOP_K, _RUNNING, _STOPS = range(8)
 
 
+class DrawnParts(NamedTuple):
+    """What R rows drew, as views [R]."""
+
+    ids: Tensor
+    """int64"""
+    codes: Tensor
+    """int64: GOES_ON, AT_LIMIT or STOPPED."""
+    logprobs: Tensor
+    """fp32"""
+    mass: Tensor
+    """fp32, what a truncation left; without meaning where no row wants it."""
+
+
+def drawn_parts(drawn_R3: Tensor) -> DrawnParts:
+    """Returns the parts of rows of `Slots.drawn`, on the device or as copied from there."""
+    floats_R6 = drawn_R3.view(torch.float32)  # the two halves of the third number are one each
+    return DrawnParts(drawn_R3[:, 0], drawn_R3[:, 1], floats_R6[:, 4], floats_R6[:, 5])
+
+
 class Slots:
     """State of S slots, each for one row."""
 
@@ -29,10 +49,8 @@ class Slots:
         # top-k, 1 while the row runs, and from _STOPS on the stop tokens, filled up with -1.
         self._ints = torch.zeros((_STOPS + most_stops, slots), dtype=torch.int64, device=device)
         self._floats = torch.ones((3, slots), device=device)  # temperature, top-p, min-p
-        self.out_ids = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.out_logprobs = torch.zeros(slots, device=device)
-        self.out_mass = torch.ones(slots, device=device)
-        self.out_codes = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.drawn = torch.zeros((slots, 3), dtype=torch.int64, device=device)
+        """What each row drew last, for one copy to the host: see `drawn_parts`."""
 
     def open(self, start: int, rows: Sequence[Waiting]) -> None:
         """Fills the slots from `start` on; `record` then takes each row's first token."""
@@ -79,11 +97,12 @@ class Slots:
         stopped = (drawn.ids == ints[_STOPS:]).any(dim=0)
         full = ints[_COUNT] >= ints[_LIMIT]
         codes = torch.where(stopped, STOPPED, full.long())
-        self.out_ids[start:stop] = drawn.ids
-        self.out_logprobs[start:stop] = drawn.logprobs
+        out = drawn_parts(self.drawn[start:stop])
+        out.ids.copy_(drawn.ids)
+        out.codes.copy_(codes)
+        out.logprobs.copy_(drawn.logprobs)
         if drawn.kept_mass is not None:
-            self.out_mass[start:stop] = drawn.kept_mass
-        self.out_codes[start:stop] = codes
+            out.mass.copy_(drawn.kept_mass)
         ints[_LAST] = drawn.ids
         ints[_RUNNING] = running * (codes == GOES_ON)
 

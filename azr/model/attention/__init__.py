@@ -14,7 +14,7 @@ from azr.model.attention.interface import (
     hidden_states,
     use_azr_attention,
 )
-from azr.model.attention.packed import PackedAttend, PackedRows
+from azr.model.attention.packed import PackedAttend, PackedRows, gathered
 from azr.model.attention.probe import (
     NAMES,
     Backend,
@@ -35,6 +35,7 @@ __all__ = [
     "backends",
     "check_azr_attention",
     "choose",
+    "gathered",
     "head_shape",
     "head_weight",
     "hidden_states",

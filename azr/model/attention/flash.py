@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from azr.model.attention.packed import PackedRows
+from azr.model.attention.packed import PackedRows, gathered
 
 PAGE_TOKENS = 256
 """Tokens of a page: what the kernels ask the page size to be a multiple of."""
@@ -54,7 +54,7 @@ def shared_varlen(
     """Returns `attend` over the rows in full, where tokens may be shared between rows."""
     if rows.token_of_full is None:
         return attend(*x)
-    out = attend(*(t.index_select(0, rows.token_of_full) for t in x))
+    out = attend(*(gathered(t, rows.token_of_full) for t in x))
     return out.index_select(0, rows.full_of_token)
 
 
@@ -112,8 +112,11 @@ class TorchVarlen:
         self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float
     ) -> Tensor:
         """Returns [R, H, K]."""
+        # The starts of the keys are not read where a table names the pages, yet the kernel may ask
+        # for a tensor of their shape.
         return self._attend(
-            q_RHK, _pages(keys_SGK), _pages(values_SGK), rows.query_starts, None, 1, rows.capacity,
+            q_RHK, _pages(keys_SGK), _pages(values_SGK), rows.query_starts, rows.key_starts,
+            1, rows.capacity,
             scale=scale, enable_gqa=True, seqused_k=rows.lengths, block_table=rows.table,
         )  # fmt: skip
 

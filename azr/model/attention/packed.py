@@ -12,7 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from azr.model.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class PackedRows:
         longest = int(counts.max())
 
         def tensor(values: np.ndarray | None, dtype: torch.dtype = torch.int64) -> Tensor | None:
-            return None if values is None else torch.as_tensor(values, dtype=dtype).to(device)
+            return None if values is None else to_device(values, device, dtype)
 
         grid = place = None
         if token_of_full is not None or int(counts.min()) < longest:
@@ -66,6 +69,15 @@ class PackedRows:
             grid=tensor(grid),
             grid_place=tensor(place),
         )
+
+
+def gathered(x_N: Tensor, index_E: Tensor) -> Tensor:
+    """Returns x[index], [E, ...], where an entry may be taken many times.
+
+    Its gradients add up in fp32 and in a fixed order. On CUDA those of `index_select` add with
+    atomics, in the type of x: other bits at every run, and in bf16 small ones are lost.
+    """
+    return F.embedding(index_E, x_N.flatten(1)).unflatten(1, x_N.shape[1:])
 
 
 class VarlenBackend(Protocol):

@@ -9,9 +9,12 @@ import torch
 from azr.model.attention.flash import FlashAttn, TorchAten, TorchVarlen, takes, torch_varlen
 from azr.model.attention.packed import VarlenBackend
 from azr.model.attention.sdpa import Sdpa
+from azr.model.attention.trial import decode_problem
 
 MIN_CAPABILITY = (8, 0)
 MAX_HEAD_SIZE = 256
+USUAL_HEAD_SIZE = 128
+"""What is tried where no model says otherwise."""
 
 
 class Backend(VarlenBackend, Protocol):
@@ -47,8 +50,9 @@ def backends(
     """Returns every backend in the order of preference, whether it can run, and why (not).
 
     `device` is the current CUDA device where there is one, else the CPU; `dtype` is what trains
-    there, bfloat16 or float32; `head_size` is not checked where it is not given. The first usable
-    one is what "auto" takes.
+    there, bfloat16 or float32; `head_size` is not checked where it is not given. One that looks
+    usable has decoded two rows, rightly, before it is called so. The first usable one is what
+    "auto" takes.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
@@ -57,6 +61,8 @@ def backends(
     for name, probe in _PROBES.items():
         problem = _common_problem(device, dtype, head_size) if name != "sdpa" else None
         problem = problem or probe()
+        if problem is None and name != "sdpa":
+            problem = decode_problem(_MAKERS[name](), device, dtype, head_size or USUAL_HEAD_SIZE)
         probes.append(BackendProbe(name, problem is None, problem or _REASONS[name]))
     return probes
 
