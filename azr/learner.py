@@ -234,7 +234,7 @@ def _read(metrics: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[dict[str
     They go to the host together: the one time in an update that it waits for the device.
     """
     scalars = [*(value for values in metrics for value in values.values()), norm]
-    *numbers, norm_number = torch.stack(scalars).tolist()
+    *numbers, norm_number = torch.stack(scalars).cpu().tolist()
     left = iter(numbers)
     return [dict(zip(values, left, strict=False)) for values in metrics], norm_number
 

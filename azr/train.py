@@ -204,12 +204,15 @@ class _Clock:
             "eval": spent["eval"],
         }
         trained, tokens = update.get("policy/tokens", 0.0), self._engine.generated_tokens
-        fraction = self._engine.decode_roofline_frac()
+        shares = {
+            "perf/decode_roofline_frac": self._engine.decode_roofline_frac(),
+            "perf/rollout_roofline_frac": self._engine.rollout_roofline_frac(),
+        }
         return {
             **{f"time/{name}_s": seconds for name, seconds in named.items()},
             "time/other_s": total - sum(named.values()),
             "time/step_s": total,
-            **({"perf/decode_roofline_frac": fraction} if fraction is not None else {}),
+            **{name: share for name, share in shares.items() if share is not None},
             "perf/gen_tok_s": (tokens - self._tokens) / max(phases.rollout + spent["eval"], 1e-9),
             "perf/train_tok_s": trained / max(spent["update"], 1e-9),
         }
