@@ -8,6 +8,7 @@ host would wait for the device, and what may not happen while a graph is capture
 
 import gc
 import sys
+import time
 import types
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -56,6 +57,10 @@ class FakeDevice:
         """Why the host waited for the device, in order."""
         self.is_capturing = False
         self.captures: list[Capture] = []
+        self.capture_s = 0.0
+        """What a capture takes."""
+        self.order: list[str] = []
+        """Captures, replays and recorded events."""
         self.emptied = 0
         """Calls of torch.cuda.empty_cache."""
         self._stack = ExitStack()
@@ -186,6 +191,7 @@ class Event:
 
     def record(self, stream=None):
         assert not self.device.is_capturing
+        self.device.order.append("timing event" if self.times else "event")
 
     def synchronize(self):
         self.device.waited("an event")
@@ -205,29 +211,34 @@ class Stream:
 class Graph:
     """A CUDA graph: what it launches was counted when it was captured."""
 
+    device: FakeDevice
+
     def __init__(self, keep_graph=False):
         self.launches = None
 
     def replay(self):
         assert self.launches, "a graph that captured nothing"
+        self.device.order.append("replay")
 
 
 def _pretend_cuda(monkeypatch, device: FakeDevice) -> None:
     @contextmanager
-    def graph(cuda_graph, pool=None, stream=None, capture_error_mode="global"):
+    def graph(captured, pool=None, stream=None, capture_error_mode="global"):
         device.is_capturing, collects = True, gc.isenabled()
         try:
             with device.counted() as found:
                 yield
         finally:
             device.is_capturing = False
-        cuda_graph.launches = found
+        time.sleep(device.capture_s)
+        device.order.append("capture")
+        captured.launches = found
         device.captures.append(Capture(found, capture_error_mode, collects))
 
     def empty_cache():
         device.emptied += 1
 
-    event = type("Event", (Event,), {"device": device})
+    event, cuda_graph = (type(c.__name__, (c,), {"device": device}) for c in (Event, Graph))
     properties = types.SimpleNamespace(multi_processor_count=PROCESSORS, major=9, minor=0)
     for name, value in {
         "is_available": lambda: True,
@@ -244,7 +255,7 @@ def _pretend_cuda(monkeypatch, device: FakeDevice) -> None:
         "Stream": Stream,
         "current_stream": lambda device=None: Stream(),
         "Event": event,
-        "CUDAGraph": Graph,
+        "CUDAGraph": cuda_graph,
         "graph": graph,
         "graph_pool_handle": lambda: (0, 1),
     }.items():

@@ -1,6 +1,7 @@
 """Whole rollouts through the engine's own code, steps captured, at the shapes of real models."""
 
 import gc
+import time
 import weakref
 from collections import Counter
 
@@ -80,7 +81,7 @@ def usable(name, monkeypatch, head_size=128):
         pytest.skip(f"{name}: {probe.reason}")
 
 
-def requests_of(samplings, count=9, seed=1, longest=700):
+def requests_of(samplings, count=6, seed=1, longest=700):
     rng = np.random.default_rng(seed)
     return [
         Request(
@@ -110,8 +111,23 @@ def test_rollouts_at_the_shapes_of_real_models(device, draws, monkeypatch, name,
     for capture in device.captures:
         # The checkpoint's thread may talk to the device; a collection may not come in between.
         assert capture.mode == "thread_local" and not capture.collects
+
+
+def test_the_meter_counts_no_capture(device, draws):
+    engine = RolloutEngine(fake_model("tiny", layers=1), slots=16, attention="torch-aten")
+    device.capture_s = 0.2
+    begun = time.perf_counter()
+    samples_of(engine, requests_of([DRAWN], count=6, longest=40))
+    captures = device.order.count("capture")
+    assert captures == len(device.captures) > 1
+    assert 0 < engine.meter.phase_s < time.perf_counter() - begun - captures * device.capture_s
+    # The two marks of a step enclose its replay and nothing else.
+    replays = [i for i, what in enumerate(device.order) if what == "replay"]
+    marks = {device.order[i + side] for i in replays for side in (-1, 1)}
+    assert marks == {"timing event"}
     assert 0 < engine.decode_roofline_frac() < 1
-    assert 0 < engine.rollout_roofline_frac()
+    assert engine.meter.step_s == pytest.approx(len(replays) * 1e-3)
+    assert engine.rollout_roofline_frac() == engine.meter.floor_s / engine.meter.phase_s
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,7 +201,7 @@ def test_a_larger_plan_replaces_the_smaller_one(device, draws, no_collection, mo
         return new_cache(*args)
 
     monkeypatch.setattr(azr.rollout.engine, "new_cache", watched)
-    samples_of(engine, requests_of([DRAWN], count=6, longest=1500))
+    samples_of(engine, requests_of([DRAWN], count=2, longest=1500))
     assert alive == [None] * len(held), "two caches at once"
 
 

@@ -77,6 +77,11 @@ def test_the_host_waits_once_an_update(device, monkeypatch, name, shape):
     assert launches["linear_dlogits_kernel"] and launches["policy_loss_kernel"]
     assert launches["_flash_attention_forward"] and launches["_flash_attention_backward"]
     assert launches["_fused_adamw_"] == 1
+    # Where a token is gathered many times its gradients add up in order, not with atomics: queries,
+    # keys, values, pairs, and the embedding. What is left takes every token once, per layer.
+    micro_batches = launches["_flash_attention_forward"]
+    assert launches["embedding_dense_backward"] == 5 * micro_batches
+    assert launches["index_add"] == micro_batches
 
 
 @pytest.mark.parametrize(
