@@ -53,6 +53,24 @@ def bytes_of(tensors):
 
 
 @pytest.mark.parametrize(
+    ("device", "rollout", "per_logit"),
+    [
+        ("cpu", {}, 24),
+        ("cuda", {}, 4),
+        ("cuda", dict(top_p=0.9), 24),
+        ("cuda", dict(top_k=5), 24),
+        ("cuda", dict(min_p=0.1), 24),
+    ],
+)
+def test_the_fused_sampler_of_cuda_holds_the_logits_alone(device, rollout, per_logit):
+    model = plain_model()
+    rollout = replace(CONFIG.rollout, **rollout)
+    parts = plan_of(model, replace(CONFIG, run=RunConfig(device=device), rollout=rollout))
+    logits = CONFIG.rollout.slots * model.config.vocab_size
+    assert parts["logits peak about"].bytes == logits * per_logit
+
+
+@pytest.mark.parametrize(
     ("dtype", "update"),
     [("float32", "master"), ("bfloat16", "master"), ("bfloat16", "stochastic")],
 )

@@ -22,6 +22,7 @@ from azr.rollout.cache import Geometry
 from azr.rollout.graphs import bucket
 from azr.rollout.history import Outcome
 from azr.rollout.pages import PageCache, Pages
+from azr.rollout.roofline import Meter, Rates
 
 PAGE = 4
 SMALL = plain_model(seed=3, hidden_size=16, num_hidden_layers=2, intermediate_size=16)
@@ -110,6 +111,16 @@ class EagerGraphs:
         self.buckets.append(rows)
 
 
+class Untimed(Meter):
+    """Without CUDA's clock."""
+
+    def start(self):
+        return None
+
+    def stop(self, *step):
+        pass
+
+
 @pytest.fixture
 def delayed(monkeypatch):
     """Steps are captured and one behind, as on a GPU; draws are copies, as there."""
@@ -123,6 +134,8 @@ def delayed(monkeypatch):
     monkeypatch.setattr(Outcome, "of", classmethod(copied))
     monkeypatch.setattr(azr.rollout.engine, "is_capturable", lambda device, backend: True)
     monkeypatch.setattr(azr.rollout.engine, "StepGraphs", EagerGraphs)
+    monkeypatch.setattr(azr.rollout.engine, "measure_rates", lambda dtype: Rates(1e12, 1e14))
+    monkeypatch.setattr(azr.rollout.engine, "Meter", Untimed)
 
 
 @pytest.mark.parametrize("slots", [1, 9, 100])

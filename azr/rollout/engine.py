@@ -159,15 +159,16 @@ class RolloutEngine:
 
     def _prepare(self, requests: list[Request], limit: int) -> None:
         """Makes a run with room for them, unless the one at hand serves."""
+        if self.meter is None and is_capturable(self.device, self.backend):
+            # While the memory that the cache will take is free.
+            rates = measure_rates(self.geometry.dtype)
+            self.meter = Meter(Floor.of(self.model, self.geometry, rates))
         plan = Plan.of(requests, *self._room(limit))
         if plan is not self._plan:
             self.release()
             slots = Slots(max(plan.slots, FEWEST_ROWS), plan.most_stops, self.device)
             self._state = _Run(self, plan, slots)
             self._plan = plan
-        if self.meter is None and self._state.graphs and self.device.type == "cuda":
-            rates = measure_rates(self.geometry.dtype)
-            self.meter = Meter(Floor.of(self.model, self.geometry, rates))
 
 
 @dataclass(slots=True)
