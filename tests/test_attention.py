@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from models import FAMILIES, azr_model, plain_model
 
 from azr.model import attention
-from azr.model.attention import PackedAttend, PackedRows, backends, choose, hidden_states
+from azr.model.attention import (
+    PackedAttend,
+    PackedRows,
+    backends,
+    choose,
+    described,
+    hidden_states,
+)
 from azr.model.attention import probe as probing
 from azr.model.attention.packed import gathered
 from azr.model.attention.sdpa import Sdpa, merged
@@ -269,5 +276,10 @@ def test_a_backend_is_tried_before_it_is_relied_on(monkeypatch, a100):
     assert not found["torch-varlen"].usable
     assert found["torch-varlen"].reason.startswith("a tiny decode is off by ")
     assert choose("auto", a100, torch.bfloat16, 64).name == "torch-aten"
+    line = described("auto", a100, torch.bfloat16, 64)
+    assert line.startswith("torch-aten: torch's flash-attention operator takes row lengths; not ")
+    assert f"not flash-attn: {said}; not torch-varlen: a tiny decode is off by " in line
+    assert described("sdpa", a100, torch.bfloat16, 64) == "sdpa: as asked by --rollout.attention"
+    assert described("auto", CPU, torch.float32, 64) == "sdpa: runs everywhere"
     with pytest.raises(ValueError, match="'torch-varlen' cannot run here: a tiny decode is off"):
         choose("torch-varlen", a100, torch.bfloat16, 64)

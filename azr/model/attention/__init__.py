@@ -21,6 +21,7 @@ from azr.model.attention.probe import (
     BackendProbe,
     backends,
     choose,
+    described,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "backends",
     "check_azr_attention",
     "choose",
+    "described",
     "gathered",
     "head_shape",
     "head_weight",

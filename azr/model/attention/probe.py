@@ -85,6 +85,18 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, head_size: 
     raise AssertionError("sdpa runs everywhere")
 
 
+def described(requested: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """Returns which backend `choose` takes and why, on a GPU also why not those before it."""
+    backend, passed = choose(requested, device, dtype, head_size), []
+    for name, _, reason in backends(device, dtype, head_size):
+        if name == backend.name:
+            why = reason if requested == "auto" else "as asked by --rollout.attention"
+            return "; ".join([f"{name}: {why}", *passed])
+        if device.type == "cuda" and requested == "auto":
+            passed.append(f"not {name}: {reason}")
+    raise AssertionError("choose takes one of the backends")
+
+
 def _common_problem(device: torch.device, dtype: torch.dtype, head_size: int | None) -> str | None:
     """Why FlashAttention-2 kernels cannot run at all, None where they can."""
     if device.type != "cuda":
