@@ -27,7 +27,7 @@ def snapshot(trainee: Trainee, log: RunLog, step: int) -> Snapshot:
     model, tokenizer = trainee.model, trainee.tokenizer
     weights = _copied(model.state_dict())
     tensors = trainee.learner.state_tensors() | {"rng/torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if model.device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
     return Snapshot(
         step=step,

@@ -9,16 +9,19 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import processes
 import pytest
 import torch
+from models import plain_model
 from safetensors.torch import load_file
 
 from azr.checkpoint import MARKER, load_newest
 from azr.config import ConfigError, load_toml, parse_command_line
 from azr.errors import RunError
 from azr.log.metrics import read_metrics
+from azr.resume import snapshot
 from azr.train import main, run
 
 FLAGS = [
@@ -104,6 +107,18 @@ def state_of(run_dir):
         newest.tensors,
         load_file(newest.path / "hf" / "model.safetensors"),
     )
+
+
+def test_a_run_on_the_cpu_asks_nothing_of_a_gpu(monkeypatch):
+    """Its random state is not the run's, and asking would start a context on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: pytest.fail("asked the GPU"))
+    learner = SimpleNamespace(state_tensors=dict, skipped_updates=0, bad_in_a_row=0)
+    trainee = SimpleNamespace(
+        model=plain_model(), tokenizer=None, learner=learner, selfplay=SimpleNamespace(state=dict)
+    )
+    taken = snapshot(trainee, SimpleNamespace(state=lambda step: {}), 3)
+    assert set(taken.tensors) == {"rng/torch"}
 
 
 def assert_same(run_dir, whole):
