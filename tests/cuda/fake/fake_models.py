@@ -3,10 +3,11 @@
 import sys
 import types
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from azr.model.attention import use_azr_attention
+from azr.model.attention import backends, use_azr_attention
 
 SHAPES = ("qwen2.5-3b", "llama-3.1-8b")
 
@@ -39,6 +40,17 @@ def fake_model(shape: str, layers: int, dtype: torch.dtype = torch.bfloat16):
         )
     use_azr_attention(model)
     return model.eval()
+
+
+def usable(name: str, monkeypatch) -> None:
+    """Skips with the reason where this torch does not have the backend."""
+    if name == "flash-attn":
+        stand_in_for_flash_attn(monkeypatch)
+    probe = {p.name: p for p in backends("cuda", torch.bfloat16, 128)}[name]
+    if not probe.usable:
+        # Its operator is there, and refused what we pass: that is what is tested here.
+        assert "a tiny decode" not in probe.reason, probe.reason
+        pytest.skip(f"{name}: {probe.reason}")
 
 
 def stand_in_for_flash_attn(monkeypatch) -> None:

@@ -8,10 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from fake_models import SHAPES, fake_model, stand_in_for_flash_attn
+from fake_models import SHAPES, fake_model, usable
 
 import azr.rollout.engine
-from azr.model.attention import backends
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.rollout.history import History, Outcome
 from azr.rollout.slots import AT_LIMIT, GOES_ON, STOPPED, DrawnParts
@@ -70,15 +69,6 @@ def draws(monkeypatch):
 
     monkeypatch.setattr(History, "open", open_rows)
     monkeypatch.setattr(Outcome, "of", classmethod(of_a_step))
-
-
-def usable(name, monkeypatch, head_size=128):
-    """Skips with the reason where this torch does not have the backend."""
-    if name == "flash-attn":
-        stand_in_for_flash_attn(monkeypatch)
-    probe = {p.name: p for p in backends("cuda", torch.bfloat16, head_size)}[name]
-    if not probe.usable:
-        pytest.skip(f"{name}: {probe.reason}")
 
 
 def requests_of(samplings, count=6, seed=1, longest=700):

@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from fake_models import SHAPES, fake_model, stand_in_for_flash_attn
+from fake_models import SHAPES, fake_model, usable
 
 from azr.config import LossConfig, OptimConfig
 from azr.learner import Experience, Learner
-from azr.model.attention import backends
 
 FLASH = ("flash-attn", "torch-varlen", "torch-aten")
 
@@ -54,14 +53,6 @@ def update(device, learner, step=1):
     with device.counted() as launches:
         metrics = learner.update(batch_of(), step)
     return metrics, list(device.waits), launches
-
-
-def usable(name, monkeypatch):
-    if name == "flash-attn":
-        stand_in_for_flash_attn(monkeypatch)
-    probe = {p.name: p for p in backends("cuda", torch.bfloat16, 128)}[name]
-    if not probe.usable:
-        pytest.skip(f"{name}: {probe.reason}")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
