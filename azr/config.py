@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError:  # rollouts, updates and `azr.train.run` read no command line
+    tyro = None
 
 DEFAULT_PRESET = "cpu-prime.toml"
 
@@ -30,6 +33,11 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field, the value and the fix."""
 
 
+def _short_name(flag: str) -> object:
+    """Returns what makes `flag` a second name of the option that it annotates."""
+    return tyro.conf.arg(aliases=[flag]) if tyro else flag
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Where and how the process runs."""
@@ -38,9 +46,9 @@ class RunConfig:
     """Name in the run directory; empty means the name of the preset."""
     root: str = "runs"
     """Folder that holds the run directories."""
-    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 0
+    seed: Annotated[int, _short_name("--seed")] = 0
     """Seed of every random stream. Two runs with one seed on one machine are bit-equal."""
-    device: Annotated[Literal["cpu", "cuda"], tyro.conf.arg(aliases=["--device"])] = "cpu"
+    device: Annotated[Literal["cpu", "cuda"], _short_name("--device")] = "cpu"
     """Where the model lives."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and of the forward pass. bfloat16 is for GPUs; on a CPU it is slower."""
@@ -78,7 +86,7 @@ class ProgramConfig:
 class TaskConfig:
     """What is proposed and solved."""
 
-    family: Annotated[str, tyro.conf.arg(aliases=["--env"])] = "prime"
+    family: Annotated[str, _short_name("--env")] = "prime"
     """Task family: a name registered under the entry point `azr.environments`."""
     types: tuple[str, ...] = ("deduction", "abduction", "induction")
     """Task types that take part; a subset is the paper's ablation."""
@@ -95,7 +103,7 @@ class TaskConfig:
 class ModelConfig:
     """Which model is trained."""
 
-    path: Annotated[str, tyro.conf.arg(aliases=["--model"])] = ""
+    path: Annotated[str, _short_name("--model")] = ""
     """HF model folder or hub id; empty makes a tiny Qwen2 from scratch with the sizes below."""
     hidden: int = 64
     layers: int = 2
@@ -564,6 +572,8 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     Raises ConfigError for a bad value; leaves through SystemExit(2) for an unknown flag and
     SystemExit(0) for --help.
     """
+    if tyro is None:
+        raise ConfigError("tyro, which reads the command line, is not here: pip install tyro")
     rest: list[str] = []
     preset, resume, dry_run = "", "", False
     arguments = iter(argv)

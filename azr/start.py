@@ -1,7 +1,8 @@
 """What stands before the first step: device, model, tokenizer, and the memory plan."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from azr.config import Config, ConfigError, load_toml
 from azr.keys import generator, make_key
 from azr.learner import Learner
 from azr.memory import GIB, Part, available_bytes, check_fit, memory_plan
+from azr.model.attention import described, head_shape
 from azr.model.load import (
     check_words,
     load_architecture,
@@ -213,6 +215,25 @@ class Trainee:
     learner: Learner
 
 
+@contextmanager
+def _naming_attention() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"--rollout.attention: {error}") from error
+
+
+def describe_attention(config: Config, architecture: PretrainedConfig) -> str:
+    """Returns which attention backend will run, and why.
+
+    Raises ConfigError for one that is asked for and cannot run here.
+    """
+    _, head_size = head_shape(architecture)
+    device, dtype = torch.device(config.run.device), DTYPES[config.run.dtype]
+    with _naming_attention():
+        return described(config.rollout.attention, device, dtype, head_size)
+
+
 def make_engine(
     config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RolloutEngine:
@@ -220,7 +241,7 @@ def make_engine(
 
     Raises ConfigError for an attention backend that cannot run here.
     """
-    try:
+    with _naming_attention():
         return RolloutEngine(
             model,
             slots=config.rollout.slots,
@@ -229,8 +250,6 @@ def make_engine(
             attention=config.rollout.attention,
             cache_bytes=int(config.rollout.cache_gib * GIB) or None,
         )
-    except ValueError as error:
-        raise ConfigError(f"--rollout.attention: {error}") from error
 
 
 def assemble(

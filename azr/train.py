@@ -90,6 +90,7 @@ def run(
     architecture, parameters, plan = start.plan_memory(
         config, environment, checkpoint.path if checkpoint else None
     )
+    attention = start.describe_attention(config, architecture)
     if checkpoint:
         trainee = resuming.restore(config, environment, checkpoint, resume)
     else:
@@ -112,8 +113,11 @@ def run(
         saved_step=step if checkpoint else -1,
     )
     try:
-        style = ("prompts", f"{config.task.style} ({style_reason})")
-        log.banner([*notes, *_facts(config, architecture, parameters), style], plan)
+        choices = [
+            ("attention", attention),
+            ("prompts", f"{config.task.style} ({style_reason})"),
+        ]
+        log.banner([*notes, *_facts(config, architecture, parameters), *choices], plan)
         for message in damaged:
             log.warn(step, message)
         if checkpoint:
@@ -223,6 +227,9 @@ def _facts(config: Config, architecture, parameters: int) -> list[tuple[str, str
     import torch
     from rlvr_kernels import doctor
 
+    # Where several GPUs are, "cuda" is the current one.
+    on_cuda = config.run.device == "cuda"
+    device = f"cuda:{torch.cuda.current_device()}" if on_cuda else config.run.device
     reason = "as asked by --device"
     if config.run.device == "cpu" and torch.cuda.is_available():
         reason = (
@@ -236,7 +243,7 @@ def _facts(config: Config, architecture, parameters: int) -> list[tuple[str, str
     changed = differences(config, usual)
     return [
         ("device", f"{config.run.device}, {config.run.dtype} ({reason})"),
-        ("loss kernels", doctor()[config.run.device]),
+        ("loss kernels", doctor()[device]),
         ("model", f"{architecture.model_type}, {parameters:,} parameters, {where}"),
         ("task family", f"{config.task.family}: {', '.join(config.task.types)}"),
         ("seed", str(config.run.seed)),

@@ -267,3 +267,22 @@ except SystemExit as end:
     assert not end.code, end.code
 """
     assert not loaded_by(code) & {"torch", "transformers"}
+
+
+def test_device_code_needs_nothing_of_the_command_line():
+    """A GPU machine may lack what only commands, screens and pictures need."""
+    code = """
+import sys
+for name in ("tyro", "rich", "matplotlib", "mccabe", "gmpy2", "hypothesis"):
+    sys.modules[name] = None
+import azr.rollout, azr.learner, azr.optim, azr.packing, rlvr_kernels
+from azr.config import Config, ConfigError, parse_command_line
+assert Config().run.seed == 0
+try:
+    parse_command_line([])
+except ConfigError as error:
+    assert "pip install tyro" in str(error)
+else:
+    raise AssertionError("a command line was read without tyro")
+"""
+    assert "torch" in loaded_by(code)
