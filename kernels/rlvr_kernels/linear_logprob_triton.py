@@ -16,7 +16,7 @@ from torch import Tensor
 from .backend import interpreting
 from .configs import LINEAR_DLOGITS, LINEAR_FORWARD, LINEAR_WITH_EPILOGUE, TileConfig, tile_for
 from .logprob_triton import on_device
-from .softmax_triton import LN2, LOG2E, NAN, NEG_INF, NO_TOP, add_block, dlogit, finish, merge
+from .softmax_triton import LN2, LOG2E, NEG_INF, NO_TOP, add_block, dlogit, finish, merge
 
 # Tokens a program of the merge kernel; its work is a few microseconds.
 MERGE_BLOCK = 128
@@ -134,7 +134,8 @@ def merge_splits_kernel(
     if FINISH:
         ids = tl.load(ids_ptr + rows, mask=inside, other=0)
         in_range = (ids >= 0) & (ids < n_vocab)
-        logprob, entropy, lse = finish(top, rest, tilt, tl.where(in_range, target, NAN))
+        target = tl.where(in_range, target, float("nan"))  # not a global: see logprob_triton.py
+        logprob, entropy, lse = finish(top, rest, tilt, target)
         tl.store(out, logprob, mask=inside)
         tl.store(out + n_rows, entropy, mask=inside)
         tl.store(out + 2 * n_rows, lse, mask=inside)

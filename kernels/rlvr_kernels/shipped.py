@@ -233,7 +233,8 @@ def sample_kernels() -> Iterator[Shipped]:
                 dtype=dtype,
                 arguments={
                     "logits_ptr": f"*{dtype}",
-                    "words_ptr": "*i64",
+                    "keys_ptr": "*i64",
+                    "positions_ptr": "*i64",
                     "temperature_ptr": "*fp32",
                     "ids_ptr": "*i64",
                     "logprobs_ptr": "*fp32",
