@@ -242,10 +242,13 @@ def linear_logprob_backward(
     d_weight = weight.new_empty(weight.shape if needs_weight else 0, dtype=weight_dtype)
     d_bias = weight.new_empty(n_vocab if needs_bias else 0, dtype=torch.float32)
     width = slab_width(n_rows, n_vocab, slab_dtype, max_buffer_mb, backend)
-    buffer = hidden_TD.new_empty(n_rows * min(width, n_vocab), dtype=slab_dtype)
+    widest = row_stride(min(width, n_vocab), backend)
+    buffer = hidden_TD.new_empty(n_rows * widest, dtype=slab_dtype)
     for first in range(0, n_vocab, width):
         slab = slice(first, min(first + width, n_vocab))
-        dz = buffer[: n_rows * (slab.stop - first)].view(n_rows, slab.stop - first)
+        n_columns = slab.stop - first
+        stride = row_stride(n_columns, backend)
+        dz = buffer[: n_rows * stride].view(n_rows, stride)[:, :n_columns]
         slab_bias = None if bias is None else bias[slab]
         if backend == "triton":
             from . import linear_logprob_triton
@@ -333,6 +336,15 @@ def slab_width(
     # Even slabs: the last one is not a sliver that leaves the chip idle.
     slabs = -(-n_vocab // width)
     return max(1, min(width, -(-n_vocab // slabs // 256) * 256))
+
+
+def row_stride(n_columns: int, backend: str) -> int:
+    """Elements from one row of a slab to the next: on a GPU a multiple of 16.
+
+    So its stores are 128 bits wide whatever the vocabulary. Narrow ones take registers that the
+    tile does not have, and cuBLAS likes aligned rows too.
+    """
+    return -(-n_columns // 16) * 16 if backend == "triton" else n_columns
 
 
 def kept_mask(ids: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor | None:
