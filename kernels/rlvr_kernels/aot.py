@@ -19,7 +19,10 @@ from triton.compiler import ASTSource
 # Compute capability -> what one multiprocessor has.
 CHIPS = {
     80: dict(shared_block=166912, shared=167936, registers=65536, threads=2048, blocks=32),
+    86: dict(shared_block=101376, shared=102400, registers=65536, threads=1536, blocks=16),
+    89: dict(shared_block=101376, shared=102400, registers=65536, threads=1536, blocks=24),
     90: dict(shared_block=232448, shared=233472, registers=65536, threads=2048, blocks=32),
+    120: dict(shared_block=101376, shared=102400, registers=65536, threads=1536, blocks=24),
 }
 _TOOLS = Path(nvidia_compiler.__file__).parent / "bin"
 
@@ -116,7 +119,8 @@ def _judge(shipped: Shipped, shared: int, usage: str, sass: str) -> Machine:
         r"\b(?:DADD|DMUL|DFMA|DSETP|DMNMX|F2F\.F64\S*|F2F\.\S*\.F64|I2F\.F64|MUFU\S*64H)\b"
     )
     wide = count(r"\bLDG\S*\.128\b|\bLDGSTS\S*\.128\b|\bUBLKCP|\bUTMALDG")
-    mma = count(r"\bHGMMA\b|\bHGMMA\.") if shipped.capability >= 90 else count(r"\bHMMA\.")
+    # Warp-group products are Hopper's alone; the chips before and 12.0 have those of a warp.
+    mma = count(r"\bHGMMA\b|\bHGMMA\." if shipped.capability == 90 else r"\bHMMA\.")
     exps = None
     if shipped.elements is not None:
         exps = _in_main_loop(sass, "MUFU.EX2") / (shipped.elements / (32 * shipped.num_warps))

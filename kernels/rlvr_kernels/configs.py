@@ -5,6 +5,7 @@ of it is compiled and inspected without a GPU: `python -m rlvr_kernels.report`.
 """
 
 from dataclasses import asdict, dataclass
+from functools import cache
 
 import torch
 
@@ -37,8 +38,8 @@ ROW_BACKWARD = RowConfig(block=4096, num_warps=8, num_stages=1)
 SAMPLE = RowConfig(block=2048, num_warps=8, num_stages=3)
 LOSS = RowConfig(block=1024, num_warps=4, num_stages=1)
 
-# (compute capability major, bytes an element) -> tile. Capability 8 is the A100 (and fits the
-# 99 KiB of the 8.6 and 8.9 chips too), 9 the H100 and H200; newer chips take the row of 9.
+# (generation, bytes an element) -> tile. Generation 8 fits the 99 KiB that a block has on 8.6, 8.9
+# and 12.0 as well as the A100, 9 is the H100 and H200: see `generation`.
 LINEAR_FORWARD = {
     (8, 2): TileConfig(128, 128, 64, 8, 3),
     (8, 4): TileConfig(64, 128, 32, 8, 3),
@@ -46,17 +47,36 @@ LINEAR_FORWARD = {
     (9, 4): TileConfig(64, 128, 32, 8, 3),
 }
 LINEAR_DLOGITS = LINEAR_FORWARD | {(9, 2): TileConfig(128, 256, 32, 8, 4)}
-# A bias or a softcap takes more registers than the wide tile leaves: it would spill.
+# A bias, a softcap or a float32 gradient of 16-bit inputs takes more registers than the wide tile
+# leaves: it would spill.
 LINEAR_WITH_EPILOGUE = LINEAR_FORWARD | {(9, 2): TileConfig(128, 128, 64, 8, 4)}
 # The interpreter's cost is per operation, not per element, and its shapes are small.
 INTERPRETED_TILE = TileConfig(32, 64, 32, 1, 1)
 INTERPRETED_BLOCK = 8192
+# What a block must be allowed for the tiles of generation 9; the largest takes 144 KiB.
+_WIDE_SHARED_BYTES = 160 << 10
+
+
+def generation(major: int, shared_bytes: int) -> int:
+    """Return whose tiles a chip runs, by its compute capability and what a block may share there.
+
+    The number alone does not say: 12.0 is newer than 9.0 and offers less than half.
+    """
+    return 9 if major >= 9 and shared_bytes >= _WIDE_SHARED_BYTES else 8
 
 
 def tile_for(
     table: dict[tuple[int, int], TileConfig], tensor: torch.Tensor, interpreted: bool
 ) -> TileConfig:
+    """Return the tile of `table` for the GPU and the element size of `tensor`."""
     if interpreted:
         return INTERPRETED_TILE
-    major = torch.cuda.get_device_capability(tensor.device)[0]
-    return table[min(major, 9), tensor.element_size()]
+    return table[_generation_of(tensor.device), tensor.element_size()]
+
+
+@cache
+def _generation_of(device: torch.device) -> int:
+    from triton.runtime import driver  # the figure that Triton holds every launch against
+
+    shared_bytes = driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"]
+    return generation(torch.cuda.get_device_capability(device)[0], shared_bytes)

@@ -45,7 +45,7 @@ def linear_token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     mask: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
     return_entropy: bool = False,
     return_lse: bool = False,
     max_buffer_mb: float = 256,
@@ -60,8 +60,9 @@ def linear_token_logprobs(
     ids       [...] int64 or int32
     softcap   c: logits become c tanh(logits / c), before the temperature divides them
     mask      [...] bool; False rows are dropped before the product (they cost nothing and may hold
-              NaN), give 0 and get zero gradient. Dropping them reads their count on the host
-    ignore_index   id that drops its row likewise
+              NaN), give 0 and get zero gradient
+    ignore_index   id that drops its row likewise. Dropping rows reads their count on the host: with
+              neither, the default, no row is dropped and CUDA is never waited for
     return_entropy, return_lse   as `token_logprobs`
     max_buffer_mb  MiB of the one large temporary, the logit gradient of a slab of the vocabulary;
               memory beyond the gradients does not grow with V. On the CPU a problem whose float32
@@ -93,7 +94,7 @@ def linear_token_logprobs(
         return _direct(
             hidden, weight, bias, ids, None, temperature, softcap, return_entropy, return_lse
         )
-    valid = valid_rows(ids, mask, ignore_index)
+    valid = kept_mask(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
         check_ids_in_range(ids, valid, weight.shape[0])
     if is_direct:
@@ -115,7 +116,7 @@ def _direct(
 
     `valid` None: every row.
     """
-    rows = None if valid is None else kept_rows(valid)
+    rows = kept_rows(valid)
     kept, kept_ids = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1)
     if rows is not None:
         kept, kept_ids = kept.index_select(0, rows), kept_ids.index_select(0, rows)
@@ -168,7 +169,7 @@ def linear_logprob(
     weight: Tensor,
     bias: Tensor | None,
     ids: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
@@ -176,7 +177,10 @@ def linear_logprob(
     grad_weight_dtype: torch.dtype | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probs, entropy or [0], log-sum-exp), each in the shape of ids, float32."""
+    """(log-probs, entropy or [0], log-sum-exp), each in the shape of ids, float32.
+
+    `valid` None: every row counts, and nothing is read on the host.
+    """
     rows = kept_rows(valid)
     hidden_TD, ids_T = take(hidden, ids, rows)
     if backend == "triton":
@@ -210,7 +214,7 @@ def linear_logprob_backward(
     weight: Tensor,
     bias: Tensor | None,
     ids: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     coefficients: Tensor,
     temperature: float,
     softcap: float | None,
@@ -238,10 +242,13 @@ def linear_logprob_backward(
     d_weight = weight.new_empty(weight.shape if needs_weight else 0, dtype=weight_dtype)
     d_bias = weight.new_empty(n_vocab if needs_bias else 0, dtype=torch.float32)
     width = slab_width(n_rows, n_vocab, slab_dtype, max_buffer_mb, backend)
-    buffer = hidden_TD.new_empty(n_rows * min(width, n_vocab), dtype=slab_dtype)
+    widest = row_stride(min(width, n_vocab), backend)
+    buffer = hidden_TD.new_empty(n_rows * widest, dtype=slab_dtype)
     for first in range(0, n_vocab, width):
         slab = slice(first, min(first + width, n_vocab))
-        dz = buffer[: n_rows * (slab.stop - first)].view(n_rows, slab.stop - first)
+        n_columns = slab.stop - first
+        stride = row_stride(n_columns, backend)
+        dz = buffer[: n_rows * stride].view(n_rows, stride)[:, :n_columns]
         slab_bias = None if bias is None else bias[slab]
         if backend == "triton":
             from . import linear_logprob_triton
@@ -261,7 +268,7 @@ def linear_logprob_backward(
         if needs_weight:
             _product_into(d_weight[slab], dz.T, hidden_TD)
         if needs_hidden:
-            d_hidden = _add_product(d_hidden, dz, weight[slab])
+            _add_product(d_hidden, dz, weight[slab])
         if needs_bias:
             torch.sum(dz, 0, dtype=torch.float32, out=d_bias[slab])
     if needs_hidden:
@@ -331,8 +338,24 @@ def slab_width(
     return max(1, min(width, -(-n_vocab // slabs // 256) * 256))
 
 
-def kept_rows(valid: Tensor) -> Tensor | None:
+def row_stride(n_columns: int, backend: str) -> int:
+    """Elements from one row of a slab to the next: on a GPU a multiple of 16.
+
+    So its stores are 128 bits wide whatever the vocabulary. Narrow ones take registers that the
+    tile does not have, and cuBLAS likes aligned rows too.
+    """
+    return -(-n_columns // 16) * 16 if backend == "triton" else n_columns
+
+
+def kept_mask(ids: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor | None:
+    """The rows that count, [...] bool, or None where the call cannot leave one out."""
+    return mask if ignore_index is None else valid_rows(ids, mask, ignore_index)
+
+
+def kept_rows(valid: Tensor | None) -> Tensor | None:
     """Indices of the valid rows, or None where all are. Reads their number: syncs on CUDA."""
+    if valid is None:
+        return None
     rows = valid.reshape(-1).nonzero()[:, 0]
     return None if rows.numel() == valid.numel() else rows
 
@@ -412,8 +435,9 @@ def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
         out.copy_(_product(a, b))
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total + a @ b in float32."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b in float32, without a second tensor of total's size."""
     if a.dtype == b.dtype != torch.float32 and a.is_cuda:
-        return torch.addmm(total, a, b, out_dtype=torch.float32)
-    return total.addmm_(a.float(), b.float())
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())

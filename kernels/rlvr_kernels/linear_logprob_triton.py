@@ -134,7 +134,8 @@ def merge_splits_kernel(
     if FINISH:
         ids = tl.load(ids_ptr + rows, mask=inside, other=0)
         in_range = (ids >= 0) & (ids < n_vocab)
-        logprob, entropy, lse = finish(top, rest, tilt, tl.where(in_range, target, float("nan")))
+        target = tl.where(in_range, target, float("nan"))  # not a global: see logprob_triton.py
+        logprob, entropy, lse = finish(top, rest, tilt, target)
         tl.store(out, logprob, mask=inside)
         tl.store(out + n_rows, entropy, mask=inside)
         tl.store(out + 2 * n_rows, lse, mask=inside)
@@ -149,7 +150,7 @@ def merge_splits_kernel(
 def linear_dlogits_kernel(
     hidden_ptr, weight_ptr, bias_ptr, ids_ptr,  # inputs; weight and bias of the slab
     coefficients_ptr,  # [4, n_rows]: ref, level, slope, at_target
-    dlogits_ptr,  # result: [n_rows, n_columns]
+    dlogits_ptr,  # result: [n_rows, stride_dlogits], of which n_columns mean something
     n_rows, n_columns, n_hidden, first_column,  # shapes; the slab's first column
     stride_hidden, stride_weight, stride_dlogits,
     scale: tl.float32, inv_temperature: tl.float32, cap: tl.float32,
@@ -182,7 +183,8 @@ def linear_dlogits_kernel(
         dz *= 1 - (z / cap) * (z / cap)
     dz *= inv_temperature
     out = dlogits_ptr + rows.to(tl.int64)[:, None] * stride_dlogits + columns[None, :]
-    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    # The padding of a row is written too: a bound that divides by 16 keeps the stores wide.
+    inside = (rows < n_rows)[:, None] & (columns < stride_dlogits)[None, :]
     tl.store(out, dz.to(dlogits_ptr.dtype.element_ty), mask=inside)
 
 
@@ -195,7 +197,8 @@ def forward_sums(
     result = hidden_TD.new_empty((3 if finish_rows else 4, n_rows), dtype=torch.float32)
     if not n_rows:
         return result
-    config = _tile(LINEAR_FORWARD, hidden_TD, bias_V, softcap)
+    is_plain = bias_V is None and softcap is None
+    config = _tile(LINEAR_FORWARD, hidden_TD, is_plain)
     tiles_m = triton.cdiv(n_rows, config.block_m)
     n_tiles_n = triton.cdiv(n_vocab, config.block_n)
     n_splits = choose_splits(tiles_m, n_tiles_n, _processors(hidden_TD), n_rows)
@@ -223,9 +226,13 @@ def slab_dlogits(
     coefficients: Tensor, first_column: int, temperature: float, softcap: float | None,
     out_TC: Tensor,
 ) -> None:  # fmt: skip
-    """Write the gradient to hidden @ weight.T + bias of one slab, [T, C]."""
+    """Write the gradient to hidden @ weight.T + bias of one slab, [T, C].
+
+    The rows of `out_TC` are written whole, from each to the next.
+    """
     n_rows, n_columns = out_TC.shape
-    config = _tile(LINEAR_DLOGITS, hidden_TD, bias_C, softcap)
+    is_plain = bias_C is None and softcap is None and out_TC.dtype == hidden_TD.dtype
+    config = _tile(LINEAR_DLOGITS, hidden_TD, is_plain)
     grid = (triton.cdiv(n_rows, config.block_m) * triton.cdiv(n_columns, config.block_n),)
     with on_device(hidden_TD):
         linear_dlogits_kernel[grid](
@@ -259,13 +266,7 @@ def _processors(tensor: Tensor) -> int:
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
-def _tile(
-    plain: dict[tuple[int, int], TileConfig],
-    hidden: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-) -> TileConfig:
-    is_plain = bias is None and softcap is None
+def _tile(plain: dict[tuple[int, int], TileConfig], hidden: Tensor, is_plain: bool) -> TileConfig:
     return tile_for(plain if is_plain else LINEAR_WITH_EPILOGUE, hidden, interpreting())
 
 

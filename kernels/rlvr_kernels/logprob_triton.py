@@ -62,7 +62,9 @@ def row_logprob_fwd_kernel(
     # An id out of range poisons its row with NaN: no host sync, and never a plausible number.
     in_range = (target >= 0) & (target < n_vocab)
     chosen = tl.load(logits_ptr + target, mask=valid & in_range, other=0.0).to(tl.float32) * scale
-    logprob, entropy, lse = finish(peak, rest, tilt, tl.where(in_range, chosen, float("nan")))
+    # NaN in place: Triton compares global constants by value at every launch, and NaN != NaN.
+    chosen = tl.where(in_range, chosen, float("nan"))
+    logprob, entropy, lse = finish(peak, rest, tilt, chosen)
     tl.store(logprobs_ptr + row, tl.where(valid, logprob, 0.0))
     tl.store(lse_ptr + row, tl.where(valid, lse, 0.0))
     if WITH_ENTROPY:

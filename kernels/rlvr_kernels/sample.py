@@ -53,8 +53,7 @@ def sample_tokens(
     if resolve(backend, logits.device) == "triton":
         from . import sample_triton
 
-        words = torch.stack(row_words(keys, positions), dim=1)
-        return SampledTokens(*sample_triton.sample(logits, words, temperature))
+        return SampledTokens(*sample_triton.sample(logits, keys, positions, temperature))
     return _sample(logits, keys, positions, temperature)
 
 

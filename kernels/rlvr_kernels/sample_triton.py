@@ -1,4 +1,4 @@
-"""One token a row in one read of its logits: log-sum-exp, Gumbel argmax and the token's log-prob.
+"""One token a row in one read of its logits: noise, log-sum-exp, Gumbel argmax and its log-prob.
 
 A program a row. As in the row kernel each thread keeps its own sums over LANE contiguous columns;
 beside them it keeps the best score so far, its column and its logit, so the loop has no barrier.
@@ -13,6 +13,16 @@ from .backend import interpreting
 from .configs import INTERPRETED_BLOCK, SAMPLE
 from .logprob_triton import on_device
 from .softmax_triton import LN2, LOG2E, NEG_INF, NO_TOP, add_block
+
+
+@triton.jit
+def row_words(key, position):
+    """The two 32-bit words of `sample.row_words`, from int64 patterns; uint64 wraps and shifts."""
+    z = key.to(tl.uint64) + (position.to(tl.uint64) + 1) * 0x9E3779B97F4A7C15
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    z = z ^ (z >> 31)
+    return (z & 0xFFFFFFFF).to(tl.uint32), (z >> 32).to(tl.uint32)
 
 
 @triton.jit
@@ -33,15 +43,14 @@ def log2_of_exponential(bits):
 
 @triton.jit
 def sample_kernel(
-    logits_ptr, words_ptr, temperature_ptr,  # inputs
+    logits_ptr, keys_ptr, positions_ptr, temperature_ptr,  # inputs
     ids_ptr, logprobs_ptr,  # results
     n_vocab, stride,  # shapes and strides
     BLOCK: tl.constexpr, LANE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * stride  # row * stride passes 2^31 at a large vocabulary
-    low = tl.load(words_ptr + 2 * row).to(tl.uint32)
-    high = tl.load(words_ptr + 2 * row + 1).to(tl.uint32)
+    low, high = row_words(tl.load(keys_ptr + row), tl.load(positions_ptr + row))
     temperature = tl.load(temperature_ptr + row)
     is_greedy = temperature == 0
     scale = LOG2E / tl.where(is_greedy, 1.0, temperature)
@@ -79,8 +88,10 @@ def sample_kernel(
     tl.store(logprobs_ptr + row, (chosen - peak) * LN2 - tl.log(total))
 
 
-def sample(logits: Tensor, words: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (ids [R] int64, log-probs [R] float32); `words` [R, 2] are the row's 32-bit words."""
+def sample(
+    logits: Tensor, keys: Tensor, positions: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return (ids [R] int64, log-probs [R] float32) in one launch."""
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     n_rows, n_vocab = logits.shape
@@ -92,7 +103,7 @@ def sample(logits: Tensor, words: Tensor, temperature: Tensor) -> tuple[Tensor, 
     if n_rows:
         with on_device(logits):
             sample_kernel[(n_rows,)](
-                logits, words, temperature.contiguous(),
+                logits, keys.contiguous(), positions.contiguous(), temperature.contiguous(),
                 ids, logprobs,
                 n_vocab, logits.stride(0),
                 BLOCK=block,

@@ -1,6 +1,7 @@
 """The shipped kernels as lists of `aot.Shipped`: what the launchers compile, for every chip."""
 
 from collections.abc import Iterator
+from itertools import product
 
 from . import linear_logprob_triton as linear
 from . import logprob_triton as row
@@ -16,6 +17,7 @@ from .configs import (
     ROW_FORWARD,
     SAMPLE,
     TileConfig,
+    generation,
 )
 
 # Names in Triton's signatures, with the bytes of an element.
@@ -31,64 +33,71 @@ def shipped_kernels() -> Iterator[Shipped]:
 
 
 def row_kernels() -> Iterator[Shipped]:
-    strides = {
-        "n_vocab": "i32 16",
-        "inner": "i32",
-        "outer_stride": "i64 16",
-        "inner_stride": "i64 16",
-    }
     for capability in CHIPS:
         for dtype in DTYPES:
-            data = {"logits_ptr": f"*{dtype}", "ids_ptr": "*i64", "valid_ptr": "*i1"}
-            for with_entropy in (False, True):
-                yield Shipped(
-                    name="row_logprob_fwd",
-                    label="entropy" if with_entropy else "",
-                    kernel=row.row_logprob_fwd_kernel,
-                    capability=capability,
-                    dtype=dtype,
-                    arguments=data
-                    | dict.fromkeys(["logprobs_ptr", "entropy_ptr", "lse_ptr"], "*fp32")
-                    | strides
-                    | {"scale": "fp32"},
-                    constants=dict(
-                        WITH_ENTROPY=with_entropy,
-                        BLOCK=ROW_FORWARD.block,
-                        LANE=16 // DTYPES[dtype],
-                        STAGES=ROW_FORWARD.num_stages,
-                    ),
-                    num_warps=ROW_FORWARD.num_warps,
-                    num_stages=3,
-                    elements=ROW_FORWARD.block,
-                )
-                saved = ["logprobs_ptr", "entropy_ptr", "lse_ptr", "g_logprobs_ptr"]
-                absent = {"g_lse_ptr": None}
-                if with_entropy:
-                    saved.append("g_entropy_ptr")
-                else:
-                    absent["g_entropy_ptr"] = None
-                yield Shipped(
-                    name="row_logprob_bwd",
-                    label="entropy" if with_entropy else "",
-                    kernel=row.row_logprob_bwd_kernel,
-                    capability=capability,
-                    dtype=dtype,
-                    arguments=data
-                    | dict.fromkeys(saved, "*fp32")
-                    | {"dlogits_ptr": f"*{dtype}"}
-                    | strides
-                    | {"d_inner": "i32", "d_outer_stride": "i64 16", "d_inner_stride": "i64 16"}
-                    | {"scale": "fp32", "inv_temperature": "fp32"},
-                    constants=absent
-                    | dict(
-                        HAS_LOGPROBS=True,
-                        HAS_ENTROPY=with_entropy,
-                        HAS_LSE=False,
-                        BLOCK=ROW_BACKWARD.block,
-                    ),
-                    num_warps=ROW_BACKWARD.num_warps,
-                    num_stages=3,
-                )
+            for with_entropy, is_odd in ((False, False), (True, False), (True, True)):
+                yield from _row_pair(capability, dtype, with_entropy, is_odd)
+
+
+def _row_pair(capability: int, dtype: str, with_entropy: bool, is_odd: bool) -> Iterator[Shipped]:
+    """Forward and backward; `is_odd`: a vocabulary, and so a stride, that 16 does not divide."""
+    aligned = "" if is_odd else " 16"
+    strides = {"n_vocab": f"i32{aligned}", "inner": "i32"}
+    strides |= dict.fromkeys(["outer_stride", "inner_stride"], f"i64{aligned}")
+    to_strides = dict.fromkeys(["d_outer_stride", "d_inner_stride"], f"i64{aligned}")
+    data = {"logits_ptr": f"*{dtype}", "ids_ptr": "*i64", "valid_ptr": "*i1"}
+    label = ", ".join(["entropy"] * with_entropy + ["odd V"] * is_odd)
+    yield Shipped(
+        name="row_logprob_fwd",
+        label=label,
+        kernel=row.row_logprob_fwd_kernel,
+        capability=capability,
+        dtype=dtype,
+        arguments=data
+        | dict.fromkeys(["logprobs_ptr", "entropy_ptr", "lse_ptr"], "*fp32")
+        | strides
+        | {"scale": "fp32"},
+        constants=dict(
+            WITH_ENTROPY=with_entropy,
+            BLOCK=ROW_FORWARD.block,
+            LANE=16 // DTYPES[dtype],
+            STAGES=ROW_FORWARD.num_stages,
+        ),
+        num_warps=ROW_FORWARD.num_warps,
+        num_stages=3,
+        elements=ROW_FORWARD.block,
+        needs_wide_loads=not is_odd,
+    )
+    saved = ["logprobs_ptr", "entropy_ptr", "lse_ptr", "g_logprobs_ptr"]
+    absent = {"g_lse_ptr": None}
+    if with_entropy:
+        saved.append("g_entropy_ptr")
+    else:
+        absent["g_entropy_ptr"] = None
+    yield Shipped(
+        name="row_logprob_bwd",
+        label=label,
+        kernel=row.row_logprob_bwd_kernel,
+        capability=capability,
+        dtype=dtype,
+        arguments=data
+        | dict.fromkeys(saved, "*fp32")
+        | {"dlogits_ptr": f"*{dtype}"}
+        | strides
+        | {"d_inner": "i32"}
+        | to_strides
+        | {"scale": "fp32", "inv_temperature": "fp32"},
+        constants=absent
+        | dict(
+            HAS_LOGPROBS=True,
+            HAS_ENTROPY=with_entropy,
+            HAS_LSE=False,
+            BLOCK=ROW_BACKWARD.block,
+        ),
+        num_warps=ROW_BACKWARD.num_warps,
+        num_stages=3,
+        needs_wide_loads=not is_odd,
+    )
 
 
 # What a call may ask of the tile kernels beside the plain case, and the dtypes it is checked for.
@@ -96,12 +105,13 @@ _VARIANTS = {
     "": dict(),
     "H not a multiple": dict(EVEN_K=False),
     "bias, softcap": dict(HAS_BIAS=True, HAS_CAP=True, EVEN_K=False),
+    "odd V": dict(),
     "tf32": dict(PRECISION="tf32"),
 }
 _VARIANTS_OF = {
-    "bf16": ["", "H not a multiple", "bias, softcap"],
-    "fp16": [""],
-    "fp32": ["", "tf32"],
+    "bf16": ["", "H not a multiple", "bias, softcap", "odd V"],
+    "fp16": ["", "bias, softcap", "odd V"],
+    "fp32": ["", "tf32", "odd V"],
 }
 
 
@@ -146,11 +156,14 @@ def _tile_kernel(
         HAS_BIAS=False, HAS_CAP=False, EVEN_K=True, UPCAST=False, PRECISION="ieee"
     )
     constants |= _VARIANTS[variant]
-    if constants["HAS_BIAS"]:
-        table = LINEAR_WITH_EPILOGUE
-    else:
+    if not constants["HAS_BIAS"]:
         constants["bias_ptr"] = None
-    tile = table[capability // 10, DTYPES[dtype]]
+    slab = "fp32" if dtype == "fp16" else dtype
+    if constants["HAS_BIAS"] or (name == "linear_dlogits" and slab != dtype):
+        table = LINEAR_WITH_EPILOGUE
+    tiles = generation(capability // 10, CHIPS[capability]["shared_block"])
+    tile = table[tiles, DTYPES[dtype]]
+    vocabulary = "i32" if variant == "odd V" else "i32 16"
     return Shipped(
         name=name,
         label=f"{tile.describe()} {variant}".strip(),
@@ -159,11 +172,12 @@ def _tile_kernel(
         dtype=dtype,
         arguments=dict.fromkeys(["hidden_ptr", "weight_ptr", "bias_ptr"], f"*{dtype}")
         | dict.fromkeys(["partials_ptr", "coefficients_ptr"], "*fp32")
-        | dict.fromkeys(["n_vocab", "n_columns", "n_hidden", "split_size"], "i32 16")
+        | dict.fromkeys(["n_vocab", "n_columns"], vocabulary)
+        | dict.fromkeys(["n_hidden", "split_size"], "i32 16")
         | dict.fromkeys(["stride_hidden", "stride_weight", "stride_dlogits"], "i32 16")
         | dict.fromkeys(["scale", "inv_temperature", "cap"], "fp32")
         | {"ids_ptr": "*i64", "n_rows": "i32", "first_column": "i32 16"}
-        | {"dlogits_ptr": "*fp32" if dtype == "fp16" else f"*{dtype}"},
+        | {"dlogits_ptr": f"*{slab}"},
         constants=constants
         | dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k),
         num_warps=tile.num_warps,
@@ -225,24 +239,28 @@ def loss_kernels() -> Iterator[Shipped]:
 
 def sample_kernels() -> Iterator[Shipped]:
     for capability in CHIPS:
-        for dtype in DTYPES:
+        for dtype, is_odd in product(DTYPES, (False, True)):
+            aligned = "" if is_odd else " 16"
             yield Shipped(
                 name="sample",
+                label="odd V" if is_odd else "",
                 kernel=sampling.sample_kernel,
                 capability=capability,
                 dtype=dtype,
                 arguments={
                     "logits_ptr": f"*{dtype}",
-                    "words_ptr": "*i64",
+                    "keys_ptr": "*i64",
+                    "positions_ptr": "*i64",
                     "temperature_ptr": "*fp32",
                     "ids_ptr": "*i64",
                     "logprobs_ptr": "*fp32",
-                    "n_vocab": "i32 16",
-                    "stride": "i32 16",
+                    "n_vocab": f"i32{aligned}",
+                    "stride": f"i32{aligned}",
                 },
                 constants=dict(
                     BLOCK=SAMPLE.block, LANE=16 // DTYPES[dtype], STAGES=SAMPLE.num_stages
                 ),
                 num_warps=SAMPLE.num_warps,
                 num_stages=3,
+                needs_wide_loads=not is_odd,
             )

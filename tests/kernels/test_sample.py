@@ -61,8 +61,9 @@ def test_tokens_and_log_probs_are_those_of_the_definition(place, n_vocab, dtype)
     )
     n_rows = 8
     logits = (3 * torch.randn(n_rows, n_vocab)).to(dtype)
-    keys = [splitmix64(7, row) for row in range(n_rows)]
-    positions = [0, 1, 2, 3, 1000, 2**20, 5, 6]
+    # Both ends of 64 bits too: the words are made by arithmetic that wraps.
+    keys = [*(splitmix64(7, row) for row in range(n_rows - 2)), MASK_64, 2**63]
+    positions = [0, 1, 2, 3, 1000, 2**20, 2**40 + 5, 2**62]
     temperature = [1.0, 0.0, 0.5, 2.0, 1.0, 1.0, 0.0, 1.3]
     ids, logprobs = draw(place, logits, keys, positions, temperature)
     assert ids.dtype == torch.int64 and logprobs.dtype == torch.float32
