@@ -266,7 +266,12 @@ def _pretend_cuda(monkeypatch, device: FakeDevice) -> None:
 
 def _run_kernels(monkeypatch, device: FakeDevice) -> None:
     """Lets operators run their own body for CUDA, and counts its kernels, Triton's too."""
+    from triton.runtime import driver
     from triton.runtime.jit import JITFunction
+
+    shared = {"max_shared_mem": 227 << 10}
+    utils = types.SimpleNamespace(get_device_properties=lambda device: shared)
+    driver.set_active(types.SimpleNamespace(utils=utils))
 
     def run(kernel, *args, grid, warmup, **options):
         for value in args:
