@@ -47,7 +47,8 @@ class RunConfig:
     root: str = "runs"
     """Folder that holds the run directories."""
     seed: Annotated[int, _short_name("--seed")] = 0
-    """Seed of every random stream. Two runs with one seed on one machine are bit-equal."""
+    """Seed of every random stream. On the CPU two runs with one seed on one machine are bit-equal;
+    on a GPU they draw the same noise, and gradients differ in their last bits."""
     device: Annotated[Literal["cpu", "cuda"], _short_name("--device")] = "cpu"
     """Where the model lives."""
     dtype: Literal["float32", "bfloat16"] = "float32"
