@@ -45,7 +45,7 @@ def linear_token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     mask: Tensor | None = None,
-    ignore_index: int | None = None,
+    ignore_index: int | None = -100,
     return_entropy: bool = False,
     return_lse: bool = False,
     max_buffer_mb: float = 256,
@@ -61,8 +61,8 @@ def linear_token_logprobs(
     softcap   c: logits become c tanh(logits / c), before the temperature divides them
     mask      [...] bool; False rows are dropped before the product (they cost nothing and may hold
               NaN), give 0 and get zero gradient
-    ignore_index   id that drops its row likewise. Dropping rows reads their count on the host: with
-              neither, the default, no row is dropped and CUDA is never waited for
+    ignore_index   id that drops its row likewise. Dropping reads the number of rows that are left
+              on the host; with None and no mask every row counts, and CUDA is not waited for
     return_entropy, return_lse   as `token_logprobs`
     max_buffer_mb  MiB of the one large temporary, the logit gradient of a slab of the vocabulary;
               memory beyond the gradients does not grow with V. On the CPU a problem whose float32

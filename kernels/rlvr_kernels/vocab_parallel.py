@@ -43,7 +43,7 @@ def linear_token_logprob_partials(
     temperature: float = 1.0,
     softcap: float | None = None,
     mask: Tensor | None = None,
-    ignore_index: int | None = None,
+    ignore_index: int | None = -100,
     return_entropy: bool = True,
     max_buffer_mb: float = 256,
     grad_weight_dtype: torch.dtype | None = None,
