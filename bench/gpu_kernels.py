@@ -77,9 +77,11 @@ class Setting:
         if found is not None:
             self.findings.figure(figure, share * found)
 
-    def extra_mib(self, call: Call) -> float:
-        """Returns the most memory that a call takes beyond what is held; 0 on the CPU, untold."""
-        return CudaClock().peak_extra_bytes(call) / 2**20 if self.on_cuda else 0.0
+    def extra(self, figure: str, call: Call, but_bytes: int = 0) -> None:
+        """Writes the most memory that a call takes, `but_bytes` left out; the CPU does not tell."""
+        if self.on_cuda:
+            taken = CudaClock().peak_extra_bytes(call) - but_bytes
+            self.findings.figure(figure, taken / 2**20)
 
 
 def ceilings(setting: Setting) -> None:
@@ -159,9 +161,9 @@ def linear(setting: Setting) -> None:
     setting.ratio("linear_fwd_matmul_frac", forward_row, "matmul")
     both_row = setting.timed("linear forward+backward", both, four_matmuls=products(4))
     setting.ratio("linear_both_matmul_frac", both_row, "four_matmuls")
-    gradients = (hidden.numel() + weight.numel()) * hidden.element_size() / 2**20
-    setting.findings.figure("linear_fwd_extra_mib", setting.extra_mib(without_grad(ours)))
-    setting.findings.figure("linear_both_extra_mib", max(0.0, setting.extra_mib(both) - gradients))
+    setting.extra("linear_fwd_extra_mib", without_grad(ours))
+    gradients_bytes = (hidden.numel() + weight.numel()) * hidden.element_size()
+    setting.extra("linear_both_extra_mib", both, but_bytes=gradients_bytes)
     few = replace(setting, rounds=min(setting.rounds, 5))
     forward_row = few.timed("linear forward, eager", without_grad(ours), eager=without_grad(eager))
     setting.ratio("linear_fwd_eager_ratio", forward_row, "eager")

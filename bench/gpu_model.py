@@ -40,6 +40,7 @@ from azr.model.attention import (
 )
 from azr.packing import pack
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
+from bench.bench_rollout import NEVER, Work
 from bench.gpu_record import Findings
 
 PRESET = "a100-qwen2.5-3b-prime.toml"
@@ -52,7 +53,6 @@ TINY = dict(
     num_key_value_heads=2, intermediate_size=96, max_position_embeddings=128,
 )  # fmt: skip
 GIB = 2**30
-NEVER = 1  # the end-of-text token: planned lengths end rows, not the model
 TOP = 25  # rows of a profile
 
 
@@ -133,23 +133,6 @@ def make_model(sizes: Sizes, device: torch.device) -> PreTrainedModel:
     return model.eval()
 
 
-def make_requests(sizes: Sizes) -> list[Request]:
-    """Returns one request a sample, each with a length of its own: the engine shares prompts."""
-    rng = np.random.default_rng(0)
-    words = sizes.architecture["vocab_size"]
-    low, high = sizes.prompt_tokens
-    ids = [
-        tuple(rng.integers(2, words, size=n).tolist())
-        for n in rng.integers(low, high + 1, size=sizes.prompts)
-    ]
-    lengths = np.ceil(rng.exponential(sizes.mean, size=(sizes.prompts, sizes.samples)))
-    return [
-        Request(token_ids=prompt, sampling=Sampling(max_new_tokens=int(n)), key=1000 * i + j)
-        for i, prompt in enumerate(ids)
-        for j, n in enumerate(lengths[i].clip(1, sizes.most))
-    ]
-
-
 class Stage:
     """The parts of the stage, in the order of what their figures are worth."""
 
@@ -161,7 +144,10 @@ class Stage:
         device.clean()
         self.weights_bytes = device.held_bytes()
         self.engine = RolloutEngine(self.model, slots=sizes.slots)
-        self.requests = make_requests(sizes)
+        work = Work.ragged(
+            sizes.prompts, sizes.samples, sizes.prompt_tokens, mean=sizes.mean, most=sizes.most
+        )
+        self.requests = work.requests()
         self.samples: list[Sample] = []
         parameters = sum(p.numel() for p in self.model.parameters())
         print(f"{parameters:,} parameters, attention {self.engine.backend.name}", flush=True)

@@ -236,7 +236,7 @@ def said(record: Mapping[str, object], stage: str) -> list[str]:
 
 def markdown(record: Mapping[str, object]) -> str:
     """The record as tables: conditions, stages, figures with their bars, and what failed."""
-    machine = record["hardware"]
+    machine, seen = record["hardware"], record.get("torch", {})
     gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
     lines = [f"# {'Rehearsal' if record['rehearsal'] else gpus}", ""]
     if record["rehearsal"]:
@@ -247,7 +247,7 @@ def markdown(record: Mapping[str, object]) -> str:
         "system": machine["os"],
         **{key: value for gpu in machine["gpus"][:1] for key, value in gpu.items()},
         **record["versions"],
-        **{f"torch {k}": v for k, v in record.get("torch", {}).items() if k not in ("python",)},
+        **{key: seen[key] for key in ("cuda_version", "capability") if key in seen},
     }
     lines += _table(("condition", ""), [(k, v) for k, v in facts.items() if k != "name"])
     lines += ["## Stages", ""]

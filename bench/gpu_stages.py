@@ -128,7 +128,7 @@ STAGES = (
         call=2,
         command="{python} -m bench.gpu_kernels --device {device} --findings {findings} {toy}",
         limit_s=75,
-        modules=("numpy", "pytest", "torch"),
+        modules=("pytest", "torch", "triton"),
     ),
     Stage(
         name="model",
@@ -136,7 +136,7 @@ STAGES = (
         command="{python} -m bench.gpu_model --device {device} --findings {findings}"
         " --folder {folder} {toy}",
         limit_s=150,
-        modules=(*MODEL_MODULES, "tyro"),
+        modules=(*MODEL_MODULES, "pytest", "triton", "tyro"),
         keep=("profile.txt",),
     ),
     # Call 3: learning.
