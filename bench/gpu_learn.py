@@ -27,16 +27,16 @@ OPTIONS = (
     "--run.dtype", "bfloat16",
     "--task.prime.number-tokens", "digit",
     "--task.prime.max-p", "31",
-    "--selfplay.proposals-per-type", "64",
-    "--selfplay.solver-tasks-per-type", "128",
-    "--loss.kl-coef", "0.3",
-    "--optim.lr", "2e-3",
+    "--selfplay.proposals-per-type", "128",
+    "--selfplay.solver-tasks-per-type", "256",
+    "--loss.kl-coef", "0.25",
+    "--optim.lr", "3e-3",
     "--optim.decay-start-frac", "1.0",
     "--eval.samples", "2",
     "--save.every", "0",
     "--log.every", "5",
 )  # fmt: skip
-"""Beside the default preset's. On a CPU 425 steps of them reached an accuracy of 0.9 in fp32."""
+"""Beside the default preset's. On a CPU, in fp32, 400 steps of them reached an accuracy of 0.92."""
 TOY_OPTIONS = (
     "--warmup.steps", "5", "--selfplay.proposals-per-type", "4", "--selfplay.seed-tasks", "4",
     "--selfplay.solver-tasks-per-type", "4", "--eval.every", "2", "--log.every", "1",

@@ -22,6 +22,7 @@ OUTCOMES = {
     "ok": "passed",
     "empty": "nothing to run",
     "missing": "not run, for want of a module",
+    "partial": "passed, but not all of it was run for want of a module",
     "late": "not run, for want of time",
     "failed": "FAILED",
     "timeout": "STOPPED at its time limit",
@@ -216,9 +217,9 @@ def save(record: dict[str, object], results: Path) -> None:
 def verdict(part: Mapping[str, object]) -> str:
     """How a stage went, in words."""
     text = OUTCOMES[part["outcome"]]
-    if part["outcome"] == "missing":
-        return f"{text} ({', '.join(part['missing'])})"
-    return text if part["outcome"] == "late" else f"{text} after {part['seconds']} s"
+    if part.get("missing"):
+        text += f" ({', '.join(part['missing'])})"
+    return text if part["outcome"] in NOT_RUN else f"{text} after {part['seconds']} s"
 
 
 def said(record: Mapping[str, object], stage: str) -> list[str]:

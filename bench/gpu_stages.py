@@ -264,6 +264,8 @@ class Bench:
             return part | {"outcome": "timeout"}, figures
         if code == NO_TESTS and "pytest" in stage.modules:
             return part | {"outcome": "empty"}, figures
+        if code == 0 and notes.get("missing"):
+            return part | {"outcome": "partial", "missing": notes["missing"]}, figures
         return part | {"outcome": "ok" if code == 0 else "failed"}, figures
 
     def _run(self, name: str, command: list[str], limit_s: float) -> tuple[int, bool, list[str]]:

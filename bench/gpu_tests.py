@@ -5,7 +5,8 @@
 
 What carries the mark `gpu` after a real collection runs, whoever gave it the mark. On the device
 "cpu" (a rehearsal) a test that takes a place runs in torch's instead, and the others are skipped
-for want of a device. A file that needs a module which is not installed is named and is no failure.
+for want of a device. A file that needs a module which is not installed is named and is no failure;
+where it may hold GPU tests, the stage has passed in part only.
 """
 
 import re
@@ -45,6 +46,12 @@ def _twin(id: str) -> str:
     return name + bracket + "-".join(words) + "]" * bool(rest)
 
 
+def may_hold_gpu_tests(path: Path) -> bool:
+    """Whether a file that could not be collected, or its folder's conftest, gives the mark."""
+    files = (path, path.parent / "conftest.py")
+    return any("mark.gpu" in file.read_text("utf-8") for file in files if file.is_file())
+
+
 class Tally:
     """Chooses the tests, counts them, and tells at once what is known."""
 
@@ -58,6 +65,7 @@ class Tally:
         self.failed: list[str] = []
         self.skipped: Counter[str] = Counter()
         self.not_collected: dict[str, str] = {}
+        self.missing: set[str] = set()
         self.broken_files = 0
 
     @pytest.hookimpl(tryfirst=True)
@@ -79,6 +87,9 @@ class Tally:
         found = MISSING.findall(text)
         if found and found[-1].partition(".")[0] not in OWN:
             self.not_collected[report.nodeid] = found[-1]
+            if may_hold_gpu_tests(self.config.rootpath / report.nodeid):
+                self.missing.add(found[-1])
+                self.findings.note("missing", sorted(self.missing))
         else:
             self.broken_files += 1
             self.failed.append(f"{report.nodeid}: cannot be collected: {_last_line(text)}")

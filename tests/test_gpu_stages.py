@@ -149,6 +149,14 @@ def test_a_stage_without_its_modules_is_reported(tmp_path, capsys):
     assert "needs: not run, for want of a module (no_such_module)" in capsys.readouterr().out
 
 
+def test_a_stage_that_could_not_run_all_of_it_says_so(tmp_path, capsys):
+    told = finds() + 'found.note("missing", ["no_such_module"])'
+    code, record = run([stage("tests", told)], tmp_path)
+    assert (code, record["stages"]["tests"]["outcome"]) == (0, "partial")
+    said = capsys.readouterr().out
+    assert "tests: passed, but not all of it was run for want of a module (no_such_module)" in said
+
+
 def test_a_record_grows_over_calls_but_only_on_one_machine(tmp_path):
     run([stage("one", finds(copy_gb_s=1.0, matmul_tflop_s=2.0))], tmp_path)
     run([stage("two", finds(sampler_256_us=3.0))], tmp_path)
@@ -490,6 +498,7 @@ def test_gpu_tests_are_those_of_a_real_collection(tmp_path):
         "test_marked.py::test_here",
     ]
     assert notes["not collected"] == {"test_missing.py": "no_such_module"}
+    assert notes["missing"] == ["no_such_module"], "the conftest beside it gives the mark"
     # In a rehearsal torch's place stands for CUDA's; what has none is skipped.
     code, figures, _ = run_plugin(tmp_path, "cpu")
     assert code == 0
