@@ -5,8 +5,11 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 ARGS    ?=
+CALL    ?=
 STAGES  ?=
-RESULTS ?= runs/gpu
+RESULTS ?=
+REHEARSE ?=
+COMMIT  ?=
 
 PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
@@ -45,8 +48,10 @@ lint: $(VENV)/.for-lint ## check style
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
-gpu: ## run the stages for a GPU machine (STAGES="tests kernels" PYTHON=python3 RESULTS=dir)
-	@$(PYTHON) -m bench.gpu_stages --results "$(RESULTS)" $(STAGES)
+gpu: ## does it run, numbers, learning (CALL=1, CALL="2 3", STAGES="learn"; REHEARSE=1 on a CPU)
+	@$(PYTHON) -m bench.gpu_stages $(STAGES) $(if $(CALL),--call $(CALL)) \
+	  $(if $(RESULTS),--results "$(RESULTS)") $(if $(REHEARSE),--rehearse) \
+	  $(if $(COMMIT),--commit "$(COMMIT)")
 
 kernels-report: $(VENV)/.for-test ## compile the shipped kernels ahead of time and print their machine code's table
 	@$(PY) -m rlvr_kernels.report $(ARGS)

@@ -4,7 +4,7 @@ Ragged: 32 prompts of 34 to 64 tokens, 8 samples each, planned lengths (exponent
 most 96), the same for all, sampled at temperature 1, with the log-prob of every token. `generate`
 gets `num_return_sequences=8` and ends a row by a stopping criterion after its planned length; what
 it computes for rows that have ended is not counted. Fixed: 256 prompts of 16 tokens, 32 new ones.
-On a GPU: the shapes of Qwen2.5-3B with random weights, 64 prompts of about 1000 tokens x 8.
+Rollouts on a GPU: bench/gpu_model.py.
 """
 
 import os
@@ -89,24 +89,12 @@ class Planned(StoppingCriteria):
         return input_ids.shape[1] - self.width >= self.lengths
 
 
-def generate(model: PreTrainedModel, work: Work) -> Callable[[], None]:
-    """The peer: prompts padded on the left, every row decoded until the longest has ended.
-
-    On a GPU 256 rows at a time, and without log-probs, in its favour: it would have to keep all
-    logits for them.
-    """
-    on_gpu = model.device.type == "cuda"
-    prompts = 256 // work.lengths.shape[1] if on_gpu else len(work.prompts)
-
-    def call() -> None:
-        for first in range(0, len(work.prompts), prompts):
-            part = slice(first, first + prompts)
-            generate_part(model, Work(work.prompts[part], work.lengths[part]), not on_gpu)
-
-    return call
+def generate(model: PreTrainedModel, work: Work) -> Callable[[], torch.Tensor]:
+    """The peer: prompts padded on the left, every row decoded until the longest has ended."""
+    return lambda: generate_all(model, work)
 
 
-def generate_part(model: PreTrainedModel, work: Work, with_logprobs: bool) -> torch.Tensor | None:
+def generate_all(model: PreTrainedModel, work: Work) -> torch.Tensor:
     width, device = max(map(len, work.prompts)), model.device
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in work.prompts], device=device)
     stop = Planned(width, torch.tensor(work.lengths.reshape(-1), device=device))
@@ -114,10 +102,8 @@ def generate_part(model: PreTrainedModel, work: Work, with_logprobs: bool) -> to
         ids, attention_mask=(ids != 0).long(), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
         num_return_sequences=work.lengths.shape[1], max_new_tokens=int(work.lengths.max()),
         stopping_criteria=StoppingCriteriaList([stop]), eos_token_id=NEVER, pad_token_id=0,
-        suppress_tokens=[NEVER], output_logits=with_logprobs, return_dict_in_generate=True,
+        suppress_tokens=[NEVER], output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
-    if not with_logprobs:
-        return None
     new = out.sequences[:, width:]
     # A step at a time, as they lie: stacked, they would be copied once more.
     steps = [
@@ -140,12 +126,10 @@ def continuous(model: PreTrainedModel, work: Work) -> Callable[[], object] | Abs
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=-1, pad_token_id=0,
         max_new_tokens=max(1, round(work.tokens / work.lengths.size)),
     )  # fmt: skip
-    settings = ContinuousBatchingConfig(return_logprobs=True)
-    if model.device.type == "cpu":
-        # Its defaults plan for a GPU's memory.
-        settings = ContinuousBatchingConfig(
-            return_logprobs=True, page_size=64, num_blocks=512, max_batch_tokens=1024
-        )
+    # Its defaults plan for a GPU's memory.
+    settings = ContinuousBatchingConfig(
+        return_logprobs=True, page_size=64, num_blocks=512, max_batch_tokens=1024
+    )
     inputs = [list(p) for p in work.prompts for _ in range(samples)]
 
     def call() -> object:
@@ -226,29 +210,3 @@ def bench_fixed(compare, hidden):
         hf_generate=generate(theirs, work),
     )
     result.bar("hf_generate", must=1.0)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("slots", [128, 256, 512])
-def bench_gpu(compare, slots):
-    """Qwen2.5-3B's shapes, random weights, bf16; the share of the roofline is printed."""
-    work = Work.ragged(64, 8, (900, 1100), mean=700, most=2000)
-
-    def make() -> PreTrainedModel:
-        with torch.device("cuda"):
-            return qwen2(
-                vocab_size=151936, hidden_size=2048, num_hidden_layers=36,
-                num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008,
-                max_position_embeddings=4096,
-            ).to(torch.bfloat16)  # fmt: skip
-
-    ours, theirs = pair(make)
-    timed = compare.with_options(device="cuda", items=work.tokens, unit="token", rounds=1, warmup=0)
-    peers = {"hf_generate": generate(theirs, work)} if slots == 512 else {}
-    if slots == 256:
-        peers = {"hf_generate_batch": continuous(theirs, work)}
-    call = Rollout(ours, work, slots)
-    call()  # captures the graphs; a round of all rows at once takes minutes, so there is one
-    timed(f"3B shapes, {slots} slots", call, **peers)
-    fraction = call.engine.decode_roofline_frac()
-    print(f"{slots} slots: decoding at {fraction:.1%} of the roofline")

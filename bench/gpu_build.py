@@ -1,18 +1,22 @@
-"""First stage of `make gpu`: imports every module of the tree and says what is missing.
+"""First stage of `make gpu`: versions; imports every module of the tree and says what is missing.
 
-    python -m bench.gpu_build OUT.json
+    python -m bench.gpu_build --findings FILE
 
 A module that needs a package which is not installed is told and is no error: other stages may not
-need it. A module that fails for any other reason is one.
+need it. A module that fails for any other reason is one, and so is a Numba that cannot compile
+beside the numpy that is here.
 """
 
+import argparse
 import importlib
 import importlib.util
-import json
 import sys
 import tomllib
 import traceback
 from pathlib import Path
+
+from bench.gpu_record import Findings
+from bench.record import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,11 +55,31 @@ def import_all(names: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     return missing, broken
 
 
-def main(out: str) -> int:
-    """Writes what was found as JSON; 1 where a module is broken."""
+def numba_error() -> str | None:
+    """Why Numba cannot invert 3 modulo 7 here; None where it can, or is not installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        modular = importlib.import_module("azr.modular")
+        found = int(modular.invert(3, 7))
+        return None if found == 5 else f"the inverse of 3 modulo 7 is 5, Numba found {found}"
+    except Exception:
+        return traceback.format_exc(limit=-3)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Tells what was found; 1 where a module is broken."""
+    parser = argparse.ArgumentParser(prog="bench.gpu_build")
+    parser.add_argument("--findings", type=Path, required=True)
+    findings = Findings(parser.parse_args(arguments).findings)
+    here = versions()
+    print(" ".join(f"{package} {version}" for package, version in here.items()))
     packages = [name for name in required() if importlib.util.find_spec(name) is None]
+    findings.note("packages missing", packages)
     names = modules()
     missing, broken = import_all(names)
+    if error := numba_error():
+        broken["numba"] = error
     print(f"python {sys.version.split()[0]}: {len(names)} modules")
     for package in packages:
         print(f"missing package: {package}")
@@ -63,10 +87,11 @@ def main(out: str) -> int:
         print(f"not imported: {name} (needs {package})")
     for name, error in broken.items():
         print(f"BROKEN: {name}\n{error}")
-    found = {"modules": len(names), "packages_missing": packages, "modules_missing": missing}
-    Path(out).write_text(json.dumps(found | {"broken": broken}, indent=1) + "\n")
+    findings.note("modules", len(names))
+    findings.note("modules missing", [f"{name}: {package}" for name, package in missing.items()])
+    findings.note("broken", broken)
     return 1 if broken else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main())

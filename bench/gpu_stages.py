@@ -1,11 +1,15 @@
-"""Runs the project on a machine with a GPU, in stages of at most 8 minutes each.
+"""Fifteen minutes on a machine with a GPU: three calls, each of stages with limits of their own.
 
-    make gpu STAGES="tests kernels" PYTHON=python3 RESULTS=dir
+    make gpu CALL=1 PYTHON=python3 RESULTS=dir      does it run: at most 280 s
+    make gpu CALL="2 3"                             numbers, learning: at most 410 s together
+    make gpu STAGES="kernels learn"                 single stages, each within its own limit
+    make gpu CALL=1 REHEARSE=1                      the same on a CPU at toy size
 
 No virtual environment and no network: the interpreter given runs the checkout as it stands, and
-what it lacks is reported. Every stage runs alone as well; its outcome, duration, log and JSON are
-merged into RESULTS/record.json, so a record may grow over several calls. Without a GPU nothing
-runs, nothing is written and the exit code is 0. Only the standard library is used here.
+what it lacks is reported. A stage that ends early leaves its time to the rest, and none can take
+the time of a later one. Everything comes into one folder of at most 8 files, RESULTS, whose record
+grows over calls. Without a GPU nothing runs, nothing is written and the exit code is 0. Only the
+standard library is used here.
 """
 
 import argparse
@@ -14,9 +18,11 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -24,109 +30,144 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.record import commit, hardware, slug, versions, write
+from bench.gpu_record import (
+    REHEARSAL,
+    add_stage,
+    gpu_slug,
+    open_record,
+    read_findings,
+    said,
+    save,
+    verdict,
+)
+from bench.record import RESULTS, commit, hardware
 
+STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_S = 480.0
+CALL_LIMIT_S = {1: 280.0, 2: 240.0, 3: 170.0}
+FRAME_S = 15.0
+"""Of each call, for what stands around its stages."""
+STOP_S = 8.0
+"""Of a stage's limit, at most, for ending it in peace."""
+LEAST_S = 5.0
+"""A stage that has less left is not begun."""
+REHEARSAL_FACTOR = 4.0
+"""How much longer everything may take on a CPU."""
+MOST_FILES = 8
 TAIL_LINES = 40
 NO_TESTS = 5  # pytest's exit code where it collected nothing
-OUTCOMES = {
-    "ok": "passed",
-    "empty": "nothing to run yet",
-    "missing": "not run, for want of a module",
-    "failed": "FAILED",
-    "timeout": "STOPPED at its time limit",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stage: its command, what it needs, and the files it leaves in the results folder.
+    """One stage: its call, its command, the modules it needs, and the files it leaves.
 
-    `{python}`, `{results}` and `{gpu_tests}` in the command are filled in. A stage whose `files`
-    are not all in the tree does not exist (yet). `outputs` ending in .json or .jsonl are merged
-    into the record.
+    In the command `{python}` is the interpreter, `{device}` cuda or cpu, `{toy}` --toy in a
+    rehearsal and nothing else, `{workers}` pytest's option for several processes where that can
+    be had, `{findings}` the file that its figures go to, and `{folder}` a temporary folder; of
+    what it leaves there, `keep` comes into the results.
     """
 
     name: str
+    call: int
     command: str
-    files: tuple[str, ...] = ()
+    limit_s: float
     modules: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    limit_s: float = LIMIT_S
+    keep: tuple[str, ...] = ()
 
 
 # Warnings of the versions that happen to be installed there are shown, not errors.
-PYTEST = "{python} -m pytest -W default -p no:cacheprovider"
-BENCH_MODULES = ("pytest", "pytest_benchmark", "torch")
-TRAINER_MODULES = ("torch", "transformers", "tokenizers", "safetensors", "numba", "tyro", "rich",
+PYTEST = (
+    "{python} -m pytest -W default -p no:cacheprovider -p bench.gpu_tests"
+    " --continue-on-collection-errors --gpu-findings {findings} --gpu-device {device}"
+)
+MODEL_MODULES = ("torch", "numpy", "transformers")
+TRAINER_MODULES = (*MODEL_MODULES, "tokenizers", "safetensors", "numba", "tyro", "rich",
                    "matplotlib")  # fmt: skip
 
 STAGES = (
+    # Call 1: does it run. The short ones first: what they leave goes to the tests.
     Stage(
         name="build",
-        command="{python} -m bench.gpu_build {results}/build.json",
-        files=("bench/gpu_build.py",),
-        outputs=("build.json",),
+        call=1,
+        command="{python} -m bench.gpu_build --findings {findings}",
+        limit_s=30,
     ),
     Stage(
-        name="aot",
-        command="{python} -m rlvr_kernels.report",
-        files=("kernels/rlvr_kernels/report.py",),
-        modules=("torch", "triton"),
+        name="doctor",
+        call=1,
+        command="{python} -m azr.doctor",
+        limit_s=20,
+        modules=("torch",),
     ),
     Stage(
-        name="tests",
-        command=PYTEST + " -m gpu --continue-on-collection-errors {gpu_tests}",
-        files=("tests/conftest.py",),
-        modules=("pytest", "torch"),
+        name="train",
+        call=1,
+        command="{python} -m azr.train --device {device} --run.dtype bfloat16"
+        " --optim.recompute True --steps 3 --eval.samples 1 --run.root {folder}/runs",
+        limit_s=45,
+        modules=TRAINER_MODULES,
     ),
+    Stage(
+        name="kernel-tests",
+        call=1,
+        command=PYTEST + " --gpu-figures kernel_tests {workers} tests/kernels",
+        limit_s=95,
+        modules=("pytest", "torch", "triton"),
+    ),
+    Stage(
+        name="other-tests",
+        call=1,
+        command=PYTEST + " --gpu-figures other_tests --ignore=tests/kernels tests",
+        limit_s=75,
+        modules=("pytest", "torch", "transformers"),
+    ),
+    # Call 2: numbers.
     Stage(
         name="kernels",
-        command=PYTEST
-        + " bench/bench_kernels.py --benchmark-only --record-file {results}/kernels.json",
-        files=("bench/bench_kernels.py",),
-        modules=BENCH_MODULES,
-        outputs=("kernels.json",),
+        call=2,
+        command="{python} -m bench.gpu_kernels --device {device} --findings {findings} {toy}",
+        limit_s=75,
+        modules=("pytest", "torch", "triton"),
     ),
     Stage(
-        name="rollout",
-        command=PYTEST + " bench/bench_rollout.py -m gpu -s --benchmark-only"
-        " --record-file {results}/rollout.json",
-        files=("bench/bench_rollout.py",),
-        modules=(*BENCH_MODULES, "transformers"),
-        outputs=("rollout.json",),
+        name="model",
+        call=2,
+        command="{python} -m bench.gpu_model --device {device} --findings {findings}"
+        " --folder {folder} {toy}",
+        limit_s=150,
+        modules=(*MODEL_MODULES, "pytest", "triton", "tyro"),
+        keep=("profile.txt",),
     ),
+    # Call 3: learning.
     Stage(
-        name="step",
-        command=PYTEST + " bench/bench_step.py --benchmark-only --record-file {results}/step.json",
-        files=("bench/bench_step.py",),
-        modules=("pytest", "pytest_benchmark", *TRAINER_MODULES),
-        outputs=("step.json",),
-    ),
-    Stage(
-        name="train-prime",
-        command="{python} -m azr.train --device cuda"
-        " --run.name gpu-prime --run.root {results}/runs",
-        files=("azr/train.py",),
+        name="learn",
+        call=3,
+        command="{python} -m bench.gpu_learn --device {device} --findings {findings}"
+        " --folder {folder} {toy}",
+        limit_s=155,
         modules=TRAINER_MODULES,
-        outputs=("runs/latest/metrics.jsonl",),
+        keep=("metrics.jsonl", "learning_curve.png", "report.html"),
     ),
 )
 
 
-def existing(stages: Sequence[Stage], root: Path = ROOT) -> list[Stage]:
-    """The stages whose files are in the tree."""
-    return [stage for stage in stages if all((root / file).exists() for file in stage.files)]
+def choose(stages: Sequence[Stage], calls: Sequence[int], names: Sequence[str]) -> list[Stage]:
+    """The stages of the calls or the named ones, in the table's order; all where none is asked.
 
-
-def choose(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
-    """The named stages in the table's order, all where none is named; ValueError if unknown."""
-    known = [stage.name for stage in stages]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"no stage {', '.join(unknown)}; the stages are: {' '.join(known)}")
-    return [stage for stage in stages if not names or stage.name in names]
+    Raises ValueError for a call or a stage that there is not.
+    """
+    for kind, asked, known in (
+        ("call", calls, list(dict.fromkeys(stage.call for stage in stages))),
+        ("stage", names, [stage.name for stage in stages]),
+    ):
+        unknown = [str(one) for one in asked if one not in known]
+        if unknown:
+            raise ValueError(
+                f"no {kind} {', '.join(unknown)}; the {kind}s are: {' '.join(map(str, known))}"
+            )
+    is_all = not calls and not names
+    return [s for s in stages if is_all or s.call in calls or s.name in names]
 
 
 PROBE = """
@@ -161,105 +202,121 @@ def missing_modules(stage: Stage) -> list[str]:
     return [name for name in stage.modules if importlib.util.find_spec(name) is None]
 
 
-def gpu_tests(root: Path = ROOT) -> list[str]:
-    """The test files with GPU tests. The others may import what this interpreter does not have."""
-    files = sorted((root / "tests").rglob("test_*.py"))
-    marked = [file for file in files if "mark.gpu" in file.read_text(encoding="utf-8")]
-    return [str(file.relative_to(root)) for file in marked] or ["tests"]
+def workers() -> str:
+    """pytest's option for six processes, where it can be had."""
+    can = importlib.util.find_spec("xdist") is not None and (os.cpu_count() or 1) >= 8
+    return "-n 6" if can else ""
 
 
-def fill_in(command: str, results: Path) -> list[str]:
-    """The words of a stage's command."""
-    words: list[str] = []
-    for word in shlex.split(command):
-        if word == "{gpu_tests}":
-            words += gpu_tests()
-        else:
-            words.append(word.format(python=sys.executable, results=results))
-    return words
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Where stages run, and what is known of the checkout."""
 
+    results: Path
+    is_rehearsal: bool = False
+    commit: str | None = None
+    """Said by the caller, for a copy of the checkout that has no history."""
 
-def run_stage(stage: Stage, results: Path) -> dict[str, object]:
-    """Runs one stage and returns its part of the record."""
-    command = fill_in(stage.command, results)
-    part: dict[str, object] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **commit(),
-        "command": shlex.join(command),
-        "limit_s": stage.limit_s,
-    }
-    missing = missing_modules(stage)
-    if missing:
-        return part | {"outcome": "missing", "missing": missing}
-    older = _written(stage, results)
-    log = results / f"{stage.name}.log"
-    started = time.monotonic()
-    code, timed_out, tail = _run(command, log, stage.limit_s)
-    part |= {
-        "seconds": round(time.monotonic() - started, 1),
-        "exit_code": code,
-        "log": log.name,
-        "tail": tail,
-        "data": _outputs(stage, results, older),
-    }
-    if timed_out:
-        return part | {"outcome": "timeout"}
-    if code == NO_TESTS and "pytest" in stage.modules:
-        return part | {"outcome": "empty"}
-    return part | {"outcome": "ok" if code == 0 else "failed"}
+    def words(self, stage: Stage, folder: Path) -> list[str]:
+        """The words of a stage's command."""
+        text = stage.command.format(
+            python=shlex.quote(sys.executable),
+            device="cpu" if self.is_rehearsal else "cuda",
+            toy="--toy" if self.is_rehearsal else "",
+            workers=workers(),
+            findings=shlex.quote(str(folder / "findings.jsonl")),
+            folder=shlex.quote(str(folder)),
+        )
+        return shlex.split(text)
 
+    def run_stage(self, stage: Stage, limit_s: float) -> tuple[dict[str, object], dict[str, float]]:
+        """Runs one stage; returns (its part of the record, its figures)."""
+        known = commit()
+        part: dict[str, object] = {
+            "call": stage.call,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": known["commit"] or self.commit,
+            "dirty": known["dirty"],
+            "limit_s": round(limit_s, 1),
+        }
+        missing = missing_modules(stage)
+        if missing:
+            return part | {"outcome": "missing", "missing": missing}, {}
+        if limit_s < min(LEAST_S, stage.limit_s):
+            return part | {"outcome": "late"}, {}
+        with tempfile.TemporaryDirectory(prefix=f"{stage.name}-") as name:
+            folder = Path(name)
+            command = self.words(stage, folder)
+            started = time.monotonic()
+            code, timed_out, tail = self._run(stage.name, command, limit_s)
+            figures, notes = read_findings(folder / "findings.jsonl")
+            part |= {
+                "command": shlex.join(command).replace(name, "FOLDER"),
+                "seconds": round(time.monotonic() - started, 1),
+                "exit_code": code,
+                "tail": tail,
+                "notes": notes,
+            }
+            for kept in stage.keep:
+                if (folder / kept).is_file():
+                    shutil.copy(folder / kept, self.results / kept)
+        if timed_out:
+            return part | {"outcome": "timeout"}, figures
+        if code == NO_TESTS and "pytest" in stage.modules:
+            return part | {"outcome": "empty"}, figures
+        if code == 0 and notes.get("missing"):
+            return part | {"outcome": "partial", "missing": notes["missing"]}, figures
+        return part | {"outcome": "ok" if code == 0 else "failed"}, figures
 
-def _run(command: list[str], log: Path, limit_s: float) -> tuple[int, bool, list[str]]:
-    """(exit code, whether the limit stopped it, last lines), output to the log and the screen."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(
+    def _run(self, name: str, command: list[str], limit_s: float) -> tuple[int, bool, list[str]]:
+        """(exit code, whether the limit stopped it, last lines), output to log and screen."""
+        path = os.pathsep.join(
             [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
-        "PYTHONUNBUFFERED": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # so that its own children end with it
-    )
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
+        )
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that its own children end with it
+        )
+        tail: deque[str] = deque(maxlen=TAIL_LINES)
 
-    def copy() -> None:
-        with log.open("w", encoding="utf-8") as file, process.stdout:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                print(line, end="", flush=True)
-                tail.append(line.rstrip("\n"))
+        def copy() -> None:
+            with (self.results / "log.txt").open("a", encoding="utf-8") as file, process.stdout:
+                file.write(f"\n== {name}: {shlex.join(command)}\n")
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    print(line, end="", flush=True)
+                    tail.append(line.rstrip("\n"))
 
-    copier = threading.Thread(target=copy, daemon=True)
-    copier.start()
-    timed_out = False
-    try:
-        process.wait(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        timed_out = True
-        _ask_to_end(process)
-    finally:
-        _signal(process, signal.SIGKILL)  # whatever of it still runs
-    code = process.wait()
-    copier.join(timeout=10)
-    return code, timed_out, list(tail)
+        copier = threading.Thread(target=copy, daemon=True)
+        copier.start()
+        timed_out = False
+        stop_s = min(STOP_S, limit_s / 3)
+        try:
+            process.wait(timeout=limit_s - stop_s)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            _ask_to_end(process, stop_s)
+        finally:
+            _signal(process, signal.SIGKILL)  # whatever of it still runs
+        code = process.wait()
+        copier.join(timeout=2)
+        return code, timed_out, list(tail)
 
 
-def _ask_to_end(process: subprocess.Popen) -> None:
+def _ask_to_end(process: subprocess.Popen, patience_s: float) -> None:
     """Interrupts a stage and everything it started, so that pytest still says how far it came."""
-    for number, patience_s in ((signal.SIGINT, 10), (signal.SIGTERM, 5)):
+    for number, part in ((signal.SIGINT, 0.7), (signal.SIGTERM, 0.3)):
         _signal(process, number)
         try:
-            process.wait(timeout=patience_s)
+            process.wait(timeout=patience_s * part)
             return
         except subprocess.TimeoutExpired:
             continue
@@ -272,105 +329,96 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
         pass  # all of it has ended
 
 
-def _written(stage: Stage, results: Path) -> dict[str, int]:
-    """When each output was last written, in nanoseconds; nothing for those that are not there."""
-    paths = {output: results / output for output in stage.outputs}
-    return {output: path.stat().st_mtime_ns for output, path in paths.items() if path.is_file()}
-
-
-def _outputs(stage: Stage, results: Path, older: dict[str, int]) -> dict[str, object]:
-    """The JSON that a stage wrote: a whole document, or all rows of a .jsonl file.
-
-    What is as old as before the stage is an earlier run's and must not pass for this one's.
-    """
-    data: dict[str, object] = {}
-    for output, written in _written(stage, results).items():
-        if older.get(output) == written:
-            continue
-        path = results / output
-        try:
-            text = path.read_text(encoding="utf-8")
-            rows = text.splitlines() if path.suffix == ".jsonl" else [text]
-            parsed = [json.loads(row) for row in rows if row.strip()]
-        except ValueError as error:  # a stage that was stopped may leave half a line
-            data[output] = {"unreadable": str(error)}
-            continue
-        data[output] = parsed if path.suffix == ".jsonl" else parsed[0]
-    return data
-
-
-def open_record(path: Path, machine: dict[str, object]) -> dict[str, object]:
-    """The record to merge into; ValueError where it was made on other hardware."""
-    if path.exists():
-        record = json.loads(path.read_text())
-        if record["slug"] != slug(machine):
-            raise ValueError(
-                f"{path} was made on {record['slug']}, this is {slug(machine)}: "
-                "give another RESULTS folder"
-            )
-    else:
-        record = {"schema": 1, "slug": slug(machine), "stages": {}}
-    return record | {"hardware": machine, "versions": versions()}
-
-
 def run_all(
-    stages: Sequence[Stage], results: Path, seen: dict[str, object], machine: dict[str, object]
+    stages: Sequence[Stage],
+    bench: Bench,
+    seen: dict[str, object],
+    machine: dict[str, object],
+    deadline: float | None = None,
 ) -> int:
-    """Runs the stages, merges each into the record as it ends; 1 where one failed."""
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / "record.json"
-    record = open_record(path, machine) | {"torch": seen}
-    bad = 0
-    for stage in stages:
-        print(f"== {stage.name} (at most {stage.limit_s:g} s)", flush=True)
-        part = run_stage(stage, results)
-        record["stages"][stage.name] = part
-        write(record, path)
-        bad += part["outcome"] in ("failed", "timeout")
-        print(f"== {_verdict(stage.name, part)}", flush=True)
+    """Runs the stages, merges each into the record as it ends; 1 where one failed.
+
+    `deadline`, in time.monotonic(), is that of all of them together: each may take what is left
+    after the limits of those behind it. Without it each has its own limit.
+    """
+    record = open_record(bench.results / "record.json", machine, bench.is_rehearsal)
+    record["torch"] = seen
+    bench.results.mkdir(parents=True, exist_ok=True)
+    slowness = REHEARSAL_FACTOR if bench.is_rehearsal else 1.0
+    parts: dict[str, dict[str, object]] = {}
+    for at, stage in enumerate(stages):
+        limit_s = stage.limit_s * slowness
+        if deadline is not None:
+            behind_s = sum(later.limit_s * slowness for later in stages[at + 1 :])
+            limit_s = deadline - time.monotonic() - behind_s
+        print(f"== {stage.name} (at most {limit_s:.0f} s)", flush=True)
+        part, figures = bench.run_stage(stage, limit_s)
+        parts[stage.name] = part
+        add_stage(record, stage.name, part, figures)
+        save(record, bench.results)
+        print(f"== {stage.name}: {verdict(part)}", flush=True)
     print("== summary")
-    for stage in stages:
-        print(f"   {_verdict(stage.name, record['stages'][stage.name])}")
-    print(f"   record: {path}")
-    return 1 if bad else 0
+    for name, part in parts.items():
+        print(f"   {name}: {verdict(part)}")
+        for line in said(record, name):
+            print(f"      {line}")
+    print(f"   record: {bench.results}")
+    if bench.is_rehearsal:
+        print(f"   {REHEARSAL}")
+    return int(any(part["outcome"] in ("failed", "timeout") for part in parts.values()))
 
 
-def _verdict(name: str, part: dict[str, object]) -> str:
-    text = f"{name}: {OUTCOMES[part['outcome']]}"
-    if part["outcome"] == "missing":
-        return f"{text} ({', '.join(part['missing'])})"
-    return f"{text} after {part['seconds']} s, exit code {part['exit_code']}"
+def default_results(machine: dict[str, object], is_rehearsal: bool) -> Path:
+    """Where the record goes that nobody gave a place."""
+    if is_rehearsal:
+        return ROOT / "runs" / "gpu-rehearsal"
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return RESULTS / f"{gpu_slug(machine['gpus'][0]['name'])}-{date}"
 
 
 def main(arguments: list[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
     """Exit code 0: all stages passed, or no GPU; 1: one failed or was stopped; 2: bad usage."""
     parser = argparse.ArgumentParser(prog="make gpu")
-    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "gpu")
+    parser.add_argument("--results", type=Path, help="default: bench/results/GPU-DATE")
+    parser.add_argument("--call", type=int, nargs="*", default=[])
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU at toy size")
+    parser.add_argument("--commit", help="of a copy of the checkout without its history")
     parser.add_argument("--list", action="store_true", help="print the stages and stop")
     parser.add_argument("stages", nargs="*")
     options = parser.parse_args(arguments)
-    present = existing(stages)
+    if options.list:
+        for stage in stages:
+            print(f"{stage.call}  {stage.name:12s} {stage.limit_s:4.0f} s  {stage.command}")
+        return 0
+    results = options.results and options.results.resolve()
     try:
-        chosen = choose(present, options.stages)
+        chosen = choose(stages, options.call, options.stages)
+        if options.rehearse and results and results.is_relative_to(RESULTS):
+            raise ValueError(f"a rehearsal leaves nothing under {RESULTS}: give another RESULTS")
     except ValueError as error:
         print(f"make gpu: {error}", file=sys.stderr)
         return 2
-    if options.list:
-        for stage in chosen:
-            print(f"{stage.name:12s} {stage.command}")
-        return 0
     machine, seen = hardware(), probe()
-    if not seen["cuda"] and not machine["gpus"]:
-        print("no GPU on this machine: no stage was run and nothing is claimed")
-        return 0
-    if not seen["cuda"]:
+    if not options.rehearse and not seen["cuda"]:
+        if not machine["gpus"]:
+            print("no GPU on this machine: no stage was run and nothing is claimed")
+            return 0
         names = ", ".join(gpu["name"] for gpu in machine["gpus"])
         reason = seen.get("reason") or f"torch {seen['torch']} sees no CUDA device"
         print(f"make gpu: {names} is here, but {sys.executable} cannot use it: {reason}",
               file=sys.stderr)  # fmt: skip
         return 1
+    if not machine["gpus"] and seen["cuda"]:
+        machine["gpus"] = [{"name": seen["device"]}]  # no nvidia-smi here
+    results = results or default_results(machine, options.rehearse)
+    bench = Bench(results=results, is_rehearsal=options.rehearse, commit=options.commit)
+    deadline = None
+    if not options.stages:
+        slowness = REHEARSAL_FACTOR if options.rehearse else 1.0
+        calls = {stage.call for stage in chosen}
+        deadline = STARTED + sum(CALL_LIMIT_S[call] for call in calls) * slowness - LEAST_S
     try:
-        return run_all(chosen, options.results.resolve(), seen, machine)
+        return run_all(chosen, bench, seen, machine, deadline)
     except ValueError as error:
         print(f"make gpu: {error}", file=sys.stderr)
         return 2
