@@ -1,9 +1,9 @@
 """Puts what a GPU was measured to do into the documents: `python -m bench.figures [--check]`.
 
-A place for a figure reads `<!--gpu NAME-->...<!--/gpu-->`, which viewers do not show; NAME is one of
-`bench/gpu_record.py: FIGURES`. The text between is this script's: the figure of the newest record
-under bench/results/ that holds it, with its card, or that nothing was measured. `--check` writes
-nothing and tells which places read otherwise. Only the standard library is used here.
+A place for a figure reads `<!--gpu NAME-->...<!--/gpu-->`, whose marks viewers do not show; NAME is
+one of `bench/gpu_record.py: FIGURES`. The text between is this script's: the figure of the newest
+record under bench/results/ that holds it, with its card, or that nothing was measured. `--check`
+writes nothing and tells which places read otherwise. Only the standard library is used here.
 """
 
 import argparse

@@ -166,23 +166,22 @@ class Stage:
         tokens = sum(len(sample.token_ids) for sample in self.samples)
         assert tokens == sum(r.sampling.max_new_tokens for r in self.requests)
         figure("decode_3b_256_tok_s", tokens / took)
-        floor_s, decode_s = (
-            now - then for now, then in zip(self._metered(), meter_before, strict=True)
-        )
-        if decode_s:  # the CPU has no meter
-            figure("decode_3b_256_roofline_frac", floor_s / decode_s)
-            figure("rollout_3b_256_roofline_frac", floor_s / took)
-            figure("rollout_3b_256_decode_frac", decode_s / took)
+        floor_s, step_s, phase_s = self._metered() - meter_before
+        if step_s:  # the CPU has no meter
+            figure("decode_3b_256_roofline_frac", floor_s / step_s)
+            figure("rollout_3b_256_roofline_frac", floor_s / phase_s)
+            figure("rollout_3b_256_decode_frac", step_s / took)
         self.findings.note("rollout", f"{tokens} tokens, {len(self.samples)} samples, {took:.2f} s")
         figure("engine_3b_held_gib", (self.device.held_bytes() - self.weights_bytes) / GIB)
 
-    def _metered(self) -> tuple[float, float]:
-        """Returns (floor, time on the device) of all decode steps so far, in seconds."""
+    def _metered(self) -> np.ndarray:
+        """Returns the floor of all decode steps so far, their time on the device, and the wall time
+        of the rollouts without the capture of graphs, in seconds."""
         meter = self.engine.meter
         if meter is None:
-            return 0.0, 0.0
-        meter.settle()
-        return meter.floor_s, meter.measured_s
+            return np.zeros(3)
+        self.engine.decode_roofline_frac()  # adds up the steps that are noted
+        return np.array([meter.floor_s, meter.step_s, meter.phase_s])
 
     def mismatch(self) -> None:
         """Log-probs of the rollout beside those of the learner's own forward."""

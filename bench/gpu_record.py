@@ -93,7 +93,9 @@ FIGURES = {
         "tok/s", "the second call from start to end: lengths of mean 300, at most 800"
     ),
     "decode_3b_256_roofline_frac": Figure("frac", "its decode steps: floor over time", 0.60),
-    "rollout_3b_256_roofline_frac": Figure("frac", "the floor of its steps over all of its time"),
+    "rollout_3b_256_roofline_frac": Figure(
+        "frac", "the floor of its steps over all of its time, but that of capture"
+    ),
     "rollout_3b_256_decode_frac": Figure("frac", "share of its time inside decode steps", 0.80),
     "logprob_3b_mean_abs_diff_nats": Figure(
         "nats", "log-probs of the rollout against a forward in training: mean |difference|",

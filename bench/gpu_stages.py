@@ -136,7 +136,7 @@ STAGES = (
         command="{python} -m bench.gpu_model --device {device} --findings {findings}"
         " --folder {folder} {toy}",
         limit_s=150,
-        modules=(*MODEL_MODULES, "pytest", "triton", "tyro"),
+        modules=(*MODEL_MODULES, "pytest", "triton"),
         keep=("profile.txt",),
     ),
     # Call 3: learning.
