@@ -1,0 +1,125 @@
+"""Updates on a GPU: what the host waits for, what repeats, and the CPU's update beside it."""
+
+import copy
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from models import azr_model, plain_model
+
+from azr.config import LossConfig, OptimConfig
+from azr.learner import Experience, Learner
+from azr.model.attention.packed import gathered
+from azr.rollout import Request, RolloutEngine, Sampling
+
+pytestmark = pytest.mark.gpu
+
+PLAIN = plain_model(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, vocab=1000)
+
+
+def batch_of(seed=0, prompts=6, samples=4):
+    """Samples that share their prompts."""
+    rng = np.random.default_rng(seed)
+    batch = []
+    for _ in range(prompts):
+        prompt = tuple(rng.integers(2, 1000, rng.integers(5, 40)).tolist())
+        for _ in range(samples):
+            response = tuple(rng.integers(2, 1000, rng.integers(1, 30)).tolist())
+            logprobs = np.full(len(response), -6.0, dtype=np.float32)
+            batch.append(
+                Experience(
+                    prompt_ids=prompt,
+                    response_ids=response,
+                    rollout_logprobs=logprobs,
+                    advantage=float(rng.normal()),
+                )
+            )
+    return batch
+
+
+def learner_of(model, **optim):
+    settings = OptimConfig(**({"lr": 1e-3, "micro_batch_tokens": 400} | optim))
+    return Learner(
+        model, None, loss=LossConfig(), optim=settings, temperature=1.0, total_steps=9, seed=0
+    )
+
+
+@pytest.mark.parametrize("bf16_update", ["master", "stochastic"])
+def test_the_host_waits_once_an_update(bf16_update):
+    learner = learner_of(azr_model(PLAIN).cuda().bfloat16(), bf16_update=bf16_update)
+    learner.update(batch_of(), 1)  # compiles
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            learner.update(batch_of(), 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(w.message) for w in said if "synchroniz" in str(w.message)]
+    assert len(waits) == 1, waits
+
+
+def test_an_update_in_fp32_is_that_of_the_cpu():
+    torch.backends.cuda.matmul.allow_tf32 = False
+    here, there = learner_of(azr_model(PLAIN)), learner_of(azr_model(PLAIN).cuda())
+    for step in (1, 2):
+        on_cpu, on_gpu = here.update(batch_of(), step), there.update(batch_of(), step)
+        for name in ("policy/loss", "policy/grad_norm", "policy/entropy", "mismatch/kl"):
+            assert on_gpu[name] == pytest.approx(on_cpu[name], rel=1e-3, abs=1e-5), name
+
+
+def test_gradients_of_what_is_shared_add_up_in_fp32_and_repeat():
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 50, (20_000,), generator=generator).cuda()
+    upstream = torch.randn((20_000, 2, 64), generator=generator).bfloat16().cuda()
+    x = torch.randn((50, 2, 64), generator=generator).bfloat16().cuda().requires_grad_()
+    (first,) = torch.autograd.grad(gathered(x, index), x, upstream)
+    wanted = torch.zeros((50, 2, 64), dtype=torch.float64, device="cuda")
+    wanted.index_add_(0, index, upstream.double())
+    # One rounding to bf16, of sums of 400 numbers.
+    assert ((first.double() - wanted).abs() <= 2**-8 * wanted.abs() + 1e-2).all()
+    for _ in range(5):
+        (again,) = torch.autograd.grad(gathered(x, index), x, upstream)
+        assert torch.equal(again, first)
+
+
+def test_steps_are_captured_while_another_thread_uses_the_device():
+    """As the thread that writes checkpoints does."""
+    model = azr_model(copy.deepcopy(PLAIN)).cuda().bfloat16()
+    engine = RolloutEngine(model, slots=32)
+    over = threading.Event()
+    errors = []
+
+    def busy():
+        try:
+            while not over.is_set():
+                torch.randn(1 << 16, device="cuda").cpu()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        requests = [
+            Request(token_ids=(3, 4, 5 + i), sampling=Sampling(max_new_tokens=20), key=i, n=2)
+            for i in range(16)
+        ]
+        assert len(list(engine.generate(requests))) == 32
+    finally:
+        over.set()
+        thread.join()
+    assert errors == []
+    assert engine._state.graphs is None or engine._state.graphs.captured
+
+
+def test_release_gives_the_memory_back_to_the_device():
+    engine = RolloutEngine(azr_model(PLAIN).cuda().bfloat16(), slots=64)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    request = Request(token_ids=(3, 4), sampling=Sampling(max_new_tokens=90), key=0, n=64)
+    list(engine.generate([request]))
+    held = torch.cuda.memory_reserved()
+    engine.release()
+    assert torch.cuda.memory_reserved() - before < (held - before) / 2
