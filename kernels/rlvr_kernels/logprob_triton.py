@@ -32,10 +32,19 @@ def row_logprob_fwd_kernel(
     logprobs_ptr, entropy_ptr, lse_ptr,  # results
     n_vocab, inner, outer_stride, inner_stride,  # shapes and strides
     scale: tl.float32,  # log2(e) / temperature
-    WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr, LANE: tl.constexpr, STAGES: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr, LANE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    logits_ptr += row_address(row, inner, outer_stride, inner_stride)
+    offset = row_address(row, inner, outer_stride, inner_stride)
+    skip = 0
+    if not ALIGNED:
+        # Such a row starts anywhere. Its blocks start at the lane before, and skip what is of the
+        # row above: else the compiler deals the columns out singly, at two exponentials each.
+        lane_start = offset // LANE * LANE
+        skip = (offset - lane_start).to(tl.int32)
+        offset = lane_start
+    logits_ptr += offset
     valid = tl.load(valid_ptr + row) != 0
     target = tl.load(ids_ptr + row)
 
@@ -45,12 +54,15 @@ def row_logprob_fwd_kernel(
     rest = tl.zeros([lanes], tl.float32)
     tilt = tl.zeros([lanes], tl.float32)
     # A masked row is not read at all.
-    for start in tl.range(0, tl.where(valid, n_vocab, 0), BLOCK, num_stages=STAGES):
-        inside = start + columns < n_vocab
+    end = n_vocab + skip
+    for start in tl.range(0, tl.where(valid, end, 0), BLOCK, num_stages=STAGES):
+        inside = start + columns < end
+        if not ALIGNED:
+            inside = inside & (start + columns >= skip)
         # Columns beyond the vocabulary are -inf, not 0: exp(0) would enter the sum.
         x = tl.load(logits_ptr + start + columns, mask=inside, other=NEG_INF)
         t = x.to(tl.float32) * scale
-        local = target - start
+        local = target + skip - start
         if (local >= 0) & (local < BLOCK):
             t = tl.where(columns == local, NEG_INF, t)
         top, rest, tilt = add_block(t, top, rest, tilt, WITH_ENTROPY)
@@ -61,7 +73,8 @@ def row_logprob_fwd_kernel(
     rest = tl.sum(rest * shrink, 0)
     # An id out of range poisons its row with NaN: no host sync, and never a plausible number.
     in_range = (target >= 0) & (target < n_vocab)
-    chosen = tl.load(logits_ptr + target, mask=valid & in_range, other=0.0).to(tl.float32) * scale
+    chosen = tl.load(logits_ptr + skip + target, mask=valid & in_range, other=0.0)
+    chosen = chosen.to(tl.float32) * scale
     # NaN in place: Triton compares global constants by value at every launch, and NaN != NaN.
     chosen = tl.where(in_range, chosen, float("nan"))
     logprob, entropy, lse = finish(peak, rest, tilt, chosen)
@@ -121,6 +134,8 @@ def forward(
     lse = torch.empty_like(logprobs)
     entropy = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
     block = _block(ROW_FORWARD, n_vocab)
+    lane = 16 // logits.element_size()  # one 128-bit load
+    is_aligned = all(step % lane == 0 for step in (n_vocab, rows.outer_stride, rows.inner_stride))
     if rows.count:
         with on_device(logits):
             row_logprob_fwd_kernel[(rows.count,)](
@@ -129,8 +144,9 @@ def forward(
                 n_vocab, rows.inner, rows.outer_stride, rows.inner_stride,
                 LOG2E.value / temperature,
                 WITH_ENTROPY=with_entropy,
+                ALIGNED=is_aligned,
                 BLOCK=block,
-                LANE=16 // logits.element_size(),  # one 128-bit load
+                LANE=lane,
                 STAGES=ROW_FORWARD.num_stages,
                 num_warps=_warps(ROW_FORWARD, block),
             )  # fmt: skip

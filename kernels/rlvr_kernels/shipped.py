@@ -59,6 +59,7 @@ def _row_pair(capability: int, dtype: str, with_entropy: bool, is_odd: bool) -> 
         | {"scale": "fp32"},
         constants=dict(
             WITH_ENTROPY=with_entropy,
+            ALIGNED=not is_odd,
             BLOCK=ROW_FORWARD.block,
             LANE=16 // DTYPES[dtype],
             STAGES=ROW_FORWARD.num_stages,

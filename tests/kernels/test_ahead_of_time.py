@@ -33,11 +33,11 @@ def test_one_case_of_every_kernel_passes_the_gates():
 
 
 @needs_triton
-@pytest.mark.soak
+@pytest.mark.proof
 def test_every_shipped_configuration_passes_the_gates():
     done = python("-m", "rlvr_kernels.report")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "with problems" in done.stdout
+    assert " 0 with problems" in done.stdout
 
 
 BROKEN = """
@@ -57,30 +57,6 @@ for gate in ("128-bit", "tensor-core", "exponentials", "spills", "double", "shar
     assert any(gate in problem for problem in found), (gate, found)
 print("caught")
 """
-
-
-ONES = """
-import dataclasses
-from rlvr_kernels import aot, shipped
-seen = set()
-for case in shipped.shipped_kernels():
-    if case.capability != 90 or case.dtype not in ("bf16", "fp32") or case.name in seen:
-        continue
-    seen.add(case.name)
-    sizes = [n for n, kind in case.arguments.items() if kind[0] == "i" and n != "first_column"]
-    ones = {name: 1 for name in sizes if name in case.kernel.arg_names}
-    if "EVEN_K" in case.constants:
-        ones["EVEN_K"] = False
-    aot.compile_and_inspect(dataclasses.replace(case, constants=case.constants | ones))
-print(len(seen), "compiled")
-"""
-
-
-@needs_triton
-def test_sizes_of_one_compile():
-    """The launcher turns an integer argument of 1 into a constant: one row, column, record."""
-    done = python("-c", ONES)
-    assert done.stdout.strip() == "9 compiled", done.stdout + done.stderr
 
 
 @needs_triton

@@ -1,0 +1,302 @@
+"""`python tests/kernels/launches.py [all] CHIP ...`: every kernel, on GPUs that are not there.
+
+Calls the public functions as a user does, forward and backward, and prints a line a case: "ok" with
+the kernels and the bytes of shared memory that they take, or "FAIL" and the error. Without `all`
+the cases that the suite has time for.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from launcher import pretend
+from rlvr_kernels import (
+    GroupStatistics,
+    backend,
+    combine_partials,
+    group_normalize,
+    linear_logprob,
+    linear_logprob_triton,
+    linear_token_logprob_partials,
+    linear_token_logprobs,
+    logprob,
+    loss,
+    policy_loss,
+    sample_tokens,
+    token_logprobs,
+    vocab_parallel,
+)
+from rlvr_kernels.aot import CHIPS
+from rlvr_kernels.configs import TileConfig
+
+QWEN, ODD = 151936, 151667  # vocabularies, the second one that 16 does not divide
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Multiprocessors of a card of each chip: A100, RTX 3090, RTX 4090, H100, RTX 5090.
+PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 120: 170}
+
+
+class Case(NamedTuple):
+    name: str
+    call: Callable[[], None]
+    waits: bool = False
+    """Whether the call may read a count on the host: the rows that a mask leaves."""
+    refusal: str | None = None
+    """What the error says that has to come."""
+
+
+def launch_on(capability: int, is_all: bool) -> int:
+    """Return how many cases failed on a chip."""
+    chip = CHIPS[capability] | {"processors": PROCESSORS[capability]}
+    modules = (backend, logprob, linear_logprob, vocab_parallel, loss)
+    n_failed = 0
+    with pretend(capability, chip, modules) as (driver, bodies):
+        for case in (*refusals(), *core_cases(), *(all_cases() if is_all else ())):
+            driver.launches.clear()
+            bodies.waits = case.waits
+            try:
+                case.call()
+                error = None if case.refusal is None else f"not refused: {case.refusal}"
+            except Exception as raised:
+                is_right = case.refusal is not None and case.refusal in str(raised)
+                error = None if is_right else traceback.format_exc()
+            kernels = ", ".join(
+                f"{launch.kernel.removesuffix('_kernel')} {launch.shared_bytes}"
+                for launch in dict.fromkeys(driver.launches)
+            )
+            end = f": {kernels}" if error is None else f"\n{error}"
+            print("FAIL" if error else "ok  ", f"sm_{capability} {case.name}{end}", flush=True)
+            n_failed += error is not None
+    return n_failed
+
+
+NAN = tl.constexpr(float("nan"))
+NOT_FAKE = torch.zeros(16)
+
+
+@triton.jit
+def with_a_nan_kernel(x_ptr):
+    tl.store(x_ptr, NAN)
+
+
+@triton.jit
+def fill_kernel(x_ptr):
+    tl.store(x_ptr, 1.0)
+
+
+def refusals() -> Iterator[Case]:
+    """What CUDA or Triton's launcher refuses has to be refused here too."""
+
+    def launch(kernel, grid=1, x=None):
+        with torch.cuda.device(0):
+            kernel[(grid,)](torch.zeros(16) if x is None else x)
+
+    def tiles_that_fit_no_chip():
+        fitting = linear_logprob_triton.LINEAR_FORWARD
+        large = dict.fromkeys(fitting, TileConfig(64, 64, 128, num_warps=4, num_stages=8))
+        linear_logprob_triton.LINEAR_FORWARD = large
+        try:
+            linear("bf16", 64, 1024, 256)
+        finally:
+            linear_logprob_triton.LINEAR_FORWARD = fitting
+
+    yield Case("a global NaN", partial(launch, with_a_nan_kernel), refusal="NAN has changed since")
+    yield Case("an empty grid", partial(launch, fill_kernel, 0), refusal="invalid grid")
+    yield Case("a grid too large", partial(launch, fill_kernel, 2**31), refusal="invalid grid")
+    yield Case(
+        "memory of the host", partial(launch, fill_kernel, x=NOT_FAKE), refusal="tensor of the CPU"
+    )
+    yield Case(
+        "another device than the tensor's",
+        lambda: fill_kernel[(1,)](torch.zeros(16)),
+        refusal="not on that of the tensors",
+    )
+    yield Case(
+        "more shared memory than there is",
+        tiles_that_fit_no_chip,
+        refusal="out of resource: shared",
+    )
+    masked = partial(linear, "bf16", 64, 64, 256, mask=True)
+    yield Case("a wait for the device", masked, refusal="aten.nonzero")
+    yield Case("an item", lambda: torch.zeros(()).item(), refusal="_local_scalar_dense")
+
+
+def core_cases() -> Iterator[Case]:
+    """One real call of each function, and what is special: sizes of one, odd ones, every option."""
+    yield Case("rows bf16 of a batch", partial(rows, "bf16", (8, 512), QWEN, "slice", lse=True))
+    yield Case("rows bf16 odd", partial(rows, "bf16", (65,), ODD))
+    yield Case("rows fp32 1 x 1", partial(rows, "fp32", (1,), 1))
+    yield Case("linear bf16", partial(linear, "bf16", 8192, 2048, QWEN))
+    yield Case("linear bf16 one token", partial(linear, "bf16", 1, 2048, QWEN, entropy=False))
+    yield Case("linear fp32 1 x 1 x 1", partial(linear, "fp32", 1, 1, 1))
+    yield Case("linear fp16 odd", partial(linear, "fp16", 300, 896, ODD))
+    yield Case(
+        "linear bf16 bias, softcap, mask",
+        partial(
+            linear, "bf16", 4096, 2048, QWEN, bias=True, softcap=30.0, mask=True, wide_grad=True
+        ),
+        waits=True,
+    )
+    yield Case("partials bf16", partial(partials, "bf16", 512, 2048, QWEN))
+    yield Case("loss plain", partial(losses, (8, 512), is_per_sequence=True))
+    yield Case("loss full", partial(losses, (8, 512), kl="k2", full=True, denom="tensor"))
+    yield Case("loss of one token", partial(losses, (1, 1), reduction="seq-mean"))
+    yield Case("sample bf16", partial(sample, "bf16", 256, QWEN))
+    yield Case("sample fp32 one row, odd", partial(sample, "fp32", 1, ODD))
+    yield Case("groups", partial(groups, 4096, 6))
+
+
+def all_cases() -> Iterator[Case]:
+    """Dtypes, sizes, layouts and options: what makes another kernel of the same source."""
+    for dtype, n_vocab in product(DTYPES, (100, 257, QWEN, ODD)):
+        yield Case(f"rows {dtype} {n_vocab}", partial(rows, dtype, (4, 33), n_vocab))
+        yield Case(f"sample {dtype} {n_vocab}", partial(sample, dtype, 8, n_vocab))
+    for layout, n_vocab in product(("slice", "unaligned", "transposed"), (QWEN, ODD)):
+        yield Case(f"rows {layout} {n_vocab}", partial(rows, "bf16", (4, 33), n_vocab, layout))
+        yield Case(f"sample {layout} {n_vocab}", partial(sample, "fp32", 8, n_vocab, layout))
+    for names in (["logprobs"], ["entropy"], ["lse"], ["logprobs", "lse"], ["entropy", "lse"]):
+        gradients = partial(rows, "bf16", (4096,), QWEN, lse=True, upstream=names)
+        yield Case(f"rows gradients of {names}", gradients)
+    yield Case("rows one of a batch", partial(rows, "bf16", (1, 4096), QWEN, "slice"))
+    yield Case("rows in place", partial(rows, "bf16", (4096,), QWEN, inplace=True))
+    yield Case("rows beyond 2^31 elements", partial(rows, "bf16", (20000,), QWEN))
+    masked = partial(rows, "bf16", (64,), QWEN, ids=torch.int32, mask=True)
+    yield Case("rows int32 ids, mask", masked)
+
+    for dtype, size in product(DTYPES, ((16, 896, 257), (4096, 2048, ODD))):
+        for options in (dict(), dict(bias=True), dict(softcap=30.0)):
+            name = " ".join(map(str, (dtype, *size, *options)))
+            yield Case(f"linear {name}", partial(linear, dtype, *size, **options))
+    for dtype in DTYPES:
+        real = partial(linear, dtype, 512, 2048, QWEN)
+        yield Case(f"linear {dtype} mask", partial(real, mask=True), waits=True)
+        yield Case(f"linear {dtype} wide grad", partial(real, wide_grad=True))
+        shards = partial(partials, dtype, 65, 896, ODD, bias=True, mask=True)
+        yield Case(f"partials {dtype} odd, bias, mask", shards, waits=True)
+    yield Case("linear odd hidden", partial(linear, "bf16", 130, 73, 1000))
+    yield Case("linear slice", partial(linear, "bf16", 512, 2048, QWEN, layout="slice"))
+    yield Case("linear unaligned", partial(linear, "bf16", 512, 72, QWEN, layout="unaligned"))
+    yield Case("linear tf32", partial(linear, "fp32", 512, 2048, QWEN, tf32=True))
+
+    divisions = ("token", None), ("token", "float"), ("seq-mean", "tensor"), ("sum", None)
+    for kl, full, (reduction, denom) in product((None, "k1", "k2", "k3"), (False, True), divisions):
+        options = dict(kl=kl, full=full, reduction=reduction, denom=denom)
+        each = partial(losses, (16, 1030), is_per_sequence=not full, **options)
+        yield Case(f"loss {options}", each)
+
+
+def rows(
+    dtype, shape, n_vocab, layout="dense", lse=False, inplace=False, upstream=(), ids=torch.int64,
+    mask=False,
+):  # fmt: skip
+    logits = laid_out((*shape, n_vocab), DTYPES[dtype], layout)
+    found = token_logprobs(
+        logits if not inplace else logits * 1,
+        torch.randint(0, n_vocab, shape, dtype=ids),
+        mask=torch.ones(shape, dtype=torch.bool) if mask else None,
+        temperature=0.7, return_entropy=True, return_lse=lse, inplace_grad=inplace,
+        backend="triton",
+    )  # fmt: skip
+    backward(v for k, v in found._asdict().items() if not upstream or k in upstream)
+
+
+def linear(
+    dtype, n_tokens, n_hidden, n_vocab, bias=False, softcap=None, mask=False, entropy=True,
+    wide_grad=False, layout="dense", tf32=False,
+):  # fmt: skip
+    shape = (2, n_tokens // 2) if layout == "slice" else (n_tokens,)
+    hidden = laid_out((*shape, n_hidden), DTYPES[dtype], layout)
+    weight = laid_out((n_vocab, n_hidden), DTYPES[dtype], "dense")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else before)
+    found = linear_token_logprobs(
+        hidden, weight, torch.randint(0, n_vocab, shape),
+        bias=laid_out((n_vocab,), DTYPES[dtype], "dense") if bias else None,
+        mask=torch.ones(shape, dtype=torch.bool) if mask else None,
+        softcap=softcap, return_entropy=entropy, return_lse=True,
+        grad_weight_dtype=torch.float32 if wide_grad else None, backend="triton",
+    )  # fmt: skip
+    backward(found)
+    torch.set_float32_matmul_precision(before)
+
+
+def partials(dtype, n_tokens, n_hidden, n_vocab, bias=False, mask=False):
+    half = n_vocab // 2
+    hidden = laid_out((n_tokens, n_hidden), DTYPES[dtype], "dense")
+    shards = [
+        linear_token_logprob_partials(
+            hidden, laid_out((count, n_hidden), DTYPES[dtype], "dense"),
+            torch.randint(0, n_vocab, (n_tokens,)), vocab_start=start, n_vocab=n_vocab,
+            bias=laid_out((count,), DTYPES[dtype], "dense") if bias else None,
+            mask=torch.ones(n_tokens, dtype=torch.bool) if mask else None, backend="triton",
+        )
+        for start, count in ((0, half), (half, n_vocab - half))
+    ]  # fmt: skip
+    backward(combine_partials(torch.stack(shards))[:2])
+
+
+def losses(
+    shape, reduction="token", kl=None, full=False, denom=None, is_per_sequence=False
+):  # fmt: skip
+    """With one advantage a sequence or a token; `full`: with all that is optional but the KL."""
+    logprobs = torch.randn(shape, requires_grad=True)
+    advantages = (shape[0], 1) if is_per_sequence else shape
+    options = {}
+    if full:
+        options = dict(
+            rollout_logprobs=torch.randn(shape), tis_cap=2.0, dual_clip=3.0,
+            entropy=torch.randn(shape, requires_grad=True), entropy_coef=0.001,
+            group_ids=torch.zeros(advantages, dtype=torch.int64),
+            group_stats=GroupStatistics(*torch.ones(3, 6).unbind()),
+        )  # fmt: skip
+    if kl:
+        options |= dict(ref_logprobs=torch.randn(shape), kl=kl, kl_coef=0.1)
+    denoms = {None: None, "float": 1000.0, "tensor": torch.ones(())}
+    value, _ = policy_loss(
+        logprobs, torch.randn(shape), torch.randn(advantages), torch.ones(shape, dtype=torch.bool),
+        reduction=reduction, denom=denoms[denom], backend="triton", **options,
+    )  # fmt: skip
+    backward([value])
+
+
+def groups(n_values, n_groups):
+    """No kernel of ours, and no wait either: its path for devices other than the CPU."""
+    values, mask = torch.empty((2, n_values), device="meta").unbind()
+    ids = torch.empty(n_values, dtype=torch.int64, device="meta")
+    group_normalize(values, mask > 0, ids, n_groups)
+
+
+def sample(dtype, n_rows, n_vocab, layout="dense"):
+    logits = laid_out((n_rows, n_vocab), DTYPES[dtype], layout).detach()
+    keys, positions = torch.zeros(2, n_rows + 1, dtype=torch.int64)[:, 1:]
+    sample_tokens(logits, keys, positions, torch.ones(n_rows), backend="triton")
+
+
+def laid_out(shape, dtype, layout):
+    """A tensor that needs a gradient and lies as named."""
+    new = partial(torch.randn, dtype=dtype, requires_grad=True)
+    match layout:
+        case "dense":
+            return new(shape)
+        case "slice" if len(shape) == 3:
+            return new(shape[0], shape[1] + 1, shape[2])[:, :-1]
+        case "slice":
+            return new(shape[0], shape[1] + 7)[:, : shape[1]]
+        case "unaligned":
+            return new(torch.Size(shape).numel() + 1)[1:].view(shape)
+        case "transposed":
+            return new(shape[::-1]).permute(*range(len(shape))[::-1])
+
+
+def backward(values):
+    sum(value.sum() for value in values if value is not None).backward()
+
+
+if __name__ == "__main__":
+    chips = [int(word) for word in sys.argv[1:] if word != "all"]
+    raise SystemExit(sum(launch_on(chip, "all" in sys.argv) for chip in chips) > 0)
