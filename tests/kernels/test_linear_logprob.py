@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import logprob_entropy_lse, logprob_of_a_gemm
 from rlvr_kernels import combine_partials, linear_token_logprob_partials, linear_token_logprobs
-from rlvr_kernels.linear_logprob import linear_logprob, slab_width
+from rlvr_kernels.linear_logprob import linear_logprob, row_stride, slab_width
 from rlvr_kernels.vocab_parallel import linear_partials
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -169,7 +169,7 @@ def test_masked_rows_are_dropped(place, buffer_mb):
     with torch.no_grad():
         hidden[~on] = float("nan")
     found = linear_token_logprobs(
-        hidden, weight, ids, mask=mask, return_entropy=True, return_lse=True,
+        hidden, weight, ids, mask=mask, ignore_index=-100, return_entropy=True, return_lse=True,
         max_buffer_mb=buffer_mb, backend=place.backend,
     )  # fmt: skip
     upstream = [torch.randn(ids.shape, device=place.device) for _ in range(3)]
@@ -190,6 +190,21 @@ def test_masked_rows_are_dropped(place, buffer_mb):
     assert (nothing.logprobs == 0).all()
     empty = torch.autograd.grad(nothing.logprobs.sum(), (hidden, weight))
     assert all((grad == 0).all() for grad in empty)
+
+
+def test_an_id_drops_its_row_only_where_told(place):
+    """By default none does, so that none is counted on the host: -100 is then out of range."""
+    hidden, weight, _, ids = make(place, 300, 32)
+    ids[0, 2] = -100
+    arguments = dict(max_buffer_mb=TINY_BUFFER_MB, backend=place.backend)
+    found = linear_token_logprobs(hidden, weight, ids, ignore_index=-100, **arguments)
+    assert found.logprobs[0, 2] == 0 and torch.isfinite(found.logprobs).all()
+    if place.device == "cpu":
+        with pytest.raises(IndexError, match=r"\[0, 300\); got -100"):
+            linear_token_logprobs(hidden, weight, ids, **arguments)
+    else:
+        found = linear_token_logprobs(hidden, weight, ids, **arguments)
+        assert found.logprobs.isnan().sum() == 1 and found.logprobs[0, 2].isnan()
 
 
 @pytest.mark.parametrize("buffer_mb", [TINY_BUFFER_MB, 256])
@@ -309,18 +324,20 @@ def test_shards_of_the_vocabulary_make_the_whole(place, softcap):
     assert all(relative(g, w) < 3e-6 for g, w in zip(got, want, strict=True))
 
 
-def test_opcheck(place):
+@pytest.mark.parametrize("masked", [True, False])
+def test_opcheck(place, masked):
     hidden, weight, bias, ids = make(place, 40, 8, bias=True)
-    valid = torch.rand(ids.shape, device=place.device) > 0.3
+    valid = torch.rand(ids.shape, device=place.device) > 0.3 if masked else None
     torch.library.opcheck(
         linear_logprob,
         (hidden, weight, bias, ids, valid, 0.8, 9.0, True, 0.001, None, place.backend),
     )
 
 
-def test_opcheck_of_a_shard(place):
+@pytest.mark.parametrize("masked", [True, False])
+def test_opcheck_of_a_shard(place, masked):
     hidden, weight, bias, ids = make(place, 40, 8, bias=True)
-    valid = torch.rand(ids.shape, device=place.device) > 0.3
+    valid = torch.rand(ids.shape, device=place.device) > 0.3 if masked else None
     torch.library.opcheck(
         linear_partials,
         (hidden, weight, bias, ids - 20, valid, 0.8, None, True, 0.001, None, place.backend),
@@ -340,9 +357,9 @@ def test_ids_of_other_shards_are_legal_and_others_are_not(place):
     assert mine[3, 0, 3] == 0 and torch.isfinite(mine).all()
 
 
-def compiled_equals_eager(place, compiler):
+def compiled_equals_eager(place, compiler, masked=True):
     hidden, weight, _, ids = make(place, 40, 8)
-    mask = torch.rand(ids.shape, device=place.device) > 0.3
+    mask = torch.rand(ids.shape, device=place.device) > 0.3 if masked else None
     upstream = torch.randn(ids.shape, device=place.device)
 
     def f(hidden, weight, ids, mask):
@@ -362,8 +379,9 @@ def compiled_equals_eager(place, compiler):
     )
 
 
-def test_compiles_without_a_graph_break(place):
-    compiled_equals_eager(place, "aot_eager")
+@pytest.mark.parametrize("masked", [True, False])
+def test_compiles_without_a_graph_break(place, masked):
+    compiled_equals_eager(place, "aot_eager", masked)
 
 
 @pytest.mark.soak
@@ -382,6 +400,8 @@ def test_slabs_fit_the_budget(n_rows, n_vocab, budget_mb):
     width = slab_width(n_rows, n_vocab, torch.bfloat16, budget_mb, "triton")
     assert width >= 1
     assert width <= 256 or width * n_rows * 2 <= budget_mb * 2**20
+    # Rows padded to full stores take no more than the width that was allowed for.
+    assert row_stride(min(width, n_vocab), "triton") <= max(width, 16)
 
 
 def test_splits_fill_the_chip():
