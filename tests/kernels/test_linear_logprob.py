@@ -169,7 +169,7 @@ def test_masked_rows_are_dropped(place, buffer_mb):
     with torch.no_grad():
         hidden[~on] = float("nan")
     found = linear_token_logprobs(
-        hidden, weight, ids, mask=mask, ignore_index=-100, return_entropy=True, return_lse=True,
+        hidden, weight, ids, mask=mask, return_entropy=True, return_lse=True,
         max_buffer_mb=buffer_mb, backend=place.backend,
     )  # fmt: skip
     upstream = [torch.randn(ids.shape, device=place.device) for _ in range(3)]
@@ -192,13 +192,14 @@ def test_masked_rows_are_dropped(place, buffer_mb):
     assert all((grad == 0).all() for grad in empty)
 
 
-def test_an_id_drops_its_row_only_where_told(place):
-    """By default none does, so that none is counted on the host: -100 is then out of range."""
+def test_an_id_drops_its_row_unless_none_does(place):
+    """With None no row is counted on the host, and -100 is an id out of range."""
     hidden, weight, _, ids = make(place, 300, 32)
     ids[0, 2] = -100
     arguments = dict(max_buffer_mb=TINY_BUFFER_MB, backend=place.backend)
-    found = linear_token_logprobs(hidden, weight, ids, ignore_index=-100, **arguments)
+    found = linear_token_logprobs(hidden, weight, ids, **arguments)
     assert found.logprobs[0, 2] == 0 and torch.isfinite(found.logprobs).all()
+    arguments["ignore_index"] = None
     if place.device == "cpu":
         with pytest.raises(IndexError, match=r"\[0, 300\); got -100"):
             linear_token_logprobs(hidden, weight, ids, **arguments)
