@@ -578,6 +578,7 @@ def test_calls_2_and_3_rehearsed_find_every_figure(tmp_path):
     }  # fmt: skip
     profile = (tmp_path / "profile.txt").read_text()
     assert profile.count(" ms in ") == 3, "many rows, few rows, an update"
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     resumed = record["figures"]["learn_resumed_step"]["value"]
     assert steps == list(range(len(steps))) and 0 < resumed < steps[-1]
