@@ -211,7 +211,6 @@ class Learner:
             head_weight(model),
             packed.target_of_pair,
             temperature=self.temperature,
-            ignore_index=None,  # every pair counts: CUDA is not asked how many
             return_entropy=with_entropy,
         )
         logprobs = result.logprobs[packed.pair_of_sample]

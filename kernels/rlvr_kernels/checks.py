@@ -50,14 +50,9 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
-def check_ids_in_range(ids: Tensor, valid: Tensor | None, n_vocab: int) -> None:
-    """Raise IndexError when a valid id (None: every id) lies outside [0, n_vocab).
-
-    Reads values: syncs on CUDA.
-    """
-    wrong = (ids < 0) | (ids >= n_vocab)
-    if valid is not None:
-        wrong = wrong & valid
+def check_ids_in_range(ids: Tensor, valid: Tensor, n_vocab: int) -> None:
+    """Raise IndexError when a valid id lies outside [0, n_vocab). Reads values: syncs on CUDA."""
+    wrong = valid & ((ids < 0) | (ids >= n_vocab))
     if bool(wrong.any()):
         where = int(wrong.reshape(-1).nonzero()[0])
         raise IndexError(

@@ -7,6 +7,8 @@ Slabs of the vocabulary, not chunks of tokens: every weight gradient is written 
 of the vocabulary, so there is no accumulator traffic and no dependence on timing.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,7 @@ def linear_token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     mask: Tensor | None = None,
-    ignore_index: int | None = -100,
+    ignore_index: int = -100,
     return_entropy: bool = False,
     return_lse: bool = False,
     max_buffer_mb: float = 256,
@@ -61,8 +63,9 @@ def linear_token_logprobs(
     softcap   c: logits become c tanh(logits / c), before the temperature divides them
     mask      [...] bool; False rows are dropped before the product (they cost nothing and may hold
               NaN), give 0 and get zero gradient
-    ignore_index   id that drops its row likewise. Dropping reads the number of rows that are left
-              on the host; with None and no mask every row counts, and CUDA is not waited for
+    ignore_index   id whose rows give 0 and get zero gradient likewise. Only a mask saves their
+              work: it reads on the host how many rows are left, and without one CUDA is not waited
+              for
     return_entropy, return_lse   as `token_logprobs`
     max_buffer_mb  MiB of the one large temporary, the logit gradient of a slab of the vocabulary;
               memory beyond the gradients does not grow with V. On the CPU a problem whose float32
@@ -94,18 +97,44 @@ def linear_token_logprobs(
         return _direct(
             hidden, weight, bias, ids, None, temperature, softcap, return_entropy, return_lse
         )
-    valid = kept_mask(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
-        check_ids_in_range(ids, valid, weight.shape[0])
+        check_ids_in_range(ids, valid_rows(ids, mask, ignore_index), weight.shape[0])
     if is_direct:
         return _direct(
-            hidden, weight, bias, ids, valid, temperature, softcap, return_entropy, return_lse
-        )
+            hidden, weight, bias, ids, valid_rows(ids, mask, ignore_index),
+            temperature, softcap, return_entropy, return_lse,
+        )  # fmt: skip
+    rows = Rows.of(ids, mask, ignore_index)
     logprobs, entropy, lse = linear_logprob(
-        hidden, weight, bias, ids, valid, temperature, softcap, return_entropy,
+        hidden, weight, bias, rows.ids, rows.valid, temperature, softcap, return_entropy,
         max_buffer_mb, grad_weight_dtype, chosen_backend,
     )  # fmt: skip
-    return TokenLogprobs(logprobs, entropy if return_entropy else None, lse if return_lse else None)
+    return TokenLogprobs(
+        rows.blanked(logprobs),
+        rows.blanked(entropy) if return_entropy else None,
+        rows.blanked(lse) if return_lse else None,
+    )
+
+
+class Rows(NamedTuple):
+    """Which rows a call is to drop, and which to compute and leave out: nothing of it is read."""
+
+    ids: Tensor
+    """In range where a row is left out."""
+    valid: Tensor | None
+    """The rows to keep, bool; None: all, so that nobody has to count them."""
+    ignored: Tensor | None
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor | None, ignore_index: int) -> "Rows":
+        if mask is not None:
+            return cls(ids, valid_rows(ids, mask, ignore_index), None)
+        ignored = ids == ignore_index
+        return cls(ids.masked_fill(ignored, 0), None, ignored)
+
+    def blanked(self, values: Tensor) -> Tensor:
+        """The values [..., *ids.shape] with 0 where a row is left out, gradients likewise."""
+        return values if self.ignored is None else values.masked_fill(self.ignored, 0.0)
 
 
 def _direct(
@@ -345,11 +374,6 @@ def row_stride(n_columns: int, backend: str) -> int:
     tile does not have, and cuBLAS likes aligned rows too.
     """
     return -(-n_columns // 16) * 16 if backend == "triton" else n_columns
-
-
-def kept_mask(ids: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor | None:
-    """The rows that count, [...] bool, or None where the call cannot leave one out."""
-    return mask if ignore_index is None else valid_rows(ids, mask, ignore_index)
 
 
 def kept_rows(valid: Tensor | None) -> Tensor | None:

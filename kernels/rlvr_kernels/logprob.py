@@ -101,14 +101,10 @@ def valid_rows(ids: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
     return valid if mask is None else valid & mask
 
 
-def every_row_counts(
-    ids: Tensor, mask: Tensor | None, ignore_index: int | None, n_vocab: int
-) -> bool:
+def every_row_counts(ids: Tensor, mask: Tensor | None, ignore_index: int, n_vocab: int) -> bool:
     """Whether no row is left out and all ids are in range, by two short reductions; False where
     that cannot be told cheaply. Reads values: for the CPU."""
-    if torch.compiler.is_compiling() or not ids.numel():
-        return False
-    if ignore_index is not None and 0 <= ignore_index < n_vocab:
+    if torch.compiler.is_compiling() or not ids.numel() or 0 <= ignore_index < n_vocab:
         return False
     low, high = ids.aminmax()
     return int(low) >= 0 and int(high) < n_vocab and (mask is None or bool(mask.all()))

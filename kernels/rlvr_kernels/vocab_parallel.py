@@ -16,16 +16,16 @@ from torch import Tensor
 from .backend import resolve
 from .checks import check_ids_in_range
 from .linear_logprob import (
+    Rows,
     backward_of,
     check_linear,
-    kept_mask,
     kept_rows,
     softmax_input,
     spread,
     take,
     unit_stride,
 )
-from .logprob import wants_range_check
+from .logprob import valid_rows, wants_range_check
 from .records import TokenLogprobs
 
 NAMES = ("top", "rest", "tilt", "target")
@@ -43,7 +43,7 @@ def linear_token_logprob_partials(
     temperature: float = 1.0,
     softcap: float | None = None,
     mask: Tensor | None = None,
-    ignore_index: int | None = -100,
+    ignore_index: int = -100,
     return_entropy: bool = True,
     max_buffer_mb: float = 256,
     grad_weight_dtype: torch.dtype | None = None,
@@ -67,18 +67,18 @@ def linear_token_logprob_partials(
             f"vocab_start: expected a shard of {weight.shape[0]} columns inside {n_vocab}; "
             f"got {vocab_start}"
         )
-    valid = kept_mask(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
-        check_ids_in_range(ids, valid, n_vocab)
+        check_ids_in_range(ids, valid_rows(ids, mask, ignore_index), n_vocab)
+    rows = Rows.of(ids, mask, ignore_index)
     sums = linear_partials(
-        hidden, weight, bias, ids.long() - vocab_start, valid, temperature, softcap,
+        hidden, weight, bias, rows.ids.long() - vocab_start, rows.valid, temperature, softcap,
         return_entropy, max_buffer_mb, grad_weight_dtype, resolve(backend, hidden.device),
     )  # fmt: skip
-    unknown = (ids < 0) | (ids >= n_vocab)
-    if valid is not None:
-        unknown = unknown & valid
+    unknown = (rows.ids < 0) | (rows.ids >= n_vocab)
+    if rows.valid is not None:
+        unknown = unknown & rows.valid
     target = torch.where(unknown, float("nan"), sums[3])
-    return torch.cat([sums[:3], target[None]])
+    return rows.blanked(torch.cat([sums[:3], target[None]]))
 
 
 def combine_partials(partials: Tensor) -> TokenLogprobs:

@@ -214,8 +214,7 @@ def linear(
         hidden, weight, torch.randint(0, n_vocab, shape),
         bias=laid_out((n_vocab,), DTYPES[dtype], "dense") if bias else None,
         mask=torch.ones(shape, dtype=torch.bool) if mask else None,
-        ignore_index=-100 if mask else None, softcap=softcap,
-        return_entropy=entropy, return_lse=True,
+        softcap=softcap, return_entropy=entropy, return_lse=True,
         grad_weight_dtype=torch.float32 if wide_grad else None, backend="triton",
     )  # fmt: skip
     backward(found)
@@ -230,8 +229,7 @@ def partials(dtype, n_tokens, n_hidden, n_vocab, bias=False, mask=False):
             hidden, laid_out((count, n_hidden), DTYPES[dtype], "dense"),
             torch.randint(0, n_vocab, (n_tokens,)), vocab_start=start, n_vocab=n_vocab,
             bias=laid_out((count,), DTYPES[dtype], "dense") if bias else None,
-            mask=torch.ones(n_tokens, dtype=torch.bool) if mask else None,
-            ignore_index=-100 if mask else None, backend="triton",
+            mask=torch.ones(n_tokens, dtype=torch.bool) if mask else None, backend="triton",
         )
         for start, count in ((0, half), (half, n_vocab - half))
     ]  # fmt: skip

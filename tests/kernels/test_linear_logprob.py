@@ -192,20 +192,42 @@ def test_masked_rows_are_dropped(place, buffer_mb):
     assert all((grad == 0).all() for grad in empty)
 
 
-def test_an_id_drops_its_row_unless_none_does(place):
-    """With None no row is counted on the host, and -100 is an id out of range."""
+@pytest.mark.parametrize("ignored", [-100, 7])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_rows_of_an_ignored_id_give_nothing(place, ignored, sharded):
+    """Without a mask they are computed, so that nobody counts them, and left out."""
     hidden, weight, _, ids = make(place, 300, 32)
-    ids[0, 2] = -100
-    arguments = dict(max_buffer_mb=TINY_BUFFER_MB, backend=place.backend)
-    found = linear_token_logprobs(hidden, weight, ids, **arguments)
-    assert found.logprobs[0, 2] == 0 and torch.isfinite(found.logprobs).all()
-    arguments["ignore_index"] = None
-    if place.device == "cpu":
-        with pytest.raises(IndexError, match=r"\[0, 300\); got -100"):
-            linear_token_logprobs(hidden, weight, ids, **arguments)
-    else:
-        found = linear_token_logprobs(hidden, weight, ids, **arguments)
-        assert found.logprobs.isnan().sum() == 1 and found.logprobs[0, 2].isnan()
+    ids[ids == ignored] = 8
+    out = torch.zeros(ids.shape, dtype=torch.bool, device=place.device)
+    out[0, 2] = out[-1, 0] = True
+
+    def call(some_ids, **options):
+        h, w = (x.detach().clone().requires_grad_() for x in (hidden, weight))
+        options |= dict(max_buffer_mb=TINY_BUFFER_MB, backend=place.backend, return_entropy=True)
+        if sharded:
+            shards = [
+                linear_token_logprob_partials(
+                    h, w[a:b], some_ids, vocab_start=a, n_vocab=300, **options
+                )
+                for a, b in ((0, 130), (130, 300))
+            ]
+            found = torch.stack(shards)
+            assert "mask" in options or not found[:, :, out].any()
+            found = combine_partials(found)
+        else:
+            found = linear_token_logprobs(h, w, some_ids, **options)
+        loss = (found.logprobs * upstream)[~out].sum() + (found.entropy * upstream)[~out].sum()
+        if not sharded:  # the zeros of a shard are combined to other zeros
+            loss = (found.logprobs * upstream).sum() + (found.entropy * upstream).sum()
+            assert not found.logprobs[out].any() and not found.entropy[out].any()
+        return found.logprobs[~out], found.entropy[~out], *torch.autograd.grad(loss, (h, w))
+
+    upstream = torch.randn(ids.shape, device=place.device)
+    wanted = call(ids, mask=~out, ignore_index=-100)
+    found = call(ids.masked_fill(out, ignored), ignore_index=ignored)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert not found[2][out].any()
 
 
 @pytest.mark.parametrize("buffer_mb", [TINY_BUFFER_MB, 256])
