@@ -49,7 +49,10 @@ LINEAR_FORWARD = {
 LINEAR_DLOGITS = LINEAR_FORWARD | {(9, 2): TileConfig(128, 256, 32, 8, 4)}
 # A bias, a softcap or a float32 gradient of 16-bit inputs takes more registers than the wide tile
 # leaves: it would spill.
-LINEAR_WITH_EPILOGUE = LINEAR_FORWARD | {(9, 2): TileConfig(128, 128, 64, 8, 4)}
+LINEAR_WITH_EPILOGUE = LINEAR_FORWARD | {
+    (8, 2): TileConfig(64, 128, 64, 8, 3),
+    (9, 2): TileConfig(128, 128, 64, 8, 4),
+}
 # The interpreter's cost is per operation, not per element, and its shapes are small.
 INTERPRETED_TILE = TileConfig(32, 64, 32, 1, 1)
 INTERPRETED_BLOCK = 8192

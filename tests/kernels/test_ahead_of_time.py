@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rlvr_kernels.configs import generation
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(
@@ -74,3 +75,11 @@ def test_report_refuses_the_interpreter():
         text=True,
     )
     assert done.returncode == 2 and "unset TRITON_INTERPRET" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("major", "shared_kib", "tiles"),
+    [(8, 163, 8), (8, 99, 8), (9, 227, 9), (10, 227, 9), (12, 99, 8)],
+)
+def test_tiles_are_chosen_by_what_a_chip_offers(major, shared_kib, tiles):
+    assert generation(major, shared_kib << 10) == tiles
