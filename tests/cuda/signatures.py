@@ -107,6 +107,7 @@ CALLS = (
     method("torch._library.custom_ops.CustomOpDef.register_fake", 1),
     method("torch._library.custom_ops.CustomOpDef.register_autograd", 1, "setup_context"),
     Call("torch.compiler.is_compiling"),
+    Call("aten::addmm.dtype_out", 4, ("out",)),
     method("triton.runtime.jit.JITFunction.run", 9, "grid", "warmup", "num_warps", "num_stages"),
     Call("triton.compiler.compiler.compile", 1, ("target", "options")),
     method("triton.compiler.compiler.ASTSource.__init__", 0,

@@ -9,9 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import make_folder
+
+from azr.config import load_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = "NVIDIA H100 80GB HBM3"
+GPU_PRESETS = sorted(
+    path.name for path in ROOT.glob("configs/*.toml") if load_toml(path).run.device == "cuda"
+)
+assert GPU_PRESETS, "no preset for a GPU"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,14 @@ def said(tmp_path_factory):
         ],
         "doctor": ["azr.doctor"],
     }  # fmt: skip
+    texts = ["def f(a):\n    return a[0]\n", "User: What does this Python program return?"]
+    folders = tmp_path_factory.mktemp("models")
+    for preset in GPU_PRESETS:
+        kind = "llama" if "llama" in preset else "qwen2"
+        model = folders / kind
+        if not model.exists():
+            make_folder(model, kind, texts, heads=2, context=16_384)
+        commands[preset] = ["azr.train", "--config", preset, "--model", str(model), "--dry-run"]
     script = str(Path(__file__).parent / "pretended.py")
     done = subprocess.run(
         [sys.executable, script, "h100", json.dumps(list(commands.values()))],
@@ -73,6 +88,12 @@ def test_the_plan_is_held_against_the_memory_of_the_card(said):
     assert code == 0 and "most at once" in text
     text, code = said["too large"]
     assert code == 2 and "on cuda, and 78.0 GiB are free" in text
+
+
+@pytest.mark.parametrize("preset", GPU_PRESETS)
+def test_the_presets_for_a_gpu_run_dry(said, preset):
+    text, code = said[preset]
+    assert code == 0 and 'device = "cuda"' in text and "most at once" in text, text[-2000:]
 
 
 def test_the_doctor_reports_the_card(said):
