@@ -283,3 +283,7 @@ def test_a_backend_is_tried_before_it_is_relied_on(monkeypatch, a100):
     assert described("auto", CPU, torch.float32, 64) == "sdpa: runs everywhere"
     with pytest.raises(ValueError, match="'torch-varlen' cannot run here: a tiny decode is off"):
         choose("torch-varlen", a100, torch.bfloat16, 64)
+    tried = []
+    monkeypatch.setattr(probing, "decode_problem", lambda b, *rest: tried.append(b.name))
+    assert choose("torch-aten", a100, torch.bfloat16, 64).name == "torch-aten"
+    assert tried == ["torch-aten"], "a kernel that nobody asked for can take the device with it"

@@ -57,14 +57,7 @@ def backends(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    probes = []
-    for name, probe in _PROBES.items():
-        problem = _common_problem(device, dtype, head_size) if name != "sdpa" else None
-        problem = problem or probe()
-        if problem is None and name != "sdpa":
-            problem = decode_problem(_MAKERS[name](), device, dtype, head_size or USUAL_HEAD_SIZE)
-        probes.append(BackendProbe(name, problem is None, problem or _REASONS[name]))
-    return probes
+    return [_probe(name, device, dtype, head_size) for name in NAMES]
 
 
 def choose(requested: str, device: torch.device, dtype: torch.dtype, head_size: int) -> Backend:
@@ -72,29 +65,47 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, head_size: 
 
     Raises ValueError for an unknown name, or for a backend that cannot run, with the reason.
     """
-    if requested not in ("auto", *NAMES):
-        raise ValueError(f"attention backend {requested!r}: use one of auto, {', '.join(NAMES)}")
-    for name, usable, reason in backends(device, dtype, head_size):
-        if requested == name and not usable:
-            raise ValueError(
-                f"attention backend {requested!r} cannot run here: {reason}; use auto, which "
-                "takes the first that can"
-            )
-        if usable and requested in ("auto", name):
-            return _MAKERS[name]()
-    raise AssertionError("sdpa runs everywhere")
+    return _MAKERS[_taken(requested, device, dtype, head_size)[-1].name]()
 
 
 def described(requested: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     """Returns which backend `choose` takes and why, on a GPU also why not those before it."""
-    backend, passed = choose(requested, device, dtype, head_size), []
-    for name, _, reason in backends(device, dtype, head_size):
-        if name == backend.name:
-            why = reason if requested == "auto" else "as asked by --rollout.attention"
-            return "; ".join([f"{name}: {why}", *passed])
-        if device.type == "cuda" and requested == "auto":
-            passed.append(f"not {name}: {reason}")
-    raise AssertionError("choose takes one of the backends")
+    *passed, taken = _taken(requested, device, dtype, head_size)
+    why = taken.reason if requested == "auto" else "as asked by --rollout.attention"
+    if device.type == "cpu":
+        passed = []  # all for one reason, that it is the CPU
+    return "; ".join([f"{taken.name}: {why}", *(f"not {p.name}: {p.reason}" for p in passed)])
+
+
+def _taken(
+    requested: str, device: torch.device, dtype: torch.dtype, head_size: int
+) -> list[BackendProbe]:
+    """Returns the backend that is taken, last, behind those that were passed over.
+
+    Others than the requested one are left alone: a kernel that fails can take the device with it.
+    """
+    if requested not in ("auto", *NAMES):
+        raise ValueError(f"attention backend {requested!r}: use one of auto, {', '.join(NAMES)}")
+    probes = []
+    for name in NAMES if requested == "auto" else (requested,):
+        probes.append(_probe(name, device, dtype, head_size))
+        if probes[-1].usable:
+            return probes
+    raise ValueError(
+        f"attention backend {requested!r} cannot run here: {probes[-1].reason}; use auto, which "
+        "takes the first that can"
+    )
+
+
+def _probe(
+    name: str, device: torch.device, dtype: torch.dtype, head_size: int | None
+) -> BackendProbe:
+    problem = None
+    if name != "sdpa":  # it runs everywhere
+        problem = _common_problem(device, dtype, head_size) or _PROBES[name]()
+    if name != "sdpa" and problem is None:
+        problem = decode_problem(_MAKERS[name](), device, dtype, head_size or USUAL_HEAD_SIZE)
+    return BackendProbe(name, problem is None, problem or _REASONS[name])
 
 
 def _common_problem(device: torch.device, dtype: torch.dtype, head_size: int | None) -> str | None:
@@ -147,7 +158,6 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "flash-attn": _flash_attn_problem,
     "torch-varlen": _torch_varlen_problem,
     "torch-aten": _torch_aten_problem,
-    "sdpa": lambda: None,
 }
 _MAKERS: dict[str, Callable[[], Backend]] = {
     "flash-attn": FlashAttn,
@@ -161,4 +171,4 @@ _REASONS = {
     "torch-aten": "torch's flash-attention operator takes row lengths",
     "sdpa": "runs everywhere",
 }
-NAMES = tuple(_PROBES)
+NAMES = tuple(_MAKERS)
