@@ -13,6 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from azr.learner import Experience
 from azr.model.attention import use_azr_attention
 
 _SIZES = dict(
@@ -72,6 +73,27 @@ def azr_model(plain: PreTrainedModel) -> PreTrainedModel:
     model = copy.deepcopy(plain)
     use_azr_attention(model)
     return model
+
+
+def experience_of(
+    prompts: int, samples: int, *, prompt_tokens, response_tokens, vocab: int = 900, seed: int = 0
+) -> list[Experience]:
+    """Random samples, several of each prompt; numbers of tokens are (least, most)."""
+    rng = np.random.default_rng(seed)
+    batch = []
+    for _ in range(prompts):
+        prompt = tuple(rng.integers(3, vocab, rng.integers(*prompt_tokens)).tolist())
+        for _ in range(samples):
+            response = tuple(rng.integers(3, vocab, rng.integers(*response_tokens)).tolist())
+            batch.append(
+                Experience(
+                    prompt_ids=prompt,
+                    response_ids=response,
+                    rollout_logprobs=np.full(len(response), -6.0, dtype=np.float32),
+                    advantage=float(rng.normal()),
+                )
+            )
+    return batch
 
 
 @torch.no_grad()

@@ -4,13 +4,12 @@ import copy
 import threading
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from models import azr_model, plain_model
+from models import azr_model, experience_of, plain_model
 
 from azr.config import LossConfig, OptimConfig
-from azr.learner import Experience, Learner
+from azr.learner import Learner
 from azr.model.attention.packed import gathered
 from azr.rollout import Request, RolloutEngine, Sampling
 
@@ -19,24 +18,9 @@ pytestmark = pytest.mark.gpu
 PLAIN = plain_model(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, vocab=1000)
 
 
-def batch_of(seed=0, prompts=6, samples=4):
+def batch_of():
     """Samples that share their prompts."""
-    rng = np.random.default_rng(seed)
-    batch = []
-    for _ in range(prompts):
-        prompt = tuple(rng.integers(2, 1000, rng.integers(5, 40)).tolist())
-        for _ in range(samples):
-            response = tuple(rng.integers(2, 1000, rng.integers(1, 30)).tolist())
-            logprobs = np.full(len(response), -6.0, dtype=np.float32)
-            batch.append(
-                Experience(
-                    prompt_ids=prompt,
-                    response_ids=response,
-                    rollout_logprobs=logprobs,
-                    advantage=float(rng.normal()),
-                )
-            )
-    return batch
+    return experience_of(6, 4, prompt_tokens=(5, 40), response_tokens=(1, 30))
 
 
 def learner_of(model, **optim):

@@ -3,34 +3,20 @@ backward, clipping and the optimiser, and how often the host waits for the devic
 
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from fake_models import SHAPES, fake_model, usable
+from models import experience_of
 
 from azr.config import LossConfig, OptimConfig
-from azr.learner import Experience, Learner
+from azr.learner import Learner
 
 FLASH = ("flash-attn", "torch-varlen", "torch-aten")
 
 
-def batch_of(prompts=4, samples=3, seed=0):
+def batch_of():
     """Samples that share their prompts, as a step of self-play has them."""
-    rng = np.random.default_rng(seed)
-    batch = []
-    for _ in range(prompts):
-        prompt = tuple(rng.integers(3, 900, rng.integers(20, 200)).tolist())
-        for _ in range(samples):
-            response = tuple(rng.integers(3, 900, rng.integers(1, 90)).tolist())
-            batch.append(
-                Experience(
-                    prompt_ids=prompt,
-                    response_ids=response,
-                    rollout_logprobs=-rng.random(len(response), dtype=np.float32),
-                    advantage=float(rng.normal()),
-                )
-            )
-    return batch
+    return experience_of(4, 3, prompt_tokens=(20, 200), response_tokens=(1, 90))
 
 
 def learner_of(shape, *, layers=1, dtype=torch.bfloat16, attention="torch-aten", reference=False,
