@@ -9,9 +9,9 @@ as it is known, the ceilings and the largest kernels first.
 
 import argparse
 import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 # Read when torch and OpenMP load.
@@ -236,17 +236,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.toy:
         toy = replace(TOY, device=options.device)
         setting = Setting(findings, toy, hidden=32, matrix=128, copied=2**20, rounds=3)
-    failed = 0
-    for part in (ceilings, rows, linear, loss, sampler):
+
+    def run(part: Callable[[Setting], None]) -> None:
         try:
             part(setting)
-        except Exception:  # the other kernels' figures are worth having
-            failed += 1
-            traceback.print_exc()
-            findings.note(f"{part.__name__} failed", traceback.format_exc(limit=-3).splitlines())
-        if setting.on_cuda:
-            torch.cuda.empty_cache()
-    return 1 if failed else 0
+        finally:
+            if setting.on_cuda:
+                torch.cuda.empty_cache()
+
+    parts = (ceilings, rows, linear, loss, sampler)
+    return findings.run({part.__name__: partial(run, part) for part in parts})
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from azr.model.attention import (
 )
 from azr.packing import pack
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
+from azr.rollout.graphs import side_stream
 from bench.bench_rollout import NEVER, Work
 from bench.gpu_record import Findings
 
@@ -107,6 +108,15 @@ class Device:
         if self.on_cuda:
             torch.cuda.reset_peak_memory_stats()
 
+    def settle_libraries(self) -> None:
+        """Lets cuBLAS make the workspaces that it keeps for the streams of a rollout."""
+        if self.on_cuda:
+            for stream in (torch.cuda.current_stream(), side_stream()):
+                with torch.cuda.stream(stream):
+                    x = torch.ones((64, 64), dtype=torch.bfloat16, device="cuda")
+                    torch.mm(x, x, out_dtype=torch.float32)
+            torch.cuda.synchronize()
+
     def clean(self) -> None:
         """Gives back what nothing refers to."""
         gc.collect()
@@ -142,6 +152,7 @@ class Stage:
         self.model = make_model(sizes, device.torch)
         self.config = load_toml(preset_path(PRESET))
         device.clean()
+        device.settle_libraries()
         self.weights_bytes = device.held_bytes()
         self.engine = RolloutEngine(self.model, slots=sizes.slots)
         work = Work.ragged(
@@ -304,13 +315,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     sizes = TOY if options.toy else FULL
-    stage = Stage(sizes, Device(options.device), Findings(options.findings), options.folder)
-    stage.rollouts()
-    stage.mismatch()
-    stage.decode_profiles()
-    stage.release()
-    stage.update()
-    return 0
+    findings = Findings(options.findings)
+    stage = Stage(sizes, Device(options.device), findings, options.folder)
+    parts = (stage.rollouts, stage.mismatch, stage.decode_profiles, stage.release, stage.update)
+    return findings.run({part.__name__: part for part in parts})
 
 
 if __name__ == "__main__":

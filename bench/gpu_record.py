@@ -10,7 +10,8 @@ nothing. Only the standard library is used here.
 import json
 import math
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ OUTCOMES = {
     "timeout": "STOPPED at its time limit",
 }
 NOT_RUN = ("missing", "late")
+CUT_SHORT = ("failed", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +132,35 @@ class Findings:
     def __init__(self, path: Path):
         self.path = path
 
-    def figure(self, name: str, value: float) -> None:
-        """Keeps a figure of the table; KeyError for another. One that is no number is a note."""
+    def figure(self, name: str, value: float, *, is_last: bool = True) -> None:
+        """Keeps a figure of the table; KeyError for another. One that is no number is a note, and
+        one that will be replaced (`is_last` False) is not printed."""
         unit = FIGURES[name].unit
         if not math.isfinite(value):
             self.note(name, f"not a number: {value}")
             return
         self._add({"figure": name, "value": value})
-        print(f"{name}: {value:.6g} {unit}", flush=True)
+        if is_last:
+            print(f"{name}: {value:.6g} {unit}", flush=True)
 
     def note(self, name: str, value: object) -> None:
         """Keeps any other JSON value."""
         self._add({"note": name, "value": value})
+
+    def run(self, parts: Mapping[str, Callable[[], object]]) -> int:
+        """Runs the parts of a stage one after the other; returns the exit code, 1 where one failed.
+
+        One that fails is told, and the figures of the others are worth having.
+        """
+        failed = 0
+        for name, part in parts.items():
+            try:
+                part()
+            except Exception:
+                failed = 1
+                traceback.print_exc()
+                self.note(f"{name} failed", traceback.format_exc(limit=-3).splitlines())
+        return failed
 
     def _add(self, line: dict[str, object]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -190,12 +209,15 @@ def add_stage(
 ) -> None:
     """Puts a stage in the place of an earlier run of it, its figures with it.
 
-    One that did not run leaves the earlier run where it is.
+    One that did not run leaves the earlier run where it is. One that failed or was stopped takes no
+    figure away that it did not come to: each says of what day and commit it is.
     """
     if part["outcome"] in NOT_RUN and name in record["stages"]:
         return
     record["stages"][name] = part
-    kept = {key: value for key, value in record["figures"].items() if value["stage"] != name}
+    kept = record["figures"]
+    if part["outcome"] not in CUT_SHORT:
+        kept = {key: value for key, value in kept.items() if value["stage"] != name}
     commit = part["commit"] or "unknown"
     new = {
         key: {

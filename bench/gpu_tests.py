@@ -106,13 +106,18 @@ class Tally:
             self.findings.note("failed", self.failed)
         elif report.skipped:
             self.skipped[report.longrepr[2] if report.longrepr else "?"] += 1
+        self._count(is_last=False)
+
+    def _count(self, *, is_last: bool) -> None:
+        """Tells the counts so far: the last ones hold, also of a stage that is stopped."""
+        counts = Counter(self.outcomes.values()) + Counter(failed=self.broken_files)
+        for outcome in ("passed", "failed", "skipped"):
+            self.findings.figure(f"{self.name}_{outcome}", counts[outcome], is_last=is_last)
 
     def pytest_sessionfinish(self, session):
         if self.is_worker:
             return
-        counts = Counter(self.outcomes.values()) + Counter(failed=self.broken_files)
-        for outcome in ("passed", "failed", "skipped"):
-            self.findings.figure(f"{self.name}_{outcome}", counts[outcome])
+        self._count(is_last=True)
         self.findings.note("skipped", dict(self.skipped))
         # pytest counts a file without its module as an error.
         if session.exitstatus == pytest.ExitCode.TESTS_FAILED and not self.failed:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES, azr_model, plain_model
 
+from azr.errors import RunError
 from azr.model import attention
 from azr.model.attention import (
     PackedAttend,
@@ -144,6 +145,15 @@ def test_devices_without_the_cpu_kernel_get_the_same(monkeypatch, dtype):
     assert (here[1] - there[1]).abs().max() < tolerance * 3
 
 
+def test_small_gradients_of_a_16_bit_gather_are_not_lost():
+    """400 gradients of 1 beside one of 256: in bf16 each of them alone would be rounded away."""
+    x = torch.zeros((3, 2), dtype=torch.bfloat16, requires_grad=True)
+    upstream = torch.ones((401, 2), dtype=torch.bfloat16)
+    upstream[0] = 256
+    (grad,) = torch.autograd.grad(gathered(x, torch.ones(401, dtype=torch.int64)), x, upstream)
+    assert grad.tolist() == [[0, 0], [656, 656], [0, 0]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_gathered_many_times_adds_up_its_gradients(dtype):
     generator = torch.Generator().manual_seed(1)
@@ -246,6 +256,46 @@ def test_a_backend_that_decodes_rightly_has_no_problem(monkeypatch, name, head_s
         "torch-aten": lambda: torch_aten(monkeypatch),
     }[name]()
     assert decode_problem(made, CPU, dtype, head_size) is None
+
+
+@pytest.mark.parametrize("head_size", [16, 64, 128, 256])
+def test_every_page_and_the_end_of_a_row_are_looked_at(head_size):
+    """In the trial of a backend: a page read for another, rows of one token more or less."""
+    page = attention.flash.PAGE_TOKENS
+    decode = torch_varlen(page)._attend
+
+    def problem(change):
+        def astray(*args, block_table, seqused_k, **options):
+            table, lengths = change(block_table.clone(), seqused_k.clone())
+            return decode(*args, block_table=table, seqused_k=lengths, **options)
+
+        backend = torch_varlen(page)
+        backend._attend = astray
+        return decode_problem(backend, CPU, torch.bfloat16, head_size)
+
+    def second_page(number):
+        def change(table, lengths):
+            table[1, 1] = number
+            return table, lengths
+
+        return change
+
+    assert problem(lambda table, lengths: (table, lengths)) is None
+    for wrong in (0, 1, 3):
+        assert problem(second_page(wrong)), wrong
+    assert problem(lambda table, lengths: (table, lengths + 1))
+    assert problem(lambda table, lengths: (table, lengths.clamp(max=page)))
+
+
+def test_a_backend_that_breaks_the_device_ends_the_run_by_name():
+    backend = torch_varlen(attention.flash.PAGE_TOKENS)
+
+    def broken(*args, **options):
+        raise torch.AcceleratorError("an illegal memory access was encountered", 700)
+
+    backend._attend = broken
+    with pytest.raises(RunError, match="torch-varlen broke the device .* --rollout.attention"):
+        decode_problem(backend, CPU, torch.bfloat16, 64)
 
 
 def test_a_backend_is_tried_before_it_is_relied_on(monkeypatch, a100):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import gpu_build, gpu_learn, gpu_record, gpu_stages
-from bench.gpu_record import FIGURES, Figure, Findings, read_findings
+from bench.gpu_record import FIGURES, Figure, Findings, add_stage, read_findings
 from bench.gpu_stages import (
     CALL_LIMIT_S,
     FRAME_S,
@@ -522,6 +522,47 @@ def test_a_failing_test_or_a_broken_file_fails_the_stage(tmp_path):
     code, figures, notes = run_plugin(tmp_path, "cpu")
     assert code == 1 and figures["kernel_tests_failed"] == 1
     assert "cannot be collected" in notes["failed"][0]
+
+
+def test_a_stage_that_is_killed_keeps_the_counts_so_far(tmp_path):
+    (tmp_path / "test_marked.py").write_text(
+        "import os, pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_a():\n    pass\ndef test_b():\n    assert 0\n"
+        "def test_c():\n    os.kill(os.getpid(), 9)\ndef test_d():\n    pass\n"
+    )
+    code, figures, notes = run_plugin(tmp_path, "cuda")
+    assert code == -9 and figures["kernel_tests_collected"] == 4
+    assert (figures["kernel_tests_passed"], figures["kernel_tests_failed"]) == (1, 1)
+    assert "test_b" in notes["failed"][0]
+
+
+@pytest.mark.parametrize("outcome", ["failed", "timeout"])
+def test_a_stage_that_fails_takes_no_figure_away(outcome):
+    record = {"stages": {}, "figures": {}}
+
+    def part(outcome, date):
+        return {"outcome": outcome, "commit": "c", "dirty": False, "date": date}
+
+    add_stage(record, "model", part("ok", "1"), {"update_3b_s": 2.0, "copy_gb_s": 5.0})
+    add_stage(record, "model", part(outcome, "2"), {"copy_gb_s": 6.0})
+    assert record["stages"]["model"]["outcome"] == outcome
+    found = {name: (f["value"], f["date"]) for name, f in record["figures"].items()}
+    assert found == {"update_3b_s": (2.0, "1"), "copy_gb_s": (6.0, "2")}
+    add_stage(record, "model", part("ok", "3"), {"copy_gb_s": 7.0})
+    assert set(record["figures"]) == {"copy_gb_s"}
+
+
+def test_a_part_that_fails_costs_no_other(tmp_path):
+    findings = Findings(tmp_path / "findings.jsonl")
+
+    def broken():
+        raise RuntimeError("no profiler here")
+
+    parts = {"broken": broken, "copy": lambda: findings.figure("copy_gb_s", 3.0)}
+    assert findings.run(parts) == 1
+    figures, notes = read_findings(findings.path)
+    assert figures == {"copy_gb_s": 3.0} and "no profiler here" in notes["broken failed"][-1]
+    assert findings.run({"copy": parts["copy"]}) == 0
 
 
 # ----------------------------------------------------------------------- the three calls, rehearsed

@@ -132,7 +132,8 @@ class RolloutEngine:
 
     def rollout_roofline_frac(self) -> float | None:
         """Returns the same share of whole rollouts: prefill, admissions and whatever else stands
-        between the steps counts as time. Neither counts the capture of graphs."""
+        between the steps counts as time, but not what the caller does with a sample. Neither counts
+        the capture of graphs."""
         return self.meter.phase_fraction() if self.meter else None
 
     def _check(self, number: int, request: Request, context: int, vocabulary: int) -> None:

@@ -8,6 +8,7 @@ step of the optimiser, which changes weights in place, is seen by the next repla
 import gc
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -36,6 +37,15 @@ def bucket(rows: int, slots: int) -> int:
     if rows > 64:
         size = -(-rows // 64) * 64
     return min(size, slots)
+
+
+@cache
+def side_stream() -> torch.cuda.Stream:
+    """Returns the stream that steps are tried and captured on, one for the process.
+
+    cuBLAS keeps a workspace for every stream that it has met, 32 MiB on an H100, and never lets go.
+    """
+    return torch.cuda.Stream()
 
 
 class StepGraphs:
@@ -69,7 +79,7 @@ class StepGraphs:
         # Libraries and compilers set themselves up in a step that runs outside of any capture; what
         # it draws is taken back, and what it stores the real step stores again.
         saved = self._slots.saved()
-        stream = torch.cuda.Stream()
+        stream = side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step(rows, mix)
@@ -81,7 +91,9 @@ class StepGraphs:
         gc.disable()
         try:
             # Other threads, the checkpoint's among them, may talk to the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
                 step(rows, mix)
         finally:
             if was_collecting:

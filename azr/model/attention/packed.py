@@ -17,6 +17,10 @@ from torch import Tensor
 
 from azr.model.transfer import to_device
 
+FEW_ENTRIES = 3072
+"""Up to so many torch's backward of an embedding on CUDA adds in the type of its input, above in
+fp32."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
@@ -77,7 +81,10 @@ def gathered(x_N: Tensor, index_E: Tensor) -> Tensor:
     Its gradients add up in fp32 and in a fixed order. On CUDA those of `index_select` add with
     atomics, in the type of x: other bits at every run, and in bf16 small ones are lost.
     """
-    return F.embedding(index_E, x_N.flatten(1)).unflatten(1, x_N.shape[1:])
+    x_ND = x_N.flatten(1)
+    if len(index_E) <= FEW_ENTRIES:
+        x_ND = x_ND.float()
+    return F.embedding(index_E, x_ND).to(x_N.dtype).unflatten(1, x_N.shape[1:])
 
 
 class VarlenBackend(Protocol):

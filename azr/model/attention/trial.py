@@ -7,6 +7,7 @@ does not tell.
 import torch
 from torch import Tensor
 
+from azr.errors import RunError
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows, FlashBackend
 
 TOLERANCE = 0.05
@@ -18,9 +19,11 @@ def decode_problem(
 ) -> str | None:
     """Returns why decoding two rows does not give what plain attention gives; None where it does.
 
-    The second row goes over a page's end, so that one page read for another is noticed.
+    Half of the second row's tokens are on its second page, so that one page read for another is
+    noticed, and the key behind each row is large, so that a row one token too long is. Raises
+    RunError where the attempt leaves the device unusable.
     """
-    heads, kv_heads, lengths, first_pages = 4, 2, (5, PAGE_TOKENS + 3), (3, 1)
+    heads, kv_heads, lengths, first_pages = 4, 2, (5, 2 * PAGE_TOKENS - 5), (3, 1)
     noise = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -32,6 +35,8 @@ def decode_problem(
     try:
         q_RHK = drawn(len(lengths), heads)
         keys, values = (drawn(4 * PAGE_TOKENS, kv_heads) for _ in range(2))
+        for length, page in zip(lengths, first_pages, strict=True):
+            keys[page * PAGE_TOKENS + length] *= 50
         rows = DecodeRows(
             lengths=ints(lengths),
             table=ints([[3, 0], [1, 2]]),
@@ -50,6 +55,11 @@ def decode_problem(
             error = ((weights_H1T @ v_HTK)[:, 0] - out_HK.float()).abs().max().item()
             if not error < TOLERANCE:
                 return f"a tiny decode is off by {error:.3g}"
+    except torch.AcceleratorError as error:  # nothing that follows would run
+        raise RunError(
+            f"attention backend {backend.name} broke the device in a tiny decode, {error}; name "
+            "another with --rollout.attention"
+        ) from error
     except Exception as error:  # whatever a library raises here: the next backend is tried
         message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return f"a tiny decode fails: {message}"
