@@ -10,6 +10,7 @@ from models import experience_of
 
 from azr.config import LossConfig, OptimConfig
 from azr.learner import Learner
+from azr.model.attention.packed import FEW_ENTRIES
 
 FLASH = ("flash-attn", "torch-varlen", "torch-aten")
 
@@ -33,11 +34,11 @@ def learner_of(shape, *, layers=1, dtype=torch.bfloat16, attention="torch-aten",
     )
 
 
-def update(device, learner, step=1):
+def update(device, learner, step=1, batch=None):
     """Returns (metrics, why the host waited, launches) of one update."""
     device.waits.clear()
     with device.counted() as launches:
-        metrics = learner.update(batch_of(), step)
+        metrics = learner.update(batch or batch_of(), step)
     return metrics, list(device.waits), launches
 
 
@@ -83,10 +84,13 @@ def test_every_way_of_updating_waits_no_more(device, monkeypatch, options):
 
 def test_launches_of_a_layer_are_counted(device):
     found: list[Counter] = []
+    # So many tokens that what is shared is gathered as in a real micro-batch.
+    batch = experience_of(6, 6, prompt_tokens=(100, 200), response_tokens=(1, 90))
+    assert sum(len(e.prompt_ids) + len(e.response_ids) for e in batch) > FEW_ENTRIES
     for layers in (1, 2):
         learner = learner_of("qwen2.5-3b", layers=layers, micro_batch_tokens=10**6)
         update(device, learner)  # makes the optimiser's state
-        found.append(update(device, learner, 2)[2])
+        found.append(update(device, learner, 2, batch)[2])
     layer = found[1] - found[0]
     rest = found[0].total() - layer.total()
     print(
