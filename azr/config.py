@@ -47,8 +47,8 @@ class RunConfig:
     root: str = "runs"
     """Folder that holds the run directories."""
     seed: Annotated[int, _short_name("--seed")] = 0
-    """Seed of every random stream. On the CPU two runs with one seed on one machine are bit-equal;
-    on a GPU they draw the same noise, and gradients differ in their last bits."""
+    """Seed of every random stream. On the CPU two runs with one seed on one machine are
+    bit-equal; on a GPU they draw the same noise, and gradients differ in their last bits."""
     device: Annotated[Literal["cpu", "cuda"], _short_name("--device")] = "cpu"
     """Where the model lives."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -147,6 +147,11 @@ class RolloutConfig:
     """Bound on the KV cache; 0 takes what is free. What does not fit waits its turn."""
     attention: Literal["auto", "flash-attn", "torch-varlen", "torch-aten", "sdpa"] = "auto"
     """Attention backend of rollouts and training; `auto` takes the first that can run here."""
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether some tokens cannot be drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -513,9 +518,8 @@ def validate(config: Config) -> None:
         "loss.kl_coef",
         f"does not go with --loss.kl {config.loss.kl}: set both or neither",
     )
-    truncated = config.rollout.top_p < 1 or config.rollout.top_k > 0 or config.rollout.min_p > 0
     need(
-        not truncated or config.loss.tis_cap > 0,
+        not config.rollout.is_truncated or config.loss.tis_cap > 0,
         "loss.tis_cap",
         "truncated sampling (top-p, top-k, min-p) needs the mismatch correction: give a cap, say 2",
     )

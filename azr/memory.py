@@ -80,8 +80,7 @@ def memory_plan(
     is_reference_kept = config.loss.kl != "none"
     # Rollout: fp32 logits, and where tokens are drawn by inversion fp32 log-probs and two fp64
     # tensors beside them. The fused kernel of CUDA, which does not truncate, holds nothing more.
-    r = config.rollout
-    is_fused = config.run.device == "cuda" and r.top_p == 1 and not r.top_k and not r.min_p
+    is_fused = config.run.device == "cuda" and not config.rollout.is_truncated
     logits = rows * text.vocab_size * (4 if is_fused else 4 + 4 + 8 + 8)
     parts = [
         Part("weights", parameters * width, "--model.path, --run.dtype"),

@@ -7,12 +7,10 @@ torch (`bench.measure`); bench_kernels.py has the other libraries. Every figure 
 as it is known, the ceilings and the largest kernels first.
 """
 
-import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 # Read when torch and OpenMP load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,7 +33,7 @@ from bench.bench_kernels import (
     with_backward,
     without_grad,
 )
-from bench.gpu_record import Findings
+from bench.gpu_record import Findings, stage_parser
 from bench.measure import Call, CpuClock, CudaClock, Options, Result, l2_flush, measure
 
 FULL = Scale("cuda", torch.bfloat16, 151936, 8192, 1024)
@@ -224,11 +222,7 @@ def sampler(setting: Setting) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs every part; 1 where one failed."""
-    parser = argparse.ArgumentParser(prog="bench.gpu_kernels")
-    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
-    parser.add_argument("--findings", type=Path, required=True)
-    parser.add_argument("--toy", action="store_true", help="tiny shapes")
-    options = parser.parse_args(arguments)
+    options = stage_parser("bench.gpu_kernels").parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     findings = Findings(options.findings)

@@ -7,7 +7,6 @@ from nothing. It is stopped by SIGTERM in the middle (exit code 75, saved), resu
 again when its time is over. The curve (learning_curve.png), the report and the metrics go to DIR.
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.gpu_record import Findings
+from bench.gpu_record import Findings, stage_parser
 
 SAVED = 75  # azr.train's exit code after SIGTERM
 STEPS = 100_000  # never reached: time ends the run, at a constant learning rate
@@ -107,12 +106,7 @@ def tell(rows: list[dict[str, float]], findings: Findings) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs both pieces; 1 where one did not end as asked, or the second did not go on."""
-    parser = argparse.ArgumentParser(prog="bench.gpu_learn")
-    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
-    parser.add_argument("--findings", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="where the curve goes")
-    parser.add_argument("--toy", action="store_true", help="a few steps")
-    options = parser.parse_args(arguments)
+    options = stage_parser("bench.gpu_learn", keeps="the curve goes").parse_args(arguments)
     findings = Findings(options.findings)
     root = options.folder / "runs"
     new = ["--device", options.device, "--steps", str(STEPS), "--run.root", str(root), *OPTIONS]

@@ -9,7 +9,6 @@ it. Profiles of decode steps and of an update go to DIR/profile.txt. Every figur
 as it is known.
 """
 
-import argparse
 import gc
 import os
 import resource
@@ -42,7 +41,7 @@ from azr.packing import pack
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
 from azr.rollout.graphs import side_stream
 from bench.bench_rollout import NEVER, Work
-from bench.gpu_record import Findings
+from bench.gpu_record import Findings, stage_parser
 
 PRESET = "a100-qwen2.5-3b-prime.toml"
 QWEN_3B = dict(
@@ -307,12 +306,7 @@ class Stage:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs every part."""
-    parser = argparse.ArgumentParser(prog="bench.gpu_model")
-    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
-    parser.add_argument("--findings", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="where the profile goes")
-    parser.add_argument("--toy", action="store_true", help="tiny shapes")
-    options = parser.parse_args(arguments)
+    options = stage_parser("bench.gpu_model", keeps="the profile goes").parse_args(arguments)
     torch.set_num_threads(1)
     sizes = TOY if options.toy else FULL
     findings = Findings(options.findings)

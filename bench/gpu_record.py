@@ -7,6 +7,7 @@ A stage tells what it finds through `Findings`, a line at a time, so that one th
 nothing. Only the standard library is used here.
 """
 
+import argparse
 import json
 import math
 import re
@@ -124,6 +125,17 @@ FIGURES = {
     "learn_abduction_end_frac": Figure("frac", "the same"),
     "learn_induction_end_frac": Figure("frac", "the same"),
 }  # fmt: skip
+
+
+def stage_parser(module: str, keeps: str = "") -> argparse.ArgumentParser:
+    """Returns the options of a stage's command; `keeps` says what it leaves in --folder, if any."""
+    parser = argparse.ArgumentParser(prog=module)
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--findings", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, few steps")
+    if keeps:
+        parser.add_argument("--folder", type=Path, required=True, help=f"where {keeps}")
+    return parser
 
 
 class Findings:

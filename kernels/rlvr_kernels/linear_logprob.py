@@ -97,14 +97,14 @@ def linear_token_logprobs(
         return _direct(
             hidden, weight, bias, ids, None, temperature, softcap, return_entropy, return_lse
         )
+    valid = valid_rows(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
-        check_ids_in_range(ids, valid_rows(ids, mask, ignore_index), weight.shape[0])
+        check_ids_in_range(ids, valid, weight.shape[0])
     if is_direct:
         return _direct(
-            hidden, weight, bias, ids, valid_rows(ids, mask, ignore_index),
-            temperature, softcap, return_entropy, return_lse,
-        )  # fmt: skip
-    rows = Rows.of(ids, mask, ignore_index)
+            hidden, weight, bias, ids, valid, temperature, softcap, return_entropy, return_lse
+        )
+    rows = Rows.of(ids, valid, are_dropped=mask is not None)
     logprobs, entropy, lse = linear_logprob(
         hidden, weight, bias, rows.ids, rows.valid, temperature, softcap, return_entropy,
         max_buffer_mb, grad_weight_dtype, chosen_backend,
@@ -126,11 +126,11 @@ class Rows(NamedTuple):
     ignored: Tensor | None
 
     @classmethod
-    def of(cls, ids: Tensor, mask: Tensor | None, ignore_index: int) -> "Rows":
-        if mask is not None:
-            return cls(ids, valid_rows(ids, mask, ignore_index), None)
-        ignored = ids == ignore_index
-        return cls(ids.masked_fill(ignored, 0), None, ignored)
+    def of(cls, ids: Tensor, valid: Tensor, *, are_dropped: bool) -> "Rows":
+        """`are_dropped`: those that are not valid, else they are left out."""
+        if are_dropped:
+            return cls(ids, valid, None)
+        return cls(ids.masked_fill(~valid, 0), None, ~valid)
 
     def blanked(self, values: Tensor) -> Tensor:
         """The values [..., *ids.shape] with 0 where a row is left out, gradients likewise."""

@@ -67,16 +67,15 @@ def linear_token_logprob_partials(
             f"vocab_start: expected a shard of {weight.shape[0]} columns inside {n_vocab}; "
             f"got {vocab_start}"
         )
+    valid = valid_rows(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
-        check_ids_in_range(ids, valid_rows(ids, mask, ignore_index), n_vocab)
-    rows = Rows.of(ids, mask, ignore_index)
+        check_ids_in_range(ids, valid, n_vocab)
+    rows = Rows.of(ids, valid, are_dropped=mask is not None)
     sums = linear_partials(
         hidden, weight, bias, rows.ids.long() - vocab_start, rows.valid, temperature, softcap,
         return_entropy, max_buffer_mb, grad_weight_dtype, resolve(backend, hidden.device),
     )  # fmt: skip
-    unknown = (rows.ids < 0) | (rows.ids >= n_vocab)
-    if rows.valid is not None:
-        unknown = unknown & rows.valid
+    unknown = valid & ((ids < 0) | (ids >= n_vocab))
     target = torch.where(unknown, float("nan"), sums[3])
     return rows.blanked(torch.cat([sums[:3], target[None]]))
 

@@ -100,11 +100,13 @@ def _taken(
 def _probe(
     name: str, device: torch.device, dtype: torch.dtype, head_size: int | None
 ) -> BackendProbe:
-    problem = None
-    if name != "sdpa":  # it runs everywhere
-        problem = _common_problem(device, dtype, head_size) or _PROBES[name]()
-    if name != "sdpa" and problem is None:
-        problem = decode_problem(_MAKERS[name](), device, dtype, head_size or USUAL_HEAD_SIZE)
+    if name == "sdpa":
+        return BackendProbe(name, True, _REASONS[name])
+    problem = (
+        _common_problem(device, dtype, head_size)
+        or _PROBES[name]()
+        or decode_problem(_MAKERS[name](), device, dtype, head_size or USUAL_HEAD_SIZE)
+    )
     return BackendProbe(name, problem is None, problem or _REASONS[name])
 
 
