@@ -13,10 +13,11 @@
  * are sorted by their bytes, a dict keeps its order (its text shows it), -0.0 is not 0.0. Only
  * exact built-in types are written, and no code of the program is called on the way.
  *
- * A dict or set that is looked up in takes time with the square of its elements where their hashes
- * are equal, as those of multiples of 2**61 - 1 are. The client would take it with its interpreter
- * locked, so that a container may have few of one hash (HASH_SHARERS_MAX): the child says TOO_LARGE,
- * and bytes that say otherwise are not those of a value.
+ * Bytes may say anything, for a child may have forged them, and the client decodes them with its
+ * interpreter locked. So they are measured before the first object is made: nodes, depth, memory;
+ * and the keys of a dict or set before the first is put in, for keys can be chosen so that each is
+ * looked for in every place where another lies already. What is over a limit is SBX_TOO_LARGE, whether
+ * a program came to it by honest means or not.
  */
 #include "sandbox.h"
 
@@ -26,26 +27,6 @@
 
 /* More digits than this could not be written as text: sys.int_info.default_max_str_digits. */
 #define INT_BITS_MAX 14280
-
-/* Elements of one dict or set that have one hash. Powers of two as floats have 35 at most. */
-#define HASH_SHARERS_MAX 64
-
-static int compare_hashes(const void *left, const void *right)
-{
-    Py_hash_t a = *(const Py_hash_t *)left, b = *(const Py_hash_t *)right;
-    return (a > b) - (a < b);
-}
-
-/* Sorts the hashes. */
-static bool share_too_much(Py_hash_t *hashes, size_t count)
-{
-    if (count > HASH_SHARERS_MAX)
-        qsort(hashes, count, sizeof *hashes, compare_hashes);
-    for (size_t i = HASH_SHARERS_MAX; i < count; i++)
-        if (hashes[i] == hashes[i - HASH_SHARERS_MAX])
-            return true;
-    return false;
-}
 
 static bool put(struct sbx_writer *w, const void *bytes, size_t byte_count)
 {
@@ -142,36 +123,6 @@ static enum sbx_outcome encode_sequence(PyObject *value, struct sbx_writer *w, b
     return SBX_OK;
 }
 
-/* Of keys that have been encoded, so that no code of the program is called. */
-static enum sbx_outcome check_hashes(PyObject *value, struct sbx_writer *w)
-{
-    Py_ssize_t count = PyObject_Size(value), used = 0;
-    PyObject *keys = NULL, *key;
-    Py_hash_t *hashes;
-    enum sbx_outcome outcome = SBX_MEMORY;
-
-    if (count <= HASH_SHARERS_MAX)
-        return SBX_OK;
-    if ((hashes = malloc((size_t)count * sizeof *hashes)) == NULL)
-        return SBX_MEMORY;
-    if ((keys = PyObject_GetIter(value)) == NULL)
-        goto done;
-    while (used < count && (key = PyIter_Next(keys)) != NULL) {
-        hashes[used++] = PyObject_Hash(key);
-        Py_DECREF(key);
-    }
-    outcome = SBX_OK;
-    if (share_too_much(hashes, (size_t)used)) {
-        w->unsupported = "equal hashes";
-        outcome = SBX_TOO_LARGE;
-    }
-done:
-    PyErr_Clear();
-    Py_XDECREF(keys);
-    free(hashes);
-    return outcome;
-}
-
 static enum sbx_outcome encode_dict(PyObject *value, struct sbx_writer *w)
 {
     uint32_t count = (uint32_t)PyDict_GET_SIZE(value);
@@ -187,7 +138,7 @@ static enum sbx_outcome encode_dict(PyObject *value, struct sbx_writer *w)
         if (outcome != SBX_OK)
             return outcome;
     }
-    return check_hashes(value, w);
+    return SBX_OK;
 }
 
 struct span {
@@ -247,8 +198,7 @@ static enum sbx_outcome encode_set(PyObject *value, struct sbx_writer *w)
             goto done;
         spans[i].byte_count = (size_t)(w->at - spans[i].start);
     }
-    if ((outcome = check_hashes(value, w)) == SBX_OK)
-        outcome = sort_elements(w, start, spans, count);
+    outcome = sort_elements(w, start, spans, count);
 done:
     PyErr_Clear();
     Py_XDECREF(items);
@@ -317,13 +267,19 @@ enum sbx_outcome sbx_encode(PyObject *value, struct sbx_writer *w)
 
 struct reader {
     const unsigned char *at, *end;
-    uint32_t depth_left;
+    struct sbx_bounds left;
 };
 
 static PyObject *malformed(void)
 {
     PyErr_SetString(PyExc_ValueError, "not the bytes of a value");
     return NULL;
+}
+
+static bool too_large(const char *why)
+{
+    PyErr_SetString(PyExc_OverflowError, why);
+    return false;
 }
 
 static bool take(struct reader *r, void *into, size_t byte_count)
@@ -336,6 +292,211 @@ static bool take(struct reader *r, void *into, size_t byte_count)
     r->at += byte_count;
     return true;
 }
+
+/* ---- Measuring: what the bytes will take, without an object ----------------------------------- */
+
+/* Bytes of CPython's objects on 64 bits, header of the collector included, rounded up. */
+enum {
+    NUMBER_COST = 32,
+    TEXT_COST = 64,
+    SEQUENCE_COST = 72,
+    ITEM_COST = 8,
+    TABLE_COST = 232,      /* of a set, its first table included; of a dict with one of 8 places */
+    EMPTY_DICT_COST = 80,
+    SET_PLACE_COST = 16,
+    DICT_ENTRY_COST = 24,  /* of which there are two for three places */
+    DICT_INDEX_COST = 4,
+};
+
+/* Places of the table that comes after one which `used` entries have filled: setobject.c,
+ * dictobject.c. */
+static size_t grown(size_t used, bool is_set)
+{
+    size_t size = 8, least = is_set ? used * (used > 50000 ? 2 : 4) + 1 : used * 3;
+    while (size < least)
+        size <<= 1;
+    return size;
+}
+
+/* Entries at which a table of so many places grows. */
+static size_t filling(size_t size, bool is_set)
+{
+    return is_set ? ((size - 1) * 3 + 4) / 5 : (size << 1) / 3;
+}
+
+static size_t table_cost(size_t count, bool is_set)
+{
+    size_t size = 8;
+    if (count == 0 && !is_set)
+        return EMPTY_DICT_COST;
+    /* A set grows when it is full, a dict when the next entry comes. */
+    while (filling(size, is_set) < count + is_set)
+        size = grown(filling(size, is_set), is_set);
+    if (size == 8)
+        return TABLE_COST;
+    return TABLE_COST + (is_set ? size * SET_PLACE_COST
+                                : filling(size, false) * DICT_ENTRY_COST + size * DICT_INDEX_COST);
+}
+
+static bool charge(struct reader *r, size_t byte_count)
+{
+    if (byte_count > r->left.memory_bytes)
+        return too_large("memory");
+    r->left.memory_bytes -= byte_count;
+    return true;
+}
+
+static bool skip_text(struct reader *r, char tag)
+{
+    uint32_t size;
+    size_t width = 1;
+
+    if (!take(r, &size, 4))
+        return false;
+    if (size > (size_t)(r->end - r->at)) {
+        malformed();
+        return false;
+    }
+    for (uint32_t i = 0; tag == 's' && width == 1 && i < size; i++)
+        width = r->at[i] < 0x80 ? 1 : 4; /* one wide character makes all of them wide */
+    r->at += size;
+    return charge(r, (size > 1 ? TEXT_COST : 0) + width * size);
+}
+
+static bool skip_one(struct reader *r);
+
+static bool skip_container(struct reader *r, char tag)
+{
+    bool is_table = tag == 'S' || tag == 'd';
+    uint32_t count;
+    size_t values;
+
+    if (!take(r, &count, 4))
+        return false;
+    values = tag == 'd' ? 2 * (size_t)count : count;
+    if (r->left.depth == 0 || values > (size_t)(r->end - r->at)) { /* each takes a byte at least */
+        malformed();
+        return false;
+    }
+    if (!charge(r, is_table ? table_cost(count, tag == 'S')
+                            : SEQUENCE_COST + (size_t)count * ITEM_COST))
+        return false;
+    r->left.depth--;
+    for (size_t i = 0; i < values; i++)
+        if (!skip_one(r))
+            return false;
+    r->left.depth++;
+    return true;
+}
+
+static bool skip_one(struct reader *r)
+{
+    char tag;
+    unsigned char number[16];
+
+    if (!take(r, &tag, 1))
+        return false;
+    if (r->left.nodes == 0)
+        return too_large("nodes");
+    r->left.nodes--;
+    switch (tag) {
+    case 'N':
+    case 'T':
+    case 'F':
+        return true;
+    case 'i':
+    case 'f':
+    case 'c':
+        return take(r, number, tag == 'c' ? 16 : 8) && charge(r, NUMBER_COST);
+    case 'I':
+    case 's':
+    case 'b':
+        return skip_text(r, tag);
+    case 't':
+    case 'l':
+    case 'S':
+    case 'd':
+        return skip_container(r, tag);
+    default:
+        malformed();
+        return false;
+    }
+}
+
+/* ---- Keys ------------------------------------------------------------------------------------- */
+
+struct entry {
+    PyObject *key, *item; /* no item: an element of a set */
+    Py_hash_t hash;
+    uint32_t weight; /* what it takes to compare the key with another */
+};
+
+/* A table such as CPython's: what it holds by its places, 0 for nothing, else number + 1. */
+struct table {
+    uint32_t *places;
+    size_t mask;
+    bool is_set;
+};
+
+/* So many places from the first on does a set look at in their order (setobject.c). */
+enum { SET_NEIGHBOURS = 9 };
+
+/* Puts entry `number` in as CPython does: PERTURB_SHIFT and the recurrence of dictobject.c. Returns what
+ * that costs, in places looked at and keys compared. */
+static size_t place(struct table *t, const struct entry *entries, uint32_t number)
+{
+    Py_hash_t hash = entries[number].hash;
+    size_t perturb = (size_t)hash, at = perturb & t->mask, cost = 0;
+
+    for (;;) {
+        size_t neighbours = t->is_set && at + SET_NEIGHBOURS <= t->mask ? SET_NEIGHBOURS : 0;
+        for (size_t i = at; i <= at + neighbours; i++) {
+            uint32_t there = t->places[i];
+            cost++;
+            if (there == 0) {
+                t->places[i] = number + 1;
+                return cost;
+            }
+            if (entries[there - 1].hash == hash)
+                cost += entries[number].weight;
+        }
+        perturb >>= 5;
+        at = (at * 5 + perturb + 1) & t->mask;
+    }
+}
+
+/* Plays through what putting the entries in will cost, and takes it from what is left; false with
+ * OverflowError where that is too little. */
+static bool afford_entries(struct reader *r, const struct entry *entries, uint32_t count, bool is_set)
+{
+    struct table t = {calloc(8, sizeof *t.places), 7, is_set};
+    uint32_t done = 0;
+
+    while (t.places != NULL && done < count) {
+        size_t cost = place(&t, entries, done++);
+        if (done == filling(t.mask + 1, is_set) && done < count) {
+            size_t size = grown(done, is_set);
+            free(t.places);
+            t.places = calloc(size, sizeof *t.places);
+            t.mask = size - 1;
+            for (uint32_t i = 0; t.places != NULL && i < done; i++)
+                cost += place(&t, entries, i);
+        }
+        if (cost > r->left.probes) {
+            free(t.places);
+            return too_large("hashes that collide");
+        }
+        r->left.probes -= cost;
+    }
+    if (t.places == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    free(t.places);
+    return true;
+}
+
+/* ---- Making the values ------------------------------------------------------------------------ */
 
 static PyObject *decode_one(struct reader *r);
 
@@ -398,15 +559,19 @@ static PyObject *decode_sequence(struct reader *r, uint32_t count, bool is_list)
     return value;
 }
 
-struct entry {
-    PyObject *key, *item; /* no item: an element of a set */
-};
+/* Fewer entries cost little whatever their hashes. */
+enum { FEW_ENTRIES = 16 };
 
 static bool decode_entry(struct reader *r, struct entry *entry, bool is_set)
 {
-    entry->key = decode_one(r);
-    entry->item = entry->key == NULL || is_set ? NULL : decode_one(r);
-    return entry->key != NULL && (is_set || entry->item != NULL);
+    const unsigned char *start = r->at;
+
+    if ((entry->key = decode_one(r)) == NULL)
+        return false;
+    entry->weight = 4 + (uint32_t)((r->at - start) / 16);
+    if ((entry->hash = PyObject_Hash(entry->key)) == -1)
+        return false;
+    return is_set || (entry->item = decode_one(r)) != NULL;
 }
 
 static int add_entry(PyObject *value, const struct entry *entry, bool is_set)
@@ -414,60 +579,35 @@ static int add_entry(PyObject *value, const struct entry *entry, bool is_set)
     return is_set ? PySet_Add(value, entry->key) : PyDict_SetItem(value, entry->key, entry->item);
 }
 
-static void drop_entry(struct entry *entry)
-{
-    Py_CLEAR(entry->key);
-    Py_CLEAR(entry->item);
-}
-
-static int add_few(struct reader *r, PyObject *value, uint32_t count, bool is_set)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        struct entry entry;
-        bool whole = decode_entry(r, &entry, is_set);
-        int failed = whole ? add_entry(value, &entry, is_set) : -1;
-        drop_entry(&entry);
-        if (failed < 0)
-            return -1;
-    }
-    return 0;
-}
-
 /* All keys are seen before the first is added. */
-static int add_many(struct reader *r, PyObject *value, uint32_t count, bool is_set)
+static int add_entries(struct reader *r, PyObject *value, uint32_t count, bool is_set)
 {
-    struct entry *entries = calloc(count, sizeof *entries);
-    Py_hash_t *hashes = malloc(count * sizeof *hashes);
+    struct entry *entries = calloc(count ? count : 1, sizeof *entries);
     uint32_t whole = 0, added = 0;
 
-    if (entries == NULL || hashes == NULL)
+    if (entries == NULL)
         PyErr_NoMemory();
-    else
-        while (whole < count && decode_entry(r, &entries[whole], is_set) &&
-               (hashes[whole] = PyObject_Hash(entries[whole].key)) != -1)
-            whole++;
-    if (entries != NULL && whole == count) {
-        if (share_too_much(hashes, count))
-            malformed();
-        else
-            while (added < count && add_entry(value, &entries[added], is_set) == 0)
-                added++;
+    while (entries != NULL && whole < count && decode_entry(r, &entries[whole], is_set))
+        whole++;
+    if (entries != NULL && whole == count &&
+        (count <= FEW_ENTRIES || afford_entries(r, entries, count, is_set)))
+        while (added < count && add_entry(value, &entries[added], is_set) == 0)
+            added++;
+    for (uint32_t i = 0; entries != NULL && i < count; i++) {
+        Py_XDECREF(entries[i].key);
+        Py_XDECREF(entries[i].item);
     }
-    for (uint32_t i = 0; entries != NULL && i < count; i++)
-        drop_entry(&entries[i]);
     free(entries);
-    free(hashes);
-    return added == count ? 0 : -1;
+    return added == count && entries != NULL ? 0 : -1;
 }
 
-static PyObject *decode_hashed(struct reader *r, uint32_t count, bool is_set)
+static PyObject *decode_table(struct reader *r, uint32_t count, bool is_set)
 {
     PyObject *value = is_set ? PySet_New(NULL) : PyDict_New();
-    bool is_small = count <= HASH_SHARERS_MAX;
 
     if (value == NULL)
         return NULL;
-    if ((is_small ? add_few : add_many)(r, value, count, is_set) < 0) {
+    if (add_entries(r, value, count, is_set) < 0) {
         Py_DECREF(value);
         if (PyErr_ExceptionMatches(PyExc_TypeError)) { /* not hashable */
             PyErr_Clear();
@@ -482,20 +622,15 @@ static PyObject *decode_hashed(struct reader *r, uint32_t count, bool is_set)
     return value;
 }
 
+/* The bytes have been measured. */
 static PyObject *decode_container(struct reader *r, char tag)
 {
     uint32_t count;
-    PyObject *value;
 
     if (!take(r, &count, 4))
         return NULL;
-    if (r->depth_left == 0 || count > (size_t)(r->end - r->at)) /* a value takes a byte at least */
-        return malformed();
-    r->depth_left--;
-    value = tag == 'l' || tag == 't' ? decode_sequence(r, count, tag == 'l')
-                                     : decode_hashed(r, count, tag == 'S');
-    r->depth_left++;
-    return value;
+    return tag == 'l' || tag == 't' ? decode_sequence(r, count, tag == 'l')
+                                    : decode_table(r, count, tag == 'S');
 }
 
 static PyObject *decode_number(struct reader *r, char tag)
@@ -542,13 +677,14 @@ static PyObject *decode_one(struct reader *r)
     }
 }
 
-PyObject *sbx_decode(const unsigned char *bytes, size_t byte_count, uint32_t depth)
+PyObject *sbx_decode(const unsigned char *bytes, size_t byte_count, const struct sbx_bounds *bounds)
 {
-    struct reader r = {bytes, bytes + byte_count, depth};
-    PyObject *value = decode_one(&r);
-    if (value != NULL && r.at != r.end) {
-        Py_DECREF(value);
+    struct reader r = {bytes, bytes + byte_count, *bounds};
+
+    if (!skip_one(&r))
+        return NULL;
+    if (r.at != r.end)
         return malformed();
-    }
-    return value;
+    r.at = bytes;
+    return decode_one(&r);
 }

@@ -1,9 +1,12 @@
 /* The compiler process: source text in, marshalled code out. It runs nothing of what it reads.
  *
- * One look at the code tells two things more. Which modules it imports, so that a forbidden one is
- * refused before any process is made. And whether it can see the order of a set, a hash or an
- * identity, so that a label takes more seeds; the opcodes and names of the code are its syntax
- * tree without the layout, and reading them takes microseconds.
+ * One look at the code tells three things more. Which modules it imports, so that a forbidden one is
+ * refused before any process is made. Whether it is known not to see the order of a set, a hash or an
+ * identity; otherwise a label takes more seeds. And whether it is known to keep nothing from one call
+ * to the next; otherwise each of its inputs takes a process of its own. Known means: every name, every
+ * attribute and every module that the code uses is on a list (modules.py), and what can keep or show
+ * something by an operator is not there. The opcodes and names of the code are its syntax tree without
+ * the layout, and reading them takes microseconds.
  */
 #define _GNU_SOURCE
 #include "sandbox.h"
@@ -14,116 +17,168 @@
 #include <string.h>
 #include <unistd.h>
 
-struct scan {
-    PyObject *allowed, *risky_names;
-    int import_name, extended_arg, binary_op;
-    int risky_ops[4];
-    /* Found so far. */
-    PyObject *forbidden; /* name of a module, NULL if none */
-    bool is_risky, has_view, has_set_operator;
+/* What an opcode means to the scan. */
+enum meaning {
+    PLAIN = 0,
+    IMPORT = 1,    /* of a module */
+    NAME = 2,      /* read, of a global or a builtin */
+    BIND = 3,      /* of a global */
+    ATTRIBUTE = 4, /* read */
+    OPERATOR = 5,  /* of two operands */
+    SHOWS = 6,     /* makes a set or a class, or reads attributes by a pattern */
+    KEEPS = 7,     /* writes to an attribute or a global */
+    EXTENDS = 8,   /* the next argument */
+    MEANING = 15,
+    KEEPS_IN_MODULE = 16, /* may make, outside of any function, what can be changed later */
+    SHIFT = 32,           /* times the bits of the argument that are not the index of a name */
 };
 
-static void note_operator(struct scan *s, int arg)
+struct scan {
+    const struct sbx_scan_lists *lists;
+    PyObject *bound;     /* set of the globals that the program itself binds */
+    PyObject *forbidden; /* name of a module, NULL if none */
+    bool is_module;      /* of the code that is looked at: no function around it */
+    bool is_risky, keeps, has_view, has_set_operator;
+};
+
+static void note_operator(struct scan *s, Py_ssize_t arg)
 {
     /* The operators' numbers are the same in all supported versions; 13 more in place. */
-    int op = arg >= 13 ? arg - 13 : arg;
+    Py_ssize_t op = arg >= 13 ? arg - 13 : arg;
     s->has_set_operator |= op == 1 || op == 7 || op == 10 || op == 12; /* & | - ^ */
 }
 
-/* The views of a dict make sets by operators, and the module of that name has them as functions. */
-static void note_word(struct scan *s, const char *text)
+static int note_import(struct scan *s, PyObject *name)
 {
-    s->has_view |= strcmp(text, "keys") == 0 || strcmp(text, "items") == 0;
-    s->has_set_operator |= strcmp(text, "operator") == 0;
+    int allowed = PySet_Contains(s->lists->allowed, name);
+    int plain = PySet_Contains(s->lists->plain_modules, name);
+    int stateless = PySet_Contains(s->lists->stateless_modules, name);
+
+    if (allowed < 0 || plain < 0 || stateless < 0)
+        return -1;
+    if (!allowed && s->forbidden == NULL)
+        s->forbidden = Py_NewRef(name);
+    s->is_risky |= !plain;
+    s->keeps |= !stateless;
+    /* Its functions make sets of the views of a dict. */
+    s->has_set_operator |= PyUnicode_CompareWithASCIIString(name, "operator") == 0;
+    return 0;
 }
 
-static int scan_ops(struct scan *s, PyObject *bytecode, PyObject *names)
+/* A builtin that is not on the list stays what it is even where the program binds the name: it may do
+ * so later, or not at all. */
+static int note_name(struct scan *s, PyObject *name)
+{
+    int plain = PySet_Contains(s->lists->plain_builtins, name), bound, builtin;
+
+    if (plain)
+        return plain < 0 ? -1 : 0;
+    bound = PySet_Contains(s->bound, name);
+    builtin = PyDict_Contains(s->lists->builtins, name);
+    if (bound < 0 || builtin < 0)
+        return -1;
+    s->is_risky |= !bound || builtin;
+    return 0;
+}
+
+static int note_attribute(struct scan *s, PyObject *name)
+{
+    int plain = PySet_Contains(s->lists->plain_attributes, name);
+
+    if (plain < 0)
+        return -1;
+    s->is_risky |= !plain;
+    /* The views of a dict make sets by operators. */
+    s->has_view |= PyUnicode_CompareWithASCIIString(name, "keys") == 0 ||
+                   PyUnicode_CompareWithASCIIString(name, "items") == 0;
+    return 0;
+}
+
+/* One opcode; `binding` in the first of two looks at all code, which finds out what is bound. */
+static int note_op(struct scan *s, int entry, Py_ssize_t arg, PyObject *names, bool binding)
+{
+    enum meaning meaning = entry & MEANING;
+    Py_ssize_t at = arg >> entry / SHIFT;
+    bool has_name = meaning >= IMPORT && meaning <= ATTRIBUTE;
+    PyObject *name = has_name && at < PyTuple_GET_SIZE(names) ? PyTuple_GET_ITEM(names, at) : NULL;
+
+    if (has_name && name == NULL)
+        s->is_risky = s->keeps = true;
+    if (binding)
+        return meaning == BIND && name ? PySet_Add(s->bound, name) : 0;
+    s->keeps |= meaning == KEEPS || (s->is_module && entry & KEEPS_IN_MODULE);
+    s->is_risky |= meaning == SHOWS;
+    if (meaning == OPERATOR)
+        note_operator(s, arg);
+    if (name != NULL && meaning == IMPORT)
+        return note_import(s, name);
+    if (name != NULL && meaning == NAME)
+        return note_name(s, name);
+    if (name != NULL && meaning == ATTRIBUTE)
+        return note_attribute(s, name);
+    return 0;
+}
+
+static int scan_ops(struct scan *s, PyObject *bytecode, PyObject *names, bool binding)
 {
     const unsigned char *ops = (const unsigned char *)PyBytes_AS_STRING(bytecode);
-    Py_ssize_t byte_count = PyBytes_GET_SIZE(bytecode);
-    Py_ssize_t arg = 0;
+    Py_ssize_t byte_count = PyBytes_GET_SIZE(bytecode), arg = 0;
 
     for (Py_ssize_t i = 0; i + 1 < byte_count; i += 2) {
-        int op = ops[i];
+        int entry = s->lists->meanings[ops[i]];
         arg = arg << 8 | ops[i + 1];
-        if (op == s->extended_arg)
+        if ((entry & MEANING) == EXTENDS)
             continue;
-        if (op == s->import_name && arg < PyTuple_GET_SIZE(names) && s->forbidden == NULL) {
-            PyObject *name = PyTuple_GET_ITEM(names, arg);
-            int known = PySet_Contains(s->allowed, name);
-            if (known < 0)
-                return -1;
-            if (!known)
-                s->forbidden = Py_NewRef(name);
-        }
-        if (op == s->binary_op)
-            note_operator(s, (int)arg);
-        for (size_t k = 0; k < sizeof s->risky_ops / sizeof *s->risky_ops; k++)
-            s->is_risky |= op == s->risky_ops[k];
+        if (note_op(s, entry, arg, names, binding) < 0)
+            return -1;
         arg = 0;
     }
     return 0;
 }
 
-static int scan_names(struct scan *s, PyObject *names)
-{
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
-        PyObject *name = PyTuple_GET_ITEM(names, i);
-        const char *text = PyUnicode_AsUTF8(name);
-        int known = PySet_Contains(s->risky_names, name);
-        if (known < 0 || text == NULL)
-            return -1;
-        s->is_risky |= known || strncmp(text, "__", 2) == 0;
-        note_word(s, text);
-    }
-    return 0;
-}
+static int scan_code(struct scan *s, PyObject *code, bool binding);
 
-static int scan_code(struct scan *s, PyObject *code);
-
-/* A text may name an attribute: in a format, in a pattern of a match, for a function that takes
- * names. One that is built at run time needs such a function, and those are risky names. */
-static int scan_constant(struct scan *s, PyObject *constant)
+static int scan_constant(struct scan *s, PyObject *constant, bool binding)
 {
     int failed = 0;
     if (PyCode_Check(constant))
-        return scan_code(s, constant);
-    if (PyUnicode_Check(constant)) {
-        const char *text = PyUnicode_AsUTF8(constant);
-        s->is_risky |= text == NULL || strstr(text, "__") != NULL;
-        if (text != NULL)
-            note_word(s, text);
-        PyErr_Clear(); /* a lone surrogate has no UTF-8 */
-    }
+        return scan_code(s, constant, binding);
     s->is_risky |= PyFrozenSet_CheckExact(constant);
-    for (Py_ssize_t i = 0; !failed && PyTuple_Check(constant) && i < PyTuple_GET_SIZE(constant); i++)
-        failed = scan_constant(s, PyTuple_GET_ITEM(constant, i));
     return failed;
 }
 
 /* The code object and every one inside it; the compiler has bounded their nesting. */
-static int scan_code(struct scan *s, PyObject *code)
+static int scan_code(struct scan *s, PyObject *code, bool binding)
 {
     PyObject *bytecode = PyObject_GetAttrString(code, "co_code");
     PyObject *names = PyObject_GetAttrString(code, "co_names");
     PyObject *constants = PyObject_GetAttrString(code, "co_consts");
-    int failed = -1;
+    bool was_module = s->is_module;
+    int failed = bytecode == NULL || names == NULL || constants == NULL ||
+                 scan_ops(s, bytecode, names, binding) < 0;
 
-    if (bytecode == NULL || names == NULL || constants == NULL)
-        goto done;
-    if (scan_ops(s, bytecode, names) < 0 || scan_names(s, names) < 0)
-        goto done;
-    failed = scan_constant(s, constants);
-done:
+    s->is_module = false;
+    for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(constants); i++)
+        failed = scan_constant(s, PyTuple_GET_ITEM(constants, i), binding);
+    s->is_module = was_module;
     Py_XDECREF(bytecode);
     Py_XDECREF(names);
     Py_XDECREF(constants);
-    return failed;
+    return failed ? -1 : 0;
 }
 
-static bool is_risky(const struct scan *s)
+static int scan_program(struct scan *s, PyObject *code)
 {
-    return s->is_risky || (s->has_view && s->has_set_operator);
+    int failed;
+    if ((s->bound = PySet_New(NULL)) == NULL)
+        return -1;
+    s->is_module = true;
+    failed = scan_code(s, code, true) < 0 || scan_code(s, code, false) < 0;
+    Py_CLEAR(s->bound);
+    s->is_risky |= s->has_view && s->has_set_operator;
+    /* What sees an identity sees what other calls have allocated. */
+    s->keeps |= s->is_risky;
+    return failed ? -1 : 0;
 }
 
 /* ---- One source ------------------------------------------------------------------------------- */
@@ -198,7 +253,7 @@ static enum sbx_outcome compile_source(struct scan *s, const char *source, size_
     code = Py_CompileStringExFlags(source, "<program>", Py_file_input, &flags, 0);
     if (code == NULL)
         return refusal();
-    if (scan_code(s, code) < 0)
+    if (scan_program(s, code) < 0)
         outcome = refusal();
     else if (s->forbidden != NULL) {
         outcome = SBX_FORBIDDEN_IMPORT;
@@ -264,9 +319,10 @@ static int answer(int fd, const struct sbx_compiled *head, const void *payload)
 
 /* One frame: 1, 0 at the end of the stream, -1 with an exception. `text` has room for the longest
  * source and a NUL. */
-static int serve_one(int fd, uint32_t source_bytes_max, char *text, const struct scan *template)
+static int serve_one(int fd, uint32_t source_bytes_max, uint32_t code_bytes_max, char *text,
+                     const struct sbx_scan_lists *lists)
 {
-    struct scan s = *template;
+    struct scan s = {.lists = lists};
     struct sbx_source head;
     struct sbx_compiled reply;
     PyObject *payload;
@@ -286,7 +342,11 @@ static int serve_one(int fd, uint32_t source_bytes_max, char *text, const struct
     text[head.source_bytes] = '\0';
     reply = (struct sbx_compiled){.id = head.id};
     reply.outcome = compile_source(&s, text, head.source_bytes, &payload);
-    reply.is_risky = is_risky(&s);
+    if (payload != NULL && PyBytes_GET_SIZE(payload) > code_bytes_max) {
+        Py_CLEAR(payload);
+        reply.outcome = SBX_TOO_LARGE;
+    }
+    reply.traits = (s.is_risky ? SBX_RISKY : 0) | (s.keeps ? SBX_KEEPS : 0);
     reply.payload_bytes = payload ? (uint32_t)PyBytes_GET_SIZE(payload) : 0;
     reply.frame_bytes = (uint32_t)SBX_ALIGN8(sizeof reply + reply.payload_bytes);
     going = answer(fd, &reply, payload ? PyBytes_AS_STRING(payload) : NULL) < 0 ? -1 : 1;
@@ -295,25 +355,9 @@ static int serve_one(int fd, uint32_t source_bytes_max, char *text, const struct
     return going;
 }
 
-static int opcode_number(PyObject *opcodes, const char *name)
+int sbx_compiler_serve(int socket_fd, uint32_t source_bytes_max, uint32_t code_bytes_max,
+                       const struct sbx_scan_lists *lists)
 {
-    PyObject *number = PyDict_GetItemString(opcodes, name);
-    return number ? (int)PyLong_AsLong(number) : -1;
-}
-
-int sbx_compiler_serve(int socket_fd, uint32_t source_bytes_max, PyObject *allowed,
-                       PyObject *risky_names, PyObject *opcodes)
-{
-    struct scan template = {
-        .allowed = allowed,
-        .risky_names = risky_names,
-        .import_name = opcode_number(opcodes, "IMPORT_NAME"),
-        .extended_arg = opcode_number(opcodes, "EXTENDED_ARG"),
-        .binary_op = opcode_number(opcodes, "BINARY_OP"),
-        .risky_ops = {opcode_number(opcodes, "BUILD_SET"), opcode_number(opcodes, "SET_ADD"),
-                      opcode_number(opcodes, "SET_UPDATE"),
-                      opcode_number(opcodes, "LOAD_BUILD_CLASS")},
-    };
     char *text = malloc(SBX_ALIGN8((size_t)source_bytes_max) + 8);
     int going = 1;
 
@@ -323,7 +367,7 @@ int sbx_compiler_serve(int socket_fd, uint32_t source_bytes_max, PyObject *allow
     }
     watch_memory();
     while (going > 0)
-        going = serve_one(socket_fd, source_bytes_max, text, &template);
+        going = serve_one(socket_fd, source_bytes_max, code_bytes_max, text, lists);
     free(text);
     return going;
 }

@@ -2,17 +2,25 @@
  *
  * Every allowed module was loaded by the zygote. Another name, whether the program writes it or
  * builds it at run time, is refused in the same way everywhere, and the refusal is the outcome of
- * that input even if the program catches the ImportError.
+ * that input even if the program catches the ImportError. So is whatever else a program may reach for
+ * in CPython and does not get here: `open`, an encoding, a part of `sys` or `os`.
+ *
+ * The interpreter itself imports some modules at its first need, and that is not the program's doing.
  */
 #include "sandbox.h"
 
+#include <stdio.h>
+
+char sbx_refused[SBX_REFUSED_BYTES];
+
 static struct {
-    PyObject *allowed, *loaded, *original;
+    PyObject *allowed, *internal, *loaded, *original;
 } imports;
 
-int sbx_imports_set(PyObject *allowed, PyObject *loaded, PyObject *original)
+int sbx_imports_set(PyObject *allowed, PyObject *internal, PyObject *loaded, PyObject *original)
 {
     imports.allowed = Py_NewRef(allowed);
+    imports.internal = Py_NewRef(internal);
     imports.loaded = Py_NewRef(loaded);
     imports.original = Py_NewRef(original);
     return 0;
@@ -32,10 +40,38 @@ static bool is_from_library(PyObject *globals)
     return module != NULL && PyModule_Check(module) && PyModule_GetDict(module) == globals;
 }
 
+void sbx_refuse(PyObject *name)
+{
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    PyErr_Clear(); /* a name with a lone surrogate */
+    if (*sbx_refused == '\0')
+        snprintf(sbx_refused, sizeof sbx_refused, "%s", text && *text ? text : "?");
+}
+
 static PyObject *refuse(PyObject *name)
 {
-    sbx_import_was_refused = 1;
+    sbx_refuse(name);
     return PyErr_Format(PyExc_ImportError, "import of %R is not allowed here", name);
+}
+
+/* Another module of the library, or one that the interpreter loads for itself. */
+static PyObject *import_for_library(PyObject *name, PyObject *args, PyObject *kwargs)
+{
+    PyObject *module = PyObject_Call(imports.original, args, kwargs);
+    if (module == NULL && PyErr_ExceptionMatches(PyExc_ImportError)) {
+        PyObject *type, *error, *traceback;
+        PyErr_Fetch(&type, &error, &traceback);
+        sbx_refuse(name);
+        PyErr_Restore(type, error, traceback);
+    }
+    return module;
+}
+
+/* The C API imports with an empty list of names, and takes the module from sys.modules. */
+static bool is_from_interpreter(PyObject *name, PyObject *from, int level)
+{
+    return level == 0 && from != NULL && PyList_CheckExact(from) && PyList_GET_SIZE(from) == 0 &&
+           PyDict_Contains(imports.internal, name) == 1;
 }
 
 PyObject *sbx_import(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -50,7 +86,9 @@ PyObject *sbx_import(PyObject *self, PyObject *args, PyObject *kwargs)
                                      &locals, &from, &level))
         return NULL;
     if (is_from_library(globals))
-        return PyObject_Call(imports.original, args, kwargs);
+        return import_for_library(name, args, kwargs);
+    if (is_from_interpreter(name, from, level))
+        return Py_XNewRef(PyDict_GetItemWithError(imports.internal, name));
     module = level ? NULL : PyDict_GetItemWithError(imports.allowed, name);
     if (module == NULL)
         return PyErr_Occurred() ? NULL : refuse(name);

@@ -1,4 +1,4 @@
-/* azr._sandbox: what Python sees. The client uses decode_entries, parse_args, encode, decode and
+/* azr._sandbox: what Python sees. The client uses decode_entry, parse_args, encode, decode and
  * OUTCOMES; the rest is called by zygotes and compilers on their own processes. */
 #include "sandbox.h"
 
@@ -8,16 +8,25 @@
 
 /* ---- Values ----------------------------------------------------------------------------------- */
 
+/* What a value of so many bytes may take. The factors let through what programs return: a list of
+ * thousands of small dicts is the largest for its bytes. */
+static struct sbx_bounds bounds_of(size_t output_bytes, unsigned int depth, unsigned int nodes)
+{
+    return (struct sbx_bounds){depth, nodes, 14 * output_bytes, 4 * output_bytes};
+}
+
 static PyObject *py_decode(PyObject *self, PyObject *args)
 {
     Py_buffer bytes;
-    unsigned int depth;
+    unsigned int output_bytes, depth, nodes;
+    struct sbx_bounds bounds;
     PyObject *value;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*I:decode", &bytes, &depth))
+    if (!PyArg_ParseTuple(args, "y*III:decode", &bytes, &output_bytes, &depth, &nodes))
         return NULL;
-    value = sbx_decode(bytes.buf, (size_t)bytes.len, depth);
+    bounds = bounds_of(output_bytes, depth, nodes);
+    value = sbx_decode(bytes.buf, (size_t)bytes.len, &bounds);
     PyBuffer_Release(&bytes);
     return value;
 }
@@ -67,22 +76,6 @@ static PyObject *py_parse_args(PyObject *self, PyObject *args)
     return Py_BuildValue("(NN)", positional, keywords);
 }
 
-/* One entry of a report as (outcome, payload, value, cpu_ns, whether an address was shown). */
-static PyObject *entry_tuple(const struct sbx_entry *entry, const unsigned char *payload,
-                             uint32_t depth)
-{
-    uint32_t outcome = entry->outcome & ~SBX_SHOWS_IDENTITY;
-    PyObject *value;
-    if (outcome == SBX_OK)
-        value = sbx_decode(payload, entry->payload_bytes, depth);
-    else
-        value = PyUnicode_DecodeASCII((const char *)payload, entry->payload_bytes, "replace");
-    if (value == NULL)
-        return NULL;
-    return Py_BuildValue("(Iy#NLN)", outcome, payload, (Py_ssize_t)entry->payload_bytes, value,
-                         (long long)entry->cpu_ns, PyBool_FromLong(outcome != entry->outcome));
-}
-
 /* What a program can cause by itself; anything else in an entry is forged. */
 static bool is_entry_outcome(uint32_t outcome)
 {
@@ -92,42 +85,77 @@ static bool is_entry_outcome(uint32_t outcome)
            outcome == SBX_UNSUPPORTED_VALUE;
 }
 
-static PyObject *py_decode_entries(PyObject *self, PyObject *args)
+/* Names of classes, types and modules are shorter; a forged one is cut. */
+enum { ERROR_CHARS_MAX = 200 };
+
+static PyObject *error_text(const unsigned char *bytes, size_t byte_count)
 {
-    Py_buffer bytes;
-    unsigned int count, depth;
-    PyObject *entries = NULL;
-    const unsigned char *at, *end;
+    if (byte_count > ERROR_CHARS_MAX)
+        byte_count = ERROR_CHARS_MAX;
+    return PyUnicode_DecodeUTF8((const char *)bytes, (Py_ssize_t)byte_count, "replace");
+}
+
+/* The value of an entry, or why there is none; *outcome becomes TOO_LARGE where it is over a bound. */
+static PyObject *entry_value(uint32_t *outcome, const unsigned char *payload, size_t byte_count,
+                             const struct sbx_bounds *bounds)
+{
+    PyObject *value, *type, *error, *traceback;
+
+    if (*outcome != SBX_OK)
+        return error_text(payload, byte_count);
+    value = sbx_decode(payload, byte_count, bounds);
+    if (value == NULL && PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Fetch(&type, &error, &traceback);
+        value = error ? PyObject_Str(error) : NULL;
+        Py_XDECREF(type);
+        Py_XDECREF(error);
+        Py_XDECREF(traceback);
+        *outcome = SBX_TOO_LARGE;
+    }
+    return value;
+}
+
+/* One entry at a time, so that no other thread waits for a whole report. */
+static PyObject *py_decode_entry(PyObject *self, PyObject *args)
+{
+    Py_buffer report;
+    Py_ssize_t offset, left;
+    unsigned int output_bytes, depth, nodes;
+    struct sbx_bounds bounds;
+    struct sbx_entry entry;
+    uint32_t outcome;
+    const unsigned char *at;
+    PyObject *value = NULL, *result = NULL;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*II:decode_entries", &bytes, &count, &depth))
+    if (!PyArg_ParseTuple(args, "y*nIII:decode_entry", &report, &offset, &output_bytes, &depth,
+                          &nodes))
         return NULL;
-    at = bytes.buf;
-    end = at + bytes.len;
-    entries = PyList_New(0);
-    for (unsigned int i = 0; entries != NULL && i < count; i++) {
-        struct sbx_entry entry = {0};
-        PyObject *tuple = NULL;
-        bool whole = (size_t)(end - at) >= sizeof entry;
-        if (whole) {
-            memcpy(&entry, at, sizeof entry);
-            at += sizeof entry;
-            whole = entry.payload_bytes <= (size_t)(end - at) && is_entry_outcome(entry.outcome);
-        }
-        if (whole)
-            tuple = entry_tuple(&entry, at, depth);
-        else
-            PyErr_SetString(PyExc_ValueError, "not the bytes of a report");
-        if (tuple == NULL || PyList_Append(entries, tuple) < 0)
-            Py_CLEAR(entries);
-        Py_XDECREF(tuple);
-        if (entries != NULL) {
-            size_t skip = SBX_ALIGN8(sizeof entry + entry.payload_bytes) - sizeof entry;
-            at = skip > (size_t)(end - at) ? end : at + skip;
-        }
-    }
-    PyBuffer_Release(&bytes);
-    return entries;
+    at = (const unsigned char *)report.buf + offset;
+    left = report.len - offset - (Py_ssize_t)sizeof entry;
+    if (offset < 0 || left < 0)
+        goto forged;
+    memcpy(&entry, at, sizeof entry);
+    at += sizeof entry;
+    if (entry.payload_bytes > output_bytes || entry.payload_bytes > (size_t)left ||
+        !is_entry_outcome(entry.outcome))
+        goto forged;
+    bounds = bounds_of(output_bytes, depth, nodes);
+    outcome = entry.outcome & ~SBX_SHOWS_IDENTITY;
+    if ((value = entry_value(&outcome, at, entry.payload_bytes, &bounds)) == NULL)
+        goto done;
+    offset += (Py_ssize_t)SBX_ALIGN8(sizeof entry + entry.payload_bytes);
+    result = Py_BuildValue("(Iy#OLOn)", outcome, at,
+                           outcome == SBX_OK ? (Py_ssize_t)entry.payload_bytes : 0, value,
+                           (long long)entry.cpu_ns,
+                           entry.outcome & SBX_SHOWS_IDENTITY ? Py_True : Py_False, offset);
+    goto done;
+forged:
+    PyErr_SetString(PyExc_ValueError, "not the bytes of a report");
+done:
+    Py_XDECREF(value);
+    PyBuffer_Release(&report);
+    return result;
 }
 
 /* ---- Processes -------------------------------------------------------------------------------- */
@@ -176,19 +204,26 @@ static int parse_limits(PyObject *args, struct sbx_limits *limits)
 
 static PyObject *py_prepare(PyObject *self, PyObject *args)
 {
-    PyObject *builtins, *exceptions, *allowed, *loaded, *original, *limit_values;
+    PyObject *builtins, *exceptions, *allowed, *internal, *loaded, *original, *limit_values;
     struct sbx_limits limits;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!OO!:prepare", &PyDict_Type, &builtins, &PyDict_Type,
-                          &exceptions, &PyDict_Type, &allowed, &PyDict_Type, &loaded, &original,
-                          &PyTuple_Type, &limit_values))
+    if (!PyArg_ParseTuple(args, "O!O!O!O!O!OO!:prepare", &PyDict_Type, &builtins, &PyDict_Type,
+                          &exceptions, &PyDict_Type, &allowed, &PyDict_Type, &internal,
+                          &PyDict_Type, &loaded, &original, &PyTuple_Type, &limit_values))
         return NULL;
     if (parse_limits(limit_values, &limits) < 0)
         return NULL;
-    sbx_imports_set(allowed, loaded, original);
+    sbx_imports_set(allowed, internal, loaded, original);
     if (sbx_runtime_set(builtins, exceptions, &limits) < 0)
         return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_refuse(PyObject *self, PyObject *name)
+{
+    (void)self;
+    sbx_refuse(name);
     Py_RETURN_NONE;
 }
 
@@ -312,14 +347,22 @@ static PyObject *py_fork_floor(PyObject *self, PyObject *args)
 static PyObject *py_serve_compiler(PyObject *self, PyObject *args)
 {
     int fd;
-    unsigned int source_bytes_max;
-    PyObject *allowed, *risky_names, *opcodes;
+    unsigned int source_bytes_max, code_bytes_max;
+    Py_ssize_t meanings;
+    struct sbx_scan_lists lists;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "iIOOO!:serve_compiler", &fd, &source_bytes_max, &allowed,
-                          &risky_names, &PyDict_Type, &opcodes))
+    if (!PyArg_ParseTuple(args, "iIIO!O!O!O!O!O!y#:serve_compiler", &fd, &source_bytes_max,
+                          &code_bytes_max, &PySet_Type, &lists.allowed, &PySet_Type, &lists.plain_modules,
+                          &PySet_Type, &lists.stateless_modules, &PySet_Type,
+                          &lists.plain_builtins, &PySet_Type, &lists.plain_attributes,
+                          &PyDict_Type, &lists.builtins, &lists.meanings, &meanings))
         return NULL;
-    if (sbx_compiler_serve(fd, source_bytes_max, allowed, risky_names, opcodes) < 0)
+    if (meanings != 256) {
+        PyErr_SetString(PyExc_ValueError, "one meaning for each of 256 opcodes");
+        return NULL;
+    }
+    if (sbx_compiler_serve(fd, source_bytes_max, code_bytes_max, &lists) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -333,17 +376,22 @@ static PyObject *py_syscalls(PyObject *self, PyObject *unused)
 /* ---- The module ------------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
-    {"decode", py_decode, METH_VARARGS, "decode(bytes, depth) -> value of canonical bytes"},
+    {"decode", py_decode, METH_VARARGS,
+     "decode(bytes, output_bytes, depth, nodes) -> value of canonical bytes; ValueError for others, "
+     "OverflowError for one over a bound"},
     {"encode", py_encode, METH_VARARGS,
      "encode(value, bytes, depth, nodes) -> (outcome, canonical bytes or a type's name)"},
     {"parse_args", py_parse_args, METH_VARARGS,
      "parse_args(text, depth) -> (args, kwargs) of literals; SyntaxError for anything else"},
-    {"decode_entries", py_decode_entries, METH_VARARGS,
-     "decode_entries(bytes, count, depth) -> [(outcome, payload, value or text, cpu_ns, bool)]"},
+    {"decode_entry", py_decode_entry, METH_VARARGS,
+     "decode_entry(report, offset, output_bytes, depth, nodes) -> (outcome, payload, value or text, "
+     "cpu_ns, whether an address was shown, offset of the next); ValueError for a forged one"},
     {"die_with", py_die_with, METH_VARARGS, "die_with(parent): SIGKILL when the parent dies"},
     {"lock_down", py_lock_down, METH_VARARGS, "lock_down(is_zygote, memory_bytes) -> layers"},
     {"prepare", py_prepare, METH_VARARGS,
-     "prepare(builtins, exceptions, allowed, loaded, import, limits)"},
+     "prepare(builtins, exceptions, allowed, internal, loaded, import, limits)"},
+    {"refuse", py_refuse, METH_O,
+     "refuse(name): the outcome of this input is that the program reached for that"},
     {"watch_identity", py_watch_identity, METH_NOARGS,
      "watch_identity(): note when a default repr shows an address"},
     {"open_zygote", py_open_zygote, METH_VARARGS,
@@ -354,7 +402,8 @@ static PyMethodDef methods[] = {
     {"rehearse", py_rehearse, METH_VARARGS, "rehearse(code, text) -> outcome, run in this process"},
     {"fork_floor", py_fork_floor, METH_VARARGS, "fork_floor(n) -> (cpu_ns, faults) of forking, exiting and reaping n bare children"},
     {"serve_compiler", py_serve_compiler, METH_VARARGS,
-     "serve_compiler(fd, source_bytes, allowed, risky_names, opcodes)"},
+     "serve_compiler(fd, source_bytes, code_bytes, allowed, plain_modules, stateless_modules, plain_builtins, "
+     "plain_attributes, builtins, meanings)"},
     {"syscalls", py_syscalls, METH_NOARGS, "syscalls() -> [(name, number, what a child gets)]"},
     {"import_module", (PyCFunction)(void (*)(void))sbx_import, METH_VARARGS | METH_KEYWORDS,
      "import_module(name, globals, locals, fromlist, level): the import of programs"},

@@ -12,8 +12,6 @@
 #include <string.h>
 #include <time.h>
 
-int sbx_import_was_refused;
-
 static struct sbx_runtime runtime_of_this_process;
 
 int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits)
@@ -124,24 +122,45 @@ static const char *exception_name(PyObject *type, const struct sbx_runtime *runt
     return "UserException";
 }
 
+/* Python 3.11 has this for a frame that there is no memory for. */
+static bool is_lack_of_memory(PyObject *type, PyObject *value)
+{
+    static const char lack[] = "error return without exception set";
+    if (type == PyExc_MemoryError)
+        return true;
+    if (type != PyExc_SystemError || value == NULL)
+        return false;
+    if (Py_IS_TYPE(value, (PyTypeObject *)PyExc_SystemError)) {
+        PyObject *args = ((PyBaseExceptionObject *)value)->args;
+        value = PyTuple_GET_SIZE(args) ? PyTuple_GET_ITEM(args, 0) : value;
+    }
+    return PyUnicode_CheckExact(value) && PyUnicode_CompareWithASCIIString(value, lack) == 0;
+}
+
 /* Makes the exception that is set the result of the next `count` inputs. */
 static void commit_exception(struct sbx_slot *slot, const struct sbx_runtime *runtime,
                              uint32_t count)
 {
-    PyObject *type = Py_XNewRef(PyErr_Occurred()); /* kept: the child dies soon */
     enum sbx_outcome outcome = SBX_EXCEPTION;
     const char *text = NULL;
+    PyObject *type, *value, *traceback;
 
-    PyErr_Clear(); /* may run the program's __del__, whose exceptions go nowhere */
-    if (sbx_import_was_refused)
+    PyErr_Fetch(&type, &value, &traceback); /* `type` is kept: the child dies soon */
+    bool lacks_memory = is_lack_of_memory(type, value);
+    /* May run the program's __del__, whose exceptions go nowhere. */
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    PyErr_Clear();
+    if (*sbx_refused) {
         outcome = SBX_FORBIDDEN_IMPORT;
-    else if (type == PyExc_MemoryError)
+        text = sbx_refused;
+    } else if (lacks_memory)
         outcome = SBX_MEMORY;
     else
         text = type ? exception_name(type, runtime) : "SystemError";
-    sbx_import_was_refused = 0;
     for (uint32_t i = 0; i < count; i++)
         commit_text(slot, &runtime->limits, outcome, text);
+    *sbx_refused = '\0';
 }
 
 /* ---- One input -------------------------------------------------------------------------------- */
@@ -151,11 +170,10 @@ static void commit_value(struct sbx_slot *slot, const struct sbx_runtime *runtim
     struct sbx_writer w = open_entry(slot, &runtime->limits);
     enum sbx_outcome outcome = sbx_encode(value, &w);
 
-    if (sbx_import_was_refused) {
-        sbx_import_was_refused = 0;
-        outcome = SBX_FORBIDDEN_IMPORT;
-    }
-    if (outcome == SBX_OK)
+    if (*sbx_refused) {
+        commit_text(slot, &runtime->limits, SBX_FORBIDDEN_IMPORT, sbx_refused);
+        *sbx_refused = '\0';
+    } else if (outcome == SBX_OK)
         commit_entry(slot, SBX_OK, (uint32_t)(w.at - w.start));
     else
         commit_text(slot, &runtime->limits, outcome, w.unsupported);
@@ -233,7 +251,7 @@ void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime)
         shake_allocator(slot->job.shake_seed);
     function = load(slot, runtime);
     /* What was refused while it loaded is refused to every input, for each depends on it. */
-    if (function == NULL || sbx_import_was_refused) {
+    if (function == NULL || *sbx_refused) {
         commit_exception(slot, runtime, input_count);
         return;
     }

@@ -150,8 +150,17 @@ struct sbx_writer {
 
 /* OK, TOO_LARGE, UNSUPPORTED_VALUE, or MEMORY; no Python exception is left set. */
 enum sbx_outcome sbx_encode(PyObject *value, struct sbx_writer *writer);
-/* A new reference, or NULL with ValueError for bytes that no sbx_encode has written. */
-PyObject *sbx_decode(const unsigned char *bytes, size_t byte_count, uint32_t depth);
+
+/* What one decoded value may take. */
+struct sbx_bounds {
+    uint32_t depth, nodes;
+    size_t memory_bytes; /* of its objects */
+    size_t probes;       /* places looked at while dicts and sets are filled */
+};
+
+/* A new reference, or NULL: with ValueError for bytes that no sbx_encode has written, OverflowError
+ * for those of a value over a bound, before it takes what the bound forbids. */
+PyObject *sbx_decode(const unsigned char *bytes, size_t byte_count, const struct sbx_bounds *bounds);
 
 /* ---- literal.c: text of an argument list ------------------------------------------------------ */
 
@@ -206,8 +215,6 @@ struct sbx_runtime {
     struct sbx_limits limits;
 };
 
-extern int sbx_import_was_refused; /* set in the child by the import hook */
-
 int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits);
 /* Makes the module anew, so that it lies with what is allocated now. */
 int sbx_runtime_renew_module(void);
@@ -253,10 +260,16 @@ extern int sbx_identity_was_shown; /* set in the child */
 /* Watches the default reprs of all classes there are; -1 with an exception. */
 int sbx_watch_identity(void);
 
-/* ---- imports.c: the import statement inside a child -------------------------------------------- */
+/* ---- imports.c: what a program reaches for and does not get ------------------------------------ */
 
-/* Modules by name: those that a program may import, and all that the zygote has loaded. */
-int sbx_imports_set(PyObject *allowed, PyObject *loaded, PyObject *original);
+enum { SBX_REFUSED_BYTES = 128 };
+/* The first such thing since it was last cleared: a module, "open", an encoding, ... In the child. */
+extern char sbx_refused[SBX_REFUSED_BYTES];
+void sbx_refuse(PyObject *name);
+
+/* Modules by name: those that a program may import, those that the interpreter loads for itself, and
+ * all that the zygote has loaded. */
+int sbx_imports_set(PyObject *allowed, PyObject *internal, PyObject *loaded, PyObject *original);
 PyObject *sbx_import(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- compiler.c --------------------------------------------------------------------------------- */
@@ -268,18 +281,30 @@ struct sbx_source {
     uint32_t reserved;
 };
 
+/* It may see hash order or identity. */
+#define SBX_RISKY 1u
+/* One call may leave something to the next. */
+#define SBX_KEEPS 2u
+
 struct sbx_compiled {
     uint32_t frame_bytes; /* this header and the payload, padded to 8 */
     uint32_t id;
-    uint32_t outcome; /* OK, SYNTAX_ERROR, FORBIDDEN_IMPORT or MEMORY */
-    uint32_t is_risky; /* the program may see hash order or identity */
+    uint32_t outcome; /* OK, SYNTAX_ERROR, FORBIDDEN_IMPORT, TOO_LARGE or MEMORY */
+    uint32_t traits;  /* of the program, as far as its code tells */
     uint32_t payload_bytes; /* marshalled code, or a module's name */
     uint32_t reserved;
 };
 
-/* Serves until the client closes the socket: 0, or -1 with an exception. `opcodes` maps names to
- * numbers for this interpreter. */
-int sbx_compiler_serve(int socket_fd, uint32_t source_bytes_max, PyObject *allowed,
-                       PyObject *risky_names, PyObject *opcodes);
+/* By what a program's code is judged; modules.py has the contents. */
+struct sbx_scan_lists {
+    PyObject *allowed, *plain_modules, *stateless_modules; /* sets of modules' names */
+    PyObject *plain_builtins, *plain_attributes;           /* sets */
+    PyObject *builtins;                                    /* dict: all there are */
+    const unsigned char *meanings;                         /* 256, by opcode: see compiler.c */
+};
+
+/* Serves until the client closes the socket: 0, or -1 with an exception. */
+int sbx_compiler_serve(int socket_fd, uint32_t source_bytes_max, uint32_t code_bytes_max,
+                       const struct sbx_scan_lists *lists);
 
 #endif

@@ -112,12 +112,17 @@ static struct sbx_slot *map_slot(size_t byte_count)
     return at;
 }
 
+/* The longest entries of so many inputs. */
+static size_t output_bytes(const struct sbx_limits *limits, uint32_t input_count)
+{
+    return SBX_ALIGN8(sizeof(struct sbx_entry) + limits->output_bytes) * input_count;
+}
+
 static size_t slot_size(const struct sbx_limits *limits)
 {
-    size_t entry = SBX_ALIGN8(sizeof(struct sbx_entry) + limits->output_bytes);
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t bytes = sizeof(struct sbx_slot) + limits->job_bytes + 8 + entry * limits->input_count;
-    bytes += SLOT_HOT_BYTES;
+    size_t bytes = sizeof(struct sbx_slot) + limits->job_bytes + 8 + SLOT_HOT_BYTES +
+                   output_bytes(limits, limits->input_count);
     return (bytes + page - 1) / page * page;
 }
 
@@ -252,7 +257,7 @@ static void fill_slot(struct sbx_zygote *z, struct run *run, const struct sbx_jo
     slot->job = *job;
     memcpy(slot->job_bytes, job + 1, body_bytes);
     slot->output_offset = run->output_offset;
-    slot->output_capacity = (uint32_t)(z->slot_bytes - run->output_offset);
+    slot->output_capacity = (uint32_t)output_bytes(&z->config.limits, job->input_count);
     slot->input_start_wall_ns = run->start_ns;
 }
 
@@ -364,9 +369,11 @@ static int report(struct sbx_zygote *z, struct run *run, int status, const struc
         .wall_ns = clock_ns(CLOCK_MONOTONIC) - run->start_ns,
     };
 
-    if (used > z->slot_bytes - run->output_offset)
+    bool is_forged = used > output_bytes(&z->config.limits, run->input_count) ||
+                     frame.committed > run->input_count;
+    if (is_forged)
         used = frame.committed = 0;
-    frame.ended = how_it_ended(z, run, status, &frame);
+    frame.ended = is_forged ? SBX_VIOLATION : how_it_ended(z, run, status, &frame);
     return post(z, &frame, (const unsigned char *)slot + run->output_offset, used);
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from azr.sandbox import Job, Limits, Sandbox, corpus
+from azr.sandbox import STATUSES, Job, Limits, Sandbox, corpus
 from tests.environments import run_in
 
 _sandbox = pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
@@ -173,10 +173,24 @@ def test_entries_that_no_child_writes_are_refused():
     value = _sandbox.encode({"a": [1, 2.5, None], "b": {3}}, 4096, 60, 1000)[1]
     entry = (0).to_bytes(4, "little") + len(value).to_bytes(4, "little") + bytes(8) + value
     entry += bytes(-len(entry) % 8)
-    assert _sandbox.decode_entries(entry, 1, 60)[0][2] == {"a": [1, 2.5, None], "b": {3}}
-    for count in (2, 1000):
+    found = decode_entry(entry * 2)
+    assert found[2] == {"a": [1, 2.5, None], "b": {3}} and found[-1] == len(entry)
+    assert decode_entry(entry * 2, len(entry))[2] == found[2]
+    for offset in (-1, 1, len(entry), len(entry) + 1, 1 << 40):
         with pytest.raises(ValueError):
-            _sandbox.decode_entries(entry, count, 60)
+            decode_entry(entry, offset)
     for outcome in (4, 9, 10, 13, 14, 2**31):  # verdicts that only the zygote or the client give
         with pytest.raises(ValueError):
-            _sandbox.decode_entries(outcome.to_bytes(4, "little") + entry[4:], 1, 60)
+            decode_entry(outcome.to_bytes(4, "little") + entry[4:])
+    with pytest.raises(ValueError):  # longer than a result may be
+        decode_entry(entry, output_bytes=len(value) - 1)
+
+
+def decode_entry(report: bytes, offset: int = 0, output_bytes: int = 4096):
+    return _sandbox.decode_entry(report, offset, output_bytes, 60, 1000)
+
+
+def test_a_forged_error_is_cut():
+    text = b"E" * 4000
+    entry = STATUSES.index("exception").to_bytes(4, "little") + len(text).to_bytes(4, "little")
+    assert decode_entry(entry + bytes(8) + text)[2] == "E" * 200

@@ -132,7 +132,7 @@ def test_state_is_seen_near_a_limit_too(sandbox, monkeypatch):
     assert not sandbox.label(code, ["1"]).deterministic
     assert not sandbox.label("n = [0]\ndef f(x): n[0] += x; return n[0]", ["1", "0"]).deterministic
     assert sandbox.label("def f(x): return x", ["1", "2"]).deterministic
-    assert [r.value for r in sandbox.run_many(code, ["1", "1", "1"])] == [1, 2, 3]
+    assert [r.value for r in sandbox.run_many(code, ["1", "1", "1"])] == [1, 1, 1]
 
 
 def test_exceptions_are_compared_by_class(sandbox):

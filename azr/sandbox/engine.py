@@ -8,8 +8,9 @@ import signal
 import struct
 import threading
 import time
+import traceback
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from azr.sandbox.process import (
@@ -21,11 +22,19 @@ from azr.sandbox.process import (
     BadFrame,
     Process,
     Setting,
+    above_standard,
     extension,
 )
 from azr.sandbox.records import STATUSES, Limits, SandboxError, Status
 from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Program, Run
 
+COMPILE_S = 0.25
+"""CPU seconds for a source of up to 64 KiB, in proportion for longer ones. All programs wait for
+one compiler, and nested constants make a few hundred bytes take as long as they like."""
+ERROR_BYTES = 200
+"""Of a name in a result; a longer one is cut."""
+RISKY, KEEPS = 1, 2
+"""Bits of what the compiler says of a program's code."""
 CACHE_BYTES = 64 << 20
 """Compiled programs that are kept."""
 START_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -59,11 +68,12 @@ class Engine:
         modules: tuple[str, ...],
         extra: Mapping[str, str],
     ):
-        self._decode = extension().decode_entries
+        self._decode_entry = extension().decode_entry
         self.limits = limits
         self.workers = workers
-        tokens_fd = os.eventfd(workers, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
-        held_fd = os.memfd_create("azr-sandbox", os.MFD_CLOEXEC)
+        semaphore = os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC
+        tokens_fd = above_standard(os.eventfd(workers, semaphore))
+        held_fd = above_standard(os.memfd_create("azr-sandbox", os.MFD_CLOEXEC))
         os.ftruncate(held_fd, mmap.PAGESIZE)
         self._held = mmap.mmap(held_fd, mmap.PAGESIZE)
         self.setting = Setting(
@@ -75,7 +85,8 @@ class Engine:
             modules=modules,
             extra=extra,
         )
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_fd = above_standard(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        self._compile_s = COMPILE_S * max(1.0, limits.source_bytes / (64 << 10))
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_fd, selectors.EVENT_READ)
         self._lock = threading.Lock()
@@ -175,10 +186,27 @@ class Engine:
         except SandboxError as error:
             self._break(str(error))
         except BaseException as error:
-            self._break(f"{type(error).__name__}: {error}")
+            self._break(_text(error))
             raise
         finally:
             self._end()
+
+    def _for(self, calls: Iterable[Call], step: Callable, *args: object) -> None:
+        """Takes a step that concerns these calls alone: an error in it ends them, not the sandbox.
+
+        Memory may be short, or a value's bytes such as nobody has thought of."""
+        try:
+            step(*args)
+        except Exception as error:
+            for call in calls:
+                self._abandon(call, f"in the sandbox's thread: {_text(error)}")
+
+    def _abandon(self, call: Call, why: str) -> None:
+        try:
+            call.abandon(why)
+        except Exception:
+            # Whoever waits must hear of it whatever happens, and the other calls go on.
+            traceback.print_exc()
 
     def _end(self) -> None:
         with self._lock:
@@ -237,7 +265,10 @@ class Engine:
                 self._hear(process)
 
     def _hear(self, process: Process) -> None:
-        lives = process.receive()
+        try:
+            lives = process.receive()
+        except MemoryError:  # another process may do with less
+            lives = False
         take = self._take_report if process.role == "zygote" else self._take_compiled
         try:
             for frame in process.frames():
@@ -254,7 +285,8 @@ class Engine:
     def _patience_s(self) -> float | None:
         if self._alone and not self._alone_in_flight:
             return ALONE_AFTER_S / 4
-        return self.limits.wall_s if self.compiler and self.compiler.sent else None
+        compiling = self.compiler is not None and self.compiler.sent
+        return min(self._compile_s, self.limits.wall_s) / 2 if compiling else None
 
     # ---- Processes ----------------------------------------------------------------------------
 
@@ -264,11 +296,11 @@ class Engine:
             self.zygotes[seed] = self._start("zygote", seed)
         return self.zygotes[seed]
 
-    def _lose(self, process: Process) -> None:
+    def _lose(self, process: Process, by_itself: bool = True) -> None:
         """Buries a process that has gone, gives its work to another one."""
         self._selector.unregister(process.socket)
         code = process.kill()
-        self.counters["restarts"] += 1
+        self.counters["restarts"] += by_itself
         # A signal comes from outside; a process that ends by itself before it has done anything
         # would do so again.
         if process.layers is None or (code > 0 and not process.has_answered):
@@ -300,7 +332,7 @@ class Engine:
         """Takes back what a dead zygote had."""
         for run in process.sent.values():
             self._landed(run)
-            if not run.call.is_dropped:
+            if not run.call.is_over:
                 self._again(run, "the process that ran it died")
 
     def _again(self, run: Run, why: str) -> None:
@@ -326,15 +358,17 @@ class Engine:
         self._sources.extendleft(reversed(programs))
 
     def _watch_compiler(self) -> None:
-        """Ends a compilation that takes longer than a program may."""
+        """Ends a compilation that takes longer than it may."""
         process = self.compiler
         if process is None or not process.sent or process.layers is None:
             return
-        if time.monotonic() - process.busy_since_s > self.limits.wall_s:
+        elapsed_s, cpu_s = process.busy()
+        if cpu_s > self._compile_s or elapsed_s > self.limits.wall_s:
             program = next(iter(process.sent.values()))
             program.attempts += 1  # so that it is not compiled again
+            program.detail = "compiling"
             self._compiled(process.sent.pop(program.id), "timeout_cpu")
-            self._lose(process)
+            self._lose(process, by_itself=False)
 
     def _break(self, why: str) -> None:
         """Gives up: every call that is not done fails, now and from now on."""
@@ -351,7 +385,7 @@ class Engine:
         for queue in self._runs.values():
             queue.clear()
         for call in calls:
-            call.abandon(self.broken)
+            self._abandon(call, self.broken)
 
     def _calls(self) -> dict[Call, None]:
         """Returns the calls that are under way."""
@@ -360,7 +394,7 @@ class Engine:
         runs += [run for _, run in self._alone]
         for process in self.zygotes.values():
             runs += process.sent.values()
-        calls += [run.call for run in runs if not run.call.is_dropped]
+        calls += [run.call for run in runs if not run.call.is_over]
         return dict.fromkeys(calls)
 
     def _recall(self) -> None:
@@ -370,8 +404,9 @@ class Engine:
         dropped = [call for call in self._calls() if not call.is_wanted()]
         for call in dropped:
             call.is_dropped = True
+            self._abandon(call, "cancelled")
         for program, calls in self._compiling.items():
-            self._compiling[program] = [call for call in calls if not call.is_dropped]
+            self._compiling[program] = [call for call in calls if not call.is_over]
         needless = {program for program in self._sources if not self._compiling[program]}
         self._sources = deque(program for program in self._sources if program not in needless)
         for program in needless:
@@ -379,13 +414,11 @@ class Engine:
             if self._programs.pop(program.key, None):
                 self._cached_bytes -= len(program.source)
         for seed, queue in self._runs.items():
-            self._runs[seed] = deque(run for run in queue if not run.call.is_dropped)
-        self._alone = deque(item for item in self._alone if not item[1].call.is_dropped)
+            self._runs[seed] = deque(run for run in queue if not run.call.is_over)
+        self._alone = deque(item for item in self._alone if not item[1].call.is_over)
         for process in self.zygotes.values():
-            if any(run.call.is_dropped for run in process.sent.values()):
+            if any(run.call.is_over for run in process.sent.values()):
                 self._take_back(process)
-        for call in dropped:
-            call.abandon("cancelled")
 
     def _take_back(self, process: Process) -> None:
         """Has a zygote give back what it has not begun: all of it, for it knows no calls."""
@@ -402,15 +435,15 @@ class Engine:
             self._submitted.clear()
         if self.broken:
             for call in calls:
-                call.abandon(self.broken)
+                self._abandon(call, self.broken)
             return
         for call in calls:
             if call.program.outcome is not None:
-                call.begin(self._ask)
+                self._for([call], call.begin, self._ask)
                 continue
             program = call.program = self._known(call.program)
             if program.outcome is not None:
-                call.begin(self._ask)
+                self._for([call], call.begin, self._ask)
             elif program in self._compiling:
                 self._compiling[program].append(call)
             else:
@@ -440,7 +473,7 @@ class Engine:
         while self._sources and process.sent_bytes < FULL_BYTES:
             program = self._sources.popleft()
             if not process.sent:
-                process.busy_since_s = time.monotonic()
+                process.begin()
             program.id = self._new_id()
             source = program.source
             room = -(SOURCE.size + len(source)) % 8
@@ -452,20 +485,21 @@ class Engine:
             process.send(b"".join(frames))
 
     def _take_compiled(self, process: Process, frame: bytes) -> None:
-        _, number, outcome, is_risky, payload_bytes, _ = COMPILED.unpack_from(frame)
+        _, number, outcome, traits, payload_bytes, _ = COMPILED.unpack_from(frame)
         program = process.sent.pop(number)
         process.sent_bytes -= len(program.source)
-        process.busy_since_s = time.monotonic()
+        process.begin()
         payload = frame[COMPILED.size : COMPILED.size + payload_bytes]
         status = STATUSES[outcome]
-        if status == "ok" and len(payload) > self.setting.code_bytes:
-            status = "too_large"
         if status == "ok":
             program.code = payload
             self._cached_bytes += len(payload)
         elif status == "forbidden_import":
-            program.detail = payload.decode(errors="replace")
-        program.is_risky = bool(is_risky)
+            program.detail = payload[:ERROR_BYTES].decode(errors="replace")
+        elif status == "too_large":
+            program.detail = "compiled program"
+        program.is_risky = bool(traits & RISKY)
+        program.keeps = bool(traits & KEEPS)
         self._compiled(program, status)
 
     def _compiled(self, program: Program, status: Status) -> None:
@@ -473,7 +507,7 @@ class Engine:
         if status == "sandbox_failure":  # nothing to remember
             self._programs.pop(program.key, None)
         for call in self._compiling.pop(program, ()):
-            call.begin(self._ask)
+            self._for([call], call.begin, self._ask)
 
     # ---- Running ------------------------------------------------------------------------------
 
@@ -505,6 +539,8 @@ class Engine:
                     self._send_runs(self._zygote(seed), queue)
         elif self._alone and not self._flights:
             _, run = self._alone.popleft()
+            if run.call.is_over:
+                return
             self._alone_in_flight = True
             process = self._zygote(run.seed)
             process.send(self._frame(process, run))
@@ -514,7 +550,9 @@ class Engine:
             return  # it has enough for now; a send wakes it up, so many jobs go together
         frames = []
         while queue and len(process.sent) < self._window and process.sent_bytes < FULL_BYTES:
-            frames.append(self._frame(process, queue.popleft()))
+            run = queue.popleft()
+            if not run.call.is_over:
+                frames.append(self._frame(process, run))
         if frames:
             process.send(b"".join(frames))
 
@@ -550,12 +588,16 @@ class Engine:
             self._alone_in_flight = False
 
     def _take_report(self, process: Process, frame: bytes) -> None:
-        _, number, ended, signal, committed, faults, cpu_ns, wall_ns = REPORT.unpack_from(frame)
+        number = REPORT.unpack_from(frame)[1]
         run = process.sent.pop(number)
         process.sent_bytes -= run.frame_bytes
         self._landed(run)
-        if run.call.is_dropped:
-            return
+        if not run.call.is_over:
+            self._for([run.call], self._note, run, frame)
+
+    def _note(self, run: Run, frame: bytes) -> None:
+        """Adds the outcomes of a report to its run, and sees to what is left of it."""
+        _, _, ended, signal, committed, faults, cpu_ns, wall_ns = REPORT.unpack_from(frame)
         if ended == FAILED:
             self._give_back(run)
             return
@@ -566,49 +608,41 @@ class Engine:
         try:
             if committed > left:
                 raise ValueError("more results than inputs")
-            entries = self._decode(frame[REPORT.size :], committed, self.limits.depth)
+            found, spent_ns = self._decode(frame, committed)
         except ValueError:
             # The program wrote over its own results: no honest one can.
             run.outcomes += [Outcome("violation", value="forged results")] * left
         else:
-            self._note(run, entries, left, ended, signal, cpu_ns, wall_ns)
-        if len(run.outcomes) < len(run.positions):
+            if left == 1 and found:  # all that the child did was for this input
+                found[0] = found[0]._replace(cpu_s=cpu_ns / 1e9, wall_s=wall_ns / 1e9)
+            run.outcomes += found
+            if len(found) < left:
+                status = STATUSES[ended] if ended else "no_result"
+                rest_s = (cpu_ns - spent_ns) / 1e9
+                contended = wall_ns > CONTENDED * cpu_ns
+                run.outcomes.append(
+                    Outcome(status, b"", None, rest_s, wall_ns / 1e9, signal, contended)
+                )
+        if len(run.outcomes) < len(run.positions) and run.call.needs_rest(run):
             self._ask(run)  # the inputs behind the one that ended the child
         else:
             run.call.take(run, run.outcomes, self._ask)
 
-    def _note(
-        self,
-        run: Run,
-        entries: list[tuple[int, bytes, object, int, bool]],
-        left: int,
-        ended: int,
-        signal: int,
-        cpu_ns: int,
-        wall_ns: int,
-    ) -> None:
-        """Adds the outcomes of a report to its run."""
-        if left == 1 and entries:
-            outcome, payload, value, _, shows = entries[0]
-            times = cpu_ns / 1e9, wall_ns / 1e9
-            run.outcomes.append(
-                Outcome(STATUSES[outcome], payload, value, *times, shows_identity=shows)
+    def _decode(self, frame: bytes, count: int) -> tuple[list[Outcome], int]:
+        """Returns the outcomes in a report, and the nanoseconds that they took together.
+
+        One by one: the interpreter's lock is held for one value at a time."""
+        limits, at, spent_ns = self.limits, REPORT.size, 0
+        bounds = limits.output_bytes, limits.depth, limits.nodes
+        found = []
+        for _ in range(count):
+            outcome, payload, value, cpu_ns, shows, at = self._decode_entry(frame, at, *bounds)
+            spent_ns += cpu_ns
+            cpu_s = cpu_ns / 1e9
+            found.append(
+                Outcome(STATUSES[outcome], payload, value, cpu_s, cpu_s, shows_identity=shows)
             )
-            return
-        spent_ns = 0
-        for outcome, payload, value, entry_ns, shows in entries:
-            spent_ns += entry_ns
-            times = entry_ns / 1e9, entry_ns / 1e9
-            run.outcomes.append(
-                Outcome(STATUSES[outcome], payload, value, *times, shows_identity=shows)
-            )
-        if len(entries) < left:
-            status = STATUSES[ended] if ended else "no_result"
-            rest_s = (cpu_ns - spent_ns) / 1e9
-            contended = wall_ns > CONTENDED * cpu_ns
-            run.outcomes.append(
-                Outcome(status, b"", None, rest_s, wall_ns / 1e9, signal, contended)
-            )
+        return found, spent_ns
 
     def _give_back(self, run: Run) -> None:
         """Takes a run that a zygote has not begun."""
@@ -624,3 +658,7 @@ class Engine:
         run.alone = True  # final
         run.outcomes += [Outcome("sandbox_failure", value=why)] * left
         run.call.take(run, run.outcomes, self._ask)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,6 +1,9 @@
 """One process of the sandbox: started, fed with frames, listened to, ended."""
 
+import fcntl
+import functools
 import json
+import marshal
 import os
 import socket
 import struct
@@ -33,7 +36,9 @@ HEAD = struct.Struct("<3I")
 """Length, id and outcome: how a report and what the compiler made both begin."""
 FRAME_BYTES = {"zygote": REPORT.size, "compiler": COMPILED.size}
 """The shortest frame of a process."""
-FRAME_BYTES_MAX = 3 << 29
+
+ENTRY = struct.Struct("<IIq")
+"""What stands before the payload of one result in a report."""
 
 RECEIVE_BYTES = 1 << 18
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -81,6 +86,20 @@ class Setting:
         """Room for the code and the arguments of one run."""
         return (self.code_bytes + self.inputs * (self.limits.args_bytes + 4) + 7) // 8 * 8
 
+    @property
+    def frame_bytes(self) -> dict[str, int]:
+        """The longest frame of a process, by its role."""
+        entry = (ENTRY.size + self.limits.output_bytes + 7) // 8 * 8
+        return {
+            "zygote": REPORT.size + entry * self.inputs,
+            "compiler": COMPILED.size + self.code_bytes + 8,
+        }
+
+    @property
+    def importable(self) -> tuple[str, ...]:
+        """Modules that programs may import."""
+        return (*modules.ALLOWED, *modules.FACADES, *self.modules, *self.extra)
+
     def config(self, role: str, seed: int, held_index: int, socket_fd: int) -> str:
         """Returns the argument of zygote.py."""
         limits = self.limits
@@ -105,10 +124,13 @@ class Setting:
                 "facades": modules.FACADES,
                 "internal": modules.INTERNAL,
                 "forgotten": [name for name in modules.FORGOTTEN if name not in self.modules],
-                "risky_names": modules.RISKY_NAMES,
+                "streams": modules.STREAMS,
+                "pure_calls": modules.PURE_CALLS,
+                **(modules.scan_lists(self.importable) if role == "compiler" else {}),
                 "limits": c_limits,
                 "memory_bytes": limits.memory_bytes,
                 "source_bytes": limits.source_bytes,
+                "code_bytes": self.code_bytes,
                 "recursion": limits.recursion,
                 "slots": self.workers,
                 "socket_fd": socket_fd,
@@ -119,6 +141,17 @@ class Setting:
                 "floor": self.floor,
             }
         )
+
+
+BOOT = "import marshal, posix, sys; exec(marshal.loads(posix.read(*map(int, sys.argv[2:]))))"
+"""What a process begins with: it reads its program from the socket."""
+
+
+@functools.cache
+def program() -> bytes:
+    """Returns zygote.py compiled. The memory of a parser would stay with every child."""
+    path = Path(__file__).with_name("zygote.py")
+    return marshal.dumps(compile(path.read_bytes(), str(path), "exec", optimize=2))
 
 
 def environment(seed: int) -> dict[str, str]:
@@ -140,6 +173,22 @@ def environment(seed: int) -> dict[str, str]:
     return env
 
 
+def above_standard(fd: int) -> int:
+    """Returns a descriptor of the same above 2; one below is closed.
+
+    A process that was started with a standard stream closed gets its number for the next file, and
+    a child that is given null devices in their places would lose it."""
+    if fd > 2:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return moved
+
+
+def _above_standard(end: socket.socket) -> socket.socket:
+    return socket.socket(fileno=above_standard(end.detach()))
+
+
 class Process:
     """A zygote or a compiler, as the client's thread sees it."""
 
@@ -156,19 +205,23 @@ class Process:
         self.error = ""
         self.has_answered = False
         self.started_s = time.monotonic()
-        self.busy_since_s = 0.0
+        self._begun = 0.0, 0.0
+        """Elapsed and CPU time at which it began what it works at."""
         self._out = bytearray()
         self._in = bytearray()
+        self._frame_bytes_max = setting.frame_bytes[role]
         # Kept, for a new one of this size is mapped and unmapped at every call.
         self._room = memoryview(bytearray(RECEIVE_BYTES))
-        ours, theirs = socket.socketpair()
+        ours, theirs = map(_above_standard, socket.socketpair())
         with theirs:
             config = setting.config(role, seed, held, theirs.fileno())
-            path = str(Path(__file__).with_name("zygote.py"))
             shared = (setting.tokens_fd, setting.held_fd) if role == "zygote" else ()
+            flags = ("-S", "-s", "-P", "-B", "-W", "ignore", "-c", BOOT)
+            boot = config, str(theirs.fileno()), str(len(program()))
             try:
+                ours.sendall(program())
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-S", "-s", "-P", "-B", "-W", "ignore", path, config],
+                    [sys.executable, *flags, *boot],
                     env=environment(seed),
                     cwd="/",
                     stdin=subprocess.DEVNULL,
@@ -185,6 +238,22 @@ class Process:
     @property
     def pid(self) -> int:
         return self._popen.pid
+
+    def begin(self) -> None:
+        """Notes that the process begins something."""
+        self._begun = self._clocks()
+
+    def busy(self) -> tuple[float, float]:
+        """Returns the elapsed and the CPU seconds since `begin`."""
+        now, begun = self._clocks(), self._begun
+        return now[0] - begun[0], now[1] - begun[1]
+
+    def _clocks(self) -> tuple[float, float]:
+        try:
+            cpu_s = time.clock_gettime(~self.pid << 3 | 2)  # as clock_getcpuclockid() makes it
+        except OSError:  # it has gone
+            cpu_s = 0.0
+        return time.monotonic(), cpu_s
 
     @property
     def has_output(self) -> bool:
@@ -238,7 +307,7 @@ class Process:
             at = end
         while len(data) - at >= HEAD.size:
             frame_bytes, number, outcome = HEAD.unpack_from(data, at)
-            is_sound = FRAME_BYTES[self.role] <= frame_bytes <= FRAME_BYTES_MAX
+            is_sound = FRAME_BYTES[self.role] <= frame_bytes <= self._frame_bytes_max
             if not is_sound or number not in self.sent or outcome >= len(STATUSES):
                 raise BadFrame
             end = at + frame_bytes

@@ -66,9 +66,14 @@ class Outcome(NamedTuple):
     """Whether the program has made a text of an address by then."""
 
     @property
-    def identity(self) -> tuple[Status, bytes]:
+    def may_differ_alone(self) -> bool:
+        """Whether a process that has run other inputs before may have given another outcome."""
+        return self.shows_identity or self.status in ("memory", "crash", "no_result", "violation")
+
+    @property
+    def identity(self) -> tuple[Status, Value]:
         """What has to be equal in all runs of a label."""
-        return self.status, self.payload
+        return self.status, self.payload if self.status == "ok" else self.value
 
     def result(self) -> Result:
         ok = self.status == "ok"
@@ -95,6 +100,9 @@ class Program:
     code: bytes = b""
     detail: str = ""
     is_risky: bool = False
+    """Whether it may see hash order or identity."""
+    keeps: bool = True
+    """Whether one call may leave something to the next."""
 
 
 @dataclass(slots=True, eq=False)
@@ -118,9 +126,15 @@ class Run:
 
 Ask = Callable[[Run], None]
 
+NOT_RUN = Outcome("no_result", value="not run: another input has settled the label")
+
 
 class Call(ABC):
-    """A program with its inputs, until every input has a result."""
+    """A program with its inputs, until every input has a result.
+
+    Every input is as if it were alone: inputs share a process only where the program is known to
+    keep nothing from one call to the next.
+    """
 
     def __init__(
         self,
@@ -134,12 +148,14 @@ class Call(ABC):
         self.texts = texts
         """Argument texts in UTF-8; None for one that is over a limit or no text."""
         self.limits = limits
-        self.done = done
+        self._done = done
         self.is_wanted = is_wanted
         self.is_dropped = False
-        """Whether it has ended because nobody waits for it; runs of it may still be under way."""
-        self.begun_s = 0.0
-        self.reruns = 0
+        """Whether it has ended because nobody waits for it."""
+        self.is_over = False
+        """Whether it has ended; runs of it may still be under way."""
+        self.left = 0
+        """Runs that are asked for and not taken."""
 
     @abstractmethod
     def begin(self, ask: Ask) -> None:
@@ -147,25 +163,37 @@ class Call(ABC):
 
     @abstractmethod
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
-        """Takes the outcomes of a whole run, in its order."""
+        """Takes the outcomes of a run, in its order."""
 
     @abstractmethod
     def statuses(self) -> list[Status]:
         """The status of every input, once done."""
 
     @abstractmethod
+    def fail(self, why: str) -> None:
+        """Makes every result the sandbox's own failure."""
+
+    def needs_rest(self, run: Run) -> bool:
+        """Whether the inputs of a run are wanted that stand behind one which ended the child."""
+        return True
+
+    def finish(self) -> None:
+        """Ends the call: tells the caller, once."""
+        if not self.is_over:
+            self.is_over = True
+            self._done(self)
+
     def abandon(self, why: str) -> None:
         """Ends the call for the sandbox's own failure."""
+        if not self.is_over:
+            self.fail(why)
+            self.finish()
 
     @cached_property
     def is_risky(self) -> bool:
         """Whether the program can see hash order or identity, in its own objects or in a set that
         it is given."""
         return self.program.is_risky or any(map(may_hold_set, filter(None, self.texts)))
-
-    def runnable(self) -> list[int]:
-        """Inputs that have a text to run with."""
-        return [i for i, text in enumerate(self.texts) if text is not None]
 
     def fixed(self) -> list[Outcome | None]:
         """Per input the outcome that needs no run, None for those that do."""
@@ -175,6 +203,17 @@ class Call(ABC):
         return [
             Outcome("too_large", value="arguments") if text is None else None for text in self.texts
         ]
+
+    def parts(self, positions: list[int]) -> list[list[int]]:
+        """Returns the inputs by processes in which each is as if it were alone."""
+        return [[p] for p in positions] if self.program.keeps else [positions]
+
+    def ask_for(
+        self, ask: Ask, seed: int | None, positions: list[int], shake: int = 0, alone: bool = False
+    ) -> None:
+        """Asks for a run, and counts it."""
+        self.left += 1
+        ask(Run(self, seed, positions, shake, alone))
 
     def is_close(self, outcome: Outcome) -> bool:
         """Whether a limit was so near that a busy machine may have made the verdict."""
@@ -187,14 +226,31 @@ class Call(ABC):
             or outcome.wall_s > FINAL_SHARE * self.limits.wall_s
         )
 
-    def settle(self, run: Run, outcomes: list[Outcome], ask: Ask) -> bool:
-        """Asks for the run again, alone, if a verdict of it is close. All of it, in its order: a
-        part would not see the state that the inputs before leave behind."""
-        if run.alone or not any(map(self.is_close, outcomes)):
-            return False
-        self.reruns += 1
-        ask(Run(self, run.seed, run.positions, run.shake, alone=True))
-        return True
+    def settle(
+        self, run: Run, outcomes: list[Outcome], ask: Ask, defining: bool
+    ) -> list[tuple[int, Outcome]]:
+        """Returns (input, outcome) of those that stand; asks for the others again: where a verdict
+        is close to a limit, on an otherwise idle sandbox; in a run that defines what the results
+        are, where it may depend on what ran in that process before, in one of its own."""
+        self.left -= 1
+        found = list(
+            zip(run.positions, outcomes, strict=False)
+        )  # what is not needed has no outcome
+        if run.alone:
+            return found
+        close = [p for p, outcome in found if self.is_close(outcome)]
+        if close and self.program.keeps:
+            close = run.positions  # a part would not see what the inputs before leave behind
+        elif close:
+            close += run.positions[len(found) :]
+        if close:
+            self.ask_for(ask, run.seed, close, run.shake, alone=True)
+        shared = defining and len(run.positions) > 1
+        unsure = [p for p, outcome in found if shared and outcome.may_differ_alone]
+        unsure = [p for p in unsure if p not in close]
+        for p in unsure:
+            self.ask_for(ask, run.seed, [p], run.shake)
+        return [(p, outcome) for p, outcome in found if p not in close and p not in unsure]
 
 
 class PlainCall(Call):
@@ -202,23 +258,23 @@ class PlainCall(Call):
 
     def begin(self, ask: Ask) -> None:
         self.outcomes = self.fixed()
-        if None not in self.outcomes:
-            self.done(self)
+        positions = [i for i, outcome in enumerate(self.outcomes) if outcome is None]
+        if not positions:
+            self.finish()
             return
         # What cannot see hash order or identity gives the same under every seed.
         seed = 0 if self.is_risky else None
-        ask(Run(self, seed, [i for i, outcome in enumerate(self.outcomes) if outcome is None]))
+        for part in self.parts(positions):
+            self.ask_for(ask, seed, part)
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
-        if self.settle(run, outcomes, ask):
-            return
-        for position, outcome in zip(run.positions, outcomes, strict=True):
+        for position, outcome in self.settle(run, outcomes, ask, True):
             self.outcomes[position] = outcome
-        self.done(self)
+        if not self.left:
+            self.finish()
 
-    def abandon(self, why: str) -> None:
+    def fail(self, why: str) -> None:
         self.outcomes = [Outcome("sandbox_failure", value=why)] * len(self.texts)
-        self.done(self)
 
     def statuses(self) -> list[Status]:
         return [outcome.status for outcome in self.outcomes]
@@ -229,42 +285,56 @@ class PlainCall(Call):
 
 
 class LabelCall(Call):
-    """Every input under several seeds: first in order, then in reverse, then as risk demands."""
+    """Every input under several seeds: first in order, then in reverse, then as risk demands. Ends
+    with the first outcome that settles the label."""
 
     def begin(self, ask: Ask) -> None:
         self.first = self.fixed()
         self.differs: set[int] = set()
         self.reason = ""
-        self.left = 0
         self.round = 0
         if None not in self.first:
             undone = [o.status for o in self.first if o.status not in DETERMINED]
             self.reason = f"the program: {undone[0]}" if undone else ""
-            self.done(self)
+            self.finish()
             return
-        self._ask(ask, 0, self.runnable())
+        self.todo = self.parts(self._runnable())
+        self._ask_next(ask)
 
-    def _ask(self, ask: Ask, seed: int, positions: list[int]) -> None:
-        self.left += 1
-        ask(Run(self, seed, positions, shake=seed + 1 if self.is_risky else 0))
+    def _runnable(self) -> list[int]:
+        """Inputs that have a text to run with."""
+        return [i for i, text in enumerate(self.texts) if text is not None]
+
+    def _ask_next(self, ask: Ask) -> None:
+        """Asks for what is next in the first round: one after the other, for one may be enough."""
+        self.ask_for(ask, 0, self.todo.pop(0), self._shake(0))
+
+    def _shake(self, seed: int) -> int:
+        return seed + 1 if self.is_risky else 0
+
+    def needs_rest(self, run: Run) -> bool:
+        return False
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
-        if self.settle(run, outcomes, ask):
-            return
-        self.left -= 1
         self.is_risky |= any(outcome.shows_identity for outcome in outcomes)
-        for position, outcome in zip(run.positions, outcomes, strict=True):
+        for position, outcome in self.settle(run, outcomes, ask, self.round == 0):
             self._compare(position, outcome)
-        if self.left:
+        if self.reason:
+            self.finish()
+        if self.is_over or self.left:
+            return
+        if self.todo:
+            self._ask_next(ask)
             return
         self.round += 1
-        if self.reason or self.round == (len(ROUNDS) if self.is_risky else 2):
-            self.done(self)
+        if self.round == (len(ROUNDS) if self.is_risky else 2):
+            self.finish()
             return
-        backward = self.runnable()[::-1]
+        backward = self._runnable()[::-1]
         for seed in ROUNDS[self.round]:
-            # The first input comes again at the end: state shows even where there is one input.
-            self._ask(ask, seed, [*backward, backward[0]])
+            # In one process, and the first input again at the end: state shows even where there is
+            # one input.
+            self.ask_for(ask, seed, [*backward, backward[0]], self._shake(seed))
 
     def _compare(self, position: int, outcome: Outcome) -> None:
         seen = self.first[position]
@@ -276,22 +346,18 @@ class LabelCall(Call):
             self.differs.add(position)
             self.reason = f"input {position} gives different results"
 
-    def abandon(self, why: str) -> None:
+    def fail(self, why: str) -> None:
         self.first = [Outcome("sandbox_failure", value=why)] * len(self.texts)
         self.differs = set()
         self.reason = f"sandbox_failure: {why}"
-        self.done(self)
 
     def statuses(self) -> list[Status]:
-        return [
-            "nondeterministic" if i in self.differs else outcome.status
-            for i, outcome in enumerate(self.first)
-        ]
+        return [result.status for result in self.label().results]
 
     def label(self) -> Label:
         """The label, once done."""
-        results = tuple(
-            Result("nondeterministic") if i in self.differs else outcome.result()
+        results = (
+            Result("nondeterministic") if i in self.differs else (outcome or NOT_RUN).result()
             for i, outcome in enumerate(self.first)
         )
-        return Label(results, not self.reason, self.reason)
+        return Label(tuple(results), not self.reason, self.reason)

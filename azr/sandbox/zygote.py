@@ -9,6 +9,7 @@ import _imp
 import builtins
 import codecs
 import encodings
+import functools
 import gc
 import importlib
 import json
@@ -22,34 +23,23 @@ ENCODINGS = (
     "punycode",
     "raw_unicode_escape",
     "unicode_escape",
+    "utf_16",
     "utf_16_be",
     "utf_16_le",
+    "utf_32",
+    "utf_32_be",
+    "utf_32_le",
     "utf_7",
     "utf_8",
     "utf_8_sig",
 )
-"""Encodings of text that programs may use; another is not known to the interpreter."""
+"""Encodings of text that programs may use. The use of another one that Python has is the program's
+outcome; only one that Python does not have is an error that a program can catch."""
 
-
-class Silence:
-    """Stands for standard input, output and error: swallows everything, yields nothing."""
-
-    encoding = "utf-8"
-    closed = False
-
-    def write(self, text):
-        return len(text)
-
-    def read(self, size=-1):
-        return ""
-
-    readline = read
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return False
+NOT_OF_TEXT = ("base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec")
+NOT_OF_TEXT += ("zlib_codec", "mbcs", "oem", "undefined", "aliases")
+"""Modules of `encodings` by which no text is encoded: Python says LookupError here too, or it has
+nothing of that name on this system."""
 
 
 def load_extension(name, path):
@@ -60,29 +50,97 @@ def load_extension(name, path):
     return module
 
 
-def load_modules(names, internal):
-    """Returns {name: module} of those a program may import."""
-    for name in internal:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue  # a module of another version of Python
-    return {name: importlib.import_module(name) for name in names}
-
-
-def facades(names, recursion):
+def facades(names, streams, refuse):
     """Returns the modules of which a program gets a part."""
     whole = {"io": importlib.import_module("io"), "sys": sys}
-    made = {}
-    for name, attributes in names.items():
-        facade = made[name] = types.ModuleType(name)
-        for attribute in attributes:
-            setattr(facade, attribute, getattr(whole[name], attribute))
-    made["sys"].argv = [""]
-    made["sys"].stdin = made["sys"].stdout = made["sys"].stderr = sys.stdout
-    # The limit is part of what a program means here, so that it is the same for everybody.
-    made["sys"].setrecursionlimit = lambda limit: None
+    return {name: facade(whole[name], names[name], streams, refuse) for name in names}
+
+
+def facade(whole, names, streams, refuse):
+    """Returns a module with those names of another; what is done with the rest is refused."""
+    live = streams if whole is sys else ()
+
+    def refused(name):
+        refuse(f"{whole.__name__}.{name}")
+        return AttributeError(f"{whole.__name__}.{name} is not for programs")
+
+    class Facade(types.ModuleType):
+        def __getattr__(self, name):
+            if name in live:
+                return getattr(whole, name)
+            if hasattr(whole, name):
+                raise refused(name)
+            raise AttributeError(f"module {whole.__name__!r} has no attribute {name!r}")
+
+        def __setattr__(self, name, value):
+            if name in live:
+                setattr(whole, name, value)
+            elif name in names or not hasattr(whole, name):
+                super().__setattr__(name, value)
+            else:
+                raise refused(name)
+
+        def __delattr__(self, name):
+            if hasattr(whole, name):
+                raise refused(name)
+            super().__delattr__(name)
+
+        def __dir__(self):
+            raise refused("__dir__")
+
+        @property
+        def __dict__(self):
+            raise refused("__dict__")
+
+    Facade.__name__ = Facade.__qualname__ = "module"
+    made = Facade(whole.__name__, whole.__doc__)
+    for name in ("__spec__", "__loader__", "__package__"):
+        types.ModuleType.__setattr__(made, name, getattr(whole, name))
+    for name in names:
+        if hasattr(whole, name):  # of this version of Python
+            setattr(made, name, getattr(whole, name))
     return made
+
+
+def streams(io):
+    """Gives this interpreter standard streams that swallow everything and yield nothing."""
+
+    class Sink(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            return len(data)
+
+    for name in ("stdout", "stderr"):
+        sink = Sink()
+        sink.name = f"<{name}>"
+        errors = "strict" if name == "stdout" else "backslashreplace"
+        stream = io.TextIOWrapper(io.BufferedWriter(sink), "utf-8", errors)
+        stream.mode = "w"
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BytesIO(), "utf-8")
+
+
+def refused_first(refuse, name, call, *args, **kwargs):
+    """Calls what no program gets, which the layers around it see to; its outcome says so."""
+    refuse(name)
+    return call(*args, **kwargs)
+
+
+def refuse_machine(io, refuse, pure):
+    """Makes `open` and what `os` does outcomes of the program, however it gets there."""
+    files = functools.partial(refused_first, refuse, "open", io.open)
+    builtins.open = io.open = sys.modules["_io"].open = files
+    calls = {
+        name: functools.partial(refused_first, refuse, f"os.{name}", value)
+        for name, value in vars(sys.modules["posix"]).items()
+        if isinstance(value, types.BuiltinFunctionType) and name not in pure
+    }
+    for part in (vars(sys.modules["os"]), vars(sys.modules["posix"])):
+        part.update((name, calls[name]) for name in part.keys() & calls.keys())
+        part["environ"].clear()
 
 
 def load_encoding(name):
@@ -91,20 +149,35 @@ def load_encoding(name):
     module = vars(sys.modules.pop(f"encodings.{name}"))
     delattr(encodings, name)
     for part in ("IncrementalEncoder", "IncrementalDecoder", "StreamWriter", "StreamReader"):
-        del module[part]
+        module.pop(part, None)
     for part in ("StreamConverter", "getregentry", "__spec__", "__loader__"):
         module.pop(part, None)
     return codec.encode, codec.decode, None, None
 
 
-def fix_encodings():
+def fix_encodings(refuse):
     """Loads the encodings, and makes their look-up one in a table, which never imports."""
     known = {name: load_encoding(name) for name in ENCODINGS}
-    aliases = encodings.aliases.aliases.items()
-    known |= {alias: known[name] for alias, name in aliases if name in known}
+    files = sys.modules["posix"].listdir(encodings.__path__[0])
+    others = {name.removesuffix(".py") for name in files if name.endswith(".py")}
+    others -= {*ENCODINGS, *NOT_OF_TEXT, "__init__"}
+    aliases, normalize = encodings.aliases.aliases, encodings.normalize_encoding
+
+    def look_up(name):
+        # As encodings.search_function goes about it.
+        name = normalize(name)
+        alias = aliases.get(name) or aliases.get(name.replace(".", "_"))
+        for module in filter(None, (alias, name)):
+            if module in known:
+                return known[module]
+            if module in others:
+                refuse(f"encodings.{module}")
+                return None
+        return None
+
     codecs.unregister(encodings.search_function)
     encodings._cache.clear()
-    codecs.register(known.get)
+    codecs.register(look_up)
 
 
 def exception_names(modules):
@@ -142,20 +215,25 @@ def rehearse(sandbox, times):
 
 def prepare(sandbox, config):
     """Loads what programs need, and makes this interpreter one that they cannot mark."""
-    sys.stdin = sys.stdout = sys.stderr = sys.__stdin__ = sys.__stdout__ = sys.__stderr__ = (
-        Silence()
-    )
-    fix_encodings()
-    allowed = load_modules(config["allowed"], config["internal"])
+    io = importlib.import_module("io")
+    streams(io)
+    sys.unraisablehook = lambda unraisable: None
+    fix_encodings(sandbox.refuse)
+    internal = {name: importlib.import_module(name) for name in config["internal"]}
+    allowed = {name: importlib.import_module(name) for name in config["allowed"]}
     allowed |= {name: load_extension(name, path) for name, path in config["extra"].items()}
-    names = exception_names(allowed.values())
-    allowed = facades(config["facades"], config["recursion"]) | allowed
+    names = exception_names((io, *allowed.values()))
+    allowed = facades(config["facades"], config["streams"], sandbox.refuse) | allowed
+    site = importlib.import_module("site")
+    for add in (site.setquit, site.setcopyright, site.sethelper):
+        add()
     importlib.import_module("random").seed(config["seed"])
     for name in config["forgotten"]:
         sys.modules.pop(name, None)
     loaded = dict(sys.modules)
     limits = tuple(config["limits"])
-    sandbox.prepare(vars(builtins), names, allowed, loaded, builtins.__import__, limits)
+    load = builtins.__import__
+    sandbox.prepare(vars(builtins), names, allowed, internal, loaded, load, limits)
     builtins.__import__ = sandbox.import_module
     sandbox.watch_identity()
     statistics = allowed.get("statistics")
@@ -164,7 +242,7 @@ def prepare(sandbox, config):
     sys.argv[:] = [""]
     sys.orig_argv.clear()
     sys.path.clear()
-    sys.modules["posix"].environ.clear()
+    refuse_machine(io, sandbox.refuse, config["pure_calls"])
     sys.setrecursionlimit(config["recursion"])
 
 
@@ -203,33 +281,35 @@ def serve_zygote(sandbox, config):
 
 
 def serve_compiler(sandbox, config):
-    opcodes = importlib.import_module("opcode").opmap
-    allowed = {*config["allowed"], *config["facades"], *config["extra"]}
+    importlib.import_module("unicodedata")  # for names beyond ASCII and \N{...}
     layers = sandbox.lock_down(False, config["memory_bytes"]) if config["protected"] else {}
     posix = importlib.import_module("posix")
     config["greeted"] = True
     posix.write(config["socket_fd"], frame({"layers": layers}))
-    risky = set(config["risky_names"])
-    sandbox.serve_compiler(config["socket_fd"], config["source_bytes"], allowed, risky, opcodes)
+    lists = (set(names) for names in config["scan"])
+    meanings = bytes.fromhex(config["meanings"])
+    sizes = config["source_bytes"], config["code_bytes"]
+    sandbox.serve_compiler(config["socket_fd"], *sizes, *lists, vars(builtins), meanings)
 
 
 def main():
     config = json.loads(sys.argv[1])
     sandbox = load_extension("_sandbox", config["extension"])
+    posix = importlib.import_module("posix")
+    write, end = posix.write, posix._exit
     try:
         sandbox.die_with(config["parent"])
         serve = {"zygote": serve_zygote, "compiler": serve_compiler}[config["role"]]
         serve(sandbox, config)
     except BaseException as error:
         # The client has no other way to learn why; it may be gone, too.
-        posix = importlib.import_module("posix")
-        text = f"{type(error).__name__}: {error}"
         try:
             if "greeted" not in config:
-                posix.write(config["socket_fd"], frame({"error": text}))
+                text = f"{type(error).__name__}: {error}"
+                write(config["socket_fd"], frame({"error": text}))
         except OSError:
             pass
-        posix._exit(1)
+        end(1)
 
 
 if __name__ == "__main__":
