@@ -1,6 +1,8 @@
 """The task family `program`: what is a task, what is right, and what nobody is shown."""
 
 import json
+import time
+import warnings
 from random import Random
 
 import pytest
@@ -12,8 +14,8 @@ from azr.errors import RunError
 from azr.keys import generator
 from azr.selfplay.seeding import read_seeds, write_seeds
 from azr.tasks import Answer, Proposal, Task, load_environment
-from azr.tasks.program import ProgramProblem, compact, compact_format, grammar
-from azr.tasks.program.execution import Executor, keeps_nothing
+from azr.tasks.program import ProgramProblem, compact, compact_format, grammar, measures
+from azr.tasks.program.execution import Executor
 from azr.tasks.program.measures import ast_distance, complexity, lines
 from azr.tasks.program.normal import digest
 
@@ -531,7 +533,7 @@ def test_measures_of_programs():
     assert lines(branch) == 6
     assert ast_distance(branch, branch.replace("i", "i")) == 0.0
     assert 0 < ast_distance("def f(a): return a[0]", "def f(a): return a[1]") < 0.5
-    assert ast_distance(branch, "def f(a): return a") > 0.5
+    assert ast_distance(branch, "def f(a): return a") >= 0.5
     line = "def f({0}):\n    {1} = {0} + 1\n    return {1} * {2}"
     first = line.format("a", "b", 2)
     assert 0 < ast_distance(first, line.format("a", "b", 3)) < 0.5
@@ -540,24 +542,91 @@ def test_measures_of_programs():
     )
 
 
-def test_programs_that_could_keep_something_run_each_input_alone(text):
-    counter = "n = [0]\ndef f(a):\n    n[0] += 1\n    return n[0]"
-    assert keeps_nothing(ADD) and keeps_nothing("import math\ndef f(a): return math.sin(a)")
-    for code in (
-        counter,
-        "def f(a, n=[]):\n    n.append(a)\n    return n",
-        "def f(a):\n    f.n = a\n    return a",
-        "def f(a):\n    global n\n    n = a\n    return n",
-        "class A: pass\ndef f(a): return a",
-        "def f(a): return globals()",
-        "def f(a): return f.__dict__",
-        "from functools import cache\n@cache\ndef f(a): return a",
-    ):
-        assert not keeps_nothing(code), code
-    # Whatever is graded together with an answer, its grade is that of the answer alone.
-    abduce = task("abduction", counter, ["0"], ["1"])
-    found = grades(text, abduce, [envelope(block("input", str(n))) for n in range(6)])
-    assert {o for o, _ in found} == {"correct"}
+def common_subsequence(left, right):
+    """By the table of the textbooks."""
+    row = [0] * (len(right) + 1)
+    for a in left:
+        before = row
+        row = [0]
+        for at, b in enumerate(right):
+            row.append(before[at] + 1 if a == b else max(row[-1], before[at + 1]))
+    return row[-1]
+
+
+@given(st.lists(st.sampled_from("abcd")), st.lists(st.sampled_from("abcd")))
+def test_the_common_part_of_two_trees_is_the_longest(left, right):
+    assert measures._common(left, right) == common_subsequence(left, right)
+
+
+def test_long_programs_of_equal_parts_are_compared_at_once():
+    ones, more = ("def f(a):\n    return [" + f"{n}, " * 1300 + "]" for n in (1, 22))
+    begun_s = time.thread_time()
+    assert 0.9 < ast_distance(ones, more) < 1
+    assert ast_distance(ones, ones.replace("1, 1, ", "1, 2, ")) < 0.6
+    assert time.thread_time() - begun_s < 2
+
+
+def test_a_strange_program_says_nothing_on_the_screen(recwarn):
+    warnings.simplefilter("always")
+    digest("def f(a): return '\\d' is 1")
+    assert not recwarn.list
+
+
+CONTEXT = """
+from decimal import *
+def f(x):
+    setcontext(Context(prec=getcontext().prec + 1))
+    return x * 2 if getcontext().prec < 30 else 42
+"""
+MODULES = """
+import collections
+def f(x):
+    table = collections._sys.modules
+    table['k'] = n = table.get('k', 0) + 1
+    return x * 2 if n < 2 else 42
+"""
+COUNTER = "n = [0]\ndef f(x):\n    n[0] += 1\n    return x * 2 if n[0] < 2 else 42"
+STATEFUL = {
+    "a decimal context": CONTEXT,
+    "the table of modules": MODULES,
+    "a global list": COUNTER,
+    "a default": "def f(x, n=[]):\n    n.append(x)\n    return x * 2 if len(n) < 2 else 42",
+    "a function's attribute": "def f(x):\n    f.n = hasattr(f, 'n')\n"
+    "    return 42 if f.n else x * 2",
+    "a global name": "def f(x):\n    global n\n    try: return 42 + n * 0\n"
+    "    except NameError:\n        n = 1\n        return x * 2",
+    "a class": "class A: n = 0\ndef f(x):\n    A.n += 1\n    return x * 2 if A.n < 2 else 42",
+    "a cache": "from functools import cache\n@cache\ndef g(a): return a\ndef f(x):\n    g(0)\n"
+    "    return 42 if g.cache_info().hits else x * 2",
+    "a generator": "from itertools import count\nc = count()\ndef f(x):\n"
+    "    return 42 if next(c) else x * 2",
+    "a setting of sys": "import sys\ndef f(x):\n    n = sys.getrecursionlimit()\n"
+    "    sys.setrecursionlimit(n + 1)\n    return x * 2 if n == 1000 else 42",
+    "a stream": "import sys, io\ndef f(x):\n    seen = isinstance(sys.stdout, io.StringIO)\n"
+    "    sys.stdout = io.StringIO()\n    return 42 if seen else x * 2",
+    "a registry": "from numbers import Number\ndef f(x):\n    n = isinstance('', Number)\n"
+    "    Number.register(str)\n    return 42 if n else x * 2",
+    "an attribute of a module": "import math\ndef f(x):\n    n = hasattr(math, 'k')\n"
+    "    math.k = 1\n    return 42 if n else x * 2",
+    "the dict of a function": "def f(x):\n    d = f.__dict__\n    d['n'] = d.get('n', 0) + 1\n"
+    "    return x * 2 if d['n'] < 2 else 42",
+    "globals()": "def f(x):\n    n = globals().setdefault('n', [])\n    n.append(x)\n"
+    "    return x * 2 if len(n) < 2 else 42",
+    "a closure": "def made():\n    n = []\n    def f(x):\n        n.append(x)\n"
+    "        return x * 2 if len(n) < 2 else 42\n    return f\nf = made()",
+    "a name with a builtin's": "if 0: vars = 0\ndef f(x):\n    d = vars(f)\n"
+    "    d['n'] = d.get('n', 0) + 1\n"
+    "    return x * 2 if d['n'] < 2 else 42",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_no_answer_is_right_because_of_those_before_it(text, name):
+    # Of all that is graded together, each is graded as if it were alone.
+    abduce = task("abduction", STATEFUL[name], ["21"], ["42"])
+    answers = [*range(8), 21]
+    found = grades(text, abduce, [envelope(block("input", str(n))) for n in answers])
+    assert [o for o, _ in found] == ["wrong"] * 8 + ["correct"]
 
 
 def test_what_ran_once_is_remembered_and_a_sample_is_run_again(tiny):

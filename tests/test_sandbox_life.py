@@ -488,3 +488,59 @@ def test_5000_programs_leave_nothing():
 @pytest.mark.soak
 def test_100000_programs_leave_nothing():
     soak(100_000)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("of the engine"), RecursionError()])
+def test_an_error_in_the_thread_ends_the_call_that_it_concerns(sandbox, monkeypatch, error):
+    decode = sandbox._engine._decode_entry
+
+    def fail_once(*args):
+        monkeypatch.setattr(sandbox._engine, "_decode_entry", decode)
+        raise error
+
+    def fail_to_note(*args):
+        raise error
+
+    if isinstance(error, ValueError):
+        monkeypatch.setattr(sandbox._engine, "_note", fail_to_note)
+    else:
+        monkeypatch.setattr(sandbox._engine, "_decode_entry", fail_once)
+    result = sandbox.run("def f(x): return x", "1")
+    assert result.status == "sandbox_failure" and type(error).__name__ in result.error
+    monkeypatch.undo()
+    assert sandbox.run("def f(x): return x", "2").value == 2
+    assert sandbox.label("def f(x): return x", ["3"]).deterministic
+
+
+def test_a_label_ends_with_the_first_input_that_hangs():
+    with Sandbox(workers=2, limits=Limits(cpu_s=0.2)) as sandbox:
+        for state in ("", "n = []\n"):
+            before = sandbox.stats().get("children", 0)
+            label = sandbox.label(state + "def f(x):\n    while x: pass", ["0", *["1"] * 10, "0"])
+            assert not label.deterministic and "timeout_cpu" in label.reason
+            assert label.results[2].error.startswith("not run")
+            # Each input before it, the one that hangs, and that one again if the machine was busy.
+            assert sandbox.stats()["children"] - before <= 3
+
+
+def test_a_compilation_ends_at_its_limit(monkeypatch):
+    monkeypatch.setattr("azr.sandbox.engine.COMPILE_S", 0.01)
+    long = "x = [1, (2, 3), {4: 5}, 'six']\n" * 2000 + "def f(): return 1"
+    with Sandbox(workers=1) as sandbox:
+        jobs = [Job(long, ""), Job("def f(): return 2", ""), Job(long + " + 1", "")]
+        for _ in range(2):
+            results = sandbox.run_batch(jobs)
+            assert [(r.status, r.error) for r in results[::2]] == [("timeout_cpu", "compiling")] * 2
+            assert results[1].value == 2
+        assert sandbox.stats().get("restarts", 0) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_is_no_matter(closed, tmp_path):
+    code = "from azr.sandbox import Sandbox\n"
+    code += "import pathlib\nwith Sandbox(workers=1) as sandbox:\n"
+    code += "    value = sandbox.run('def f(x): return x + 1', '1').value\n"
+    code += f"    pathlib.Path({str(tmp_path / 'value')!r}).write_text(str(value))"
+    command = ["bash", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
+    subprocess.run(command, check=True, timeout=60)
+    assert (tmp_path / "value").read_text() == "2"

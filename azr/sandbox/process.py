@@ -304,6 +304,7 @@ class Process:
                 raise BadFrame from None
             self.layers, self.error = hello.get("layers"), hello.get("error", "")
             self.floor = hello.get("floor")
+            self.begin()
             at = end
         while len(data) - at >= HEAD.size:
             frame_bytes, number, outcome = HEAD.unpack_from(data, at)

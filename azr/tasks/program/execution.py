@@ -1,7 +1,5 @@
 """Running programs: the sandbox with a memory of what it ran, and what its work says in numbers."""
 
-import ast
-import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,7 +7,6 @@ from concurrent.futures import Future
 
 from azr.errors import RunError
 from azr.sandbox import Job, Label, Limits, Result, Sandbox, SandboxError
-from azr.tasks.program.normal import UnreadableCode, parse_module
 from azr.tasks.program.values import MAX_NESTING
 
 REMEMBERED = 200_000
@@ -60,20 +57,15 @@ class Executor:
     def run(
         self, pairs: Sequence[tuple[str, str]], *, afresh: bool = False
     ) -> list[Future[Result]]:
-        """Returns a future per (program, input); `afresh` runs what is remembered again.
-
-        The inputs of a program that cannot keep anything from one call to the next run in one
-        process, one after the other; any other input has a process of its own.
-        """
+        """Returns a future per (program, input); `afresh` runs what is remembered again."""
         known: dict[tuple[str, str], Future[Result]] = {} if afresh else self._known
-        wanted: dict[tuple[str, int], list[str]] = {}
-        for number, (code, given) in enumerate(dict.fromkeys(pairs)):
+        wanted: dict[str, list[str]] = {}
+        for code, given in dict.fromkeys(pairs):
             if (code, given) not in known or _failed(known[code, given]):
-                alone = 0 if keeps_nothing(code) else number + 1
-                wanted.setdefault((code, alone), []).append(given)
+                wanted.setdefault(code, []).append(given)
         jobs = [
             Job(code, inputs[at : at + self._limits.inputs])
-            for (code, _), inputs in wanted.items()
+            for code, inputs in wanted.items()
             for at in range(0, len(inputs), self._limits.inputs)
         ]
         futures = iter(self._submit(Sandbox.submit_batch, jobs)) if jobs else iter(())
@@ -145,36 +137,3 @@ class Executor:
 
 def _failed(future: Future[Result]) -> bool:
     return future.done() and future.result().status == "sandbox_failure"
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def keeps_nothing(code: str) -> bool:
-    """Whether a program plainly has no state that one call could leave to the next.
-
-    True only for a module of imports and undecorated functions with constant defaults, in which
-    nothing is global, no attribute is written, and no name that reaches such things is used.
-    """
-    try:
-        tree = parse_module(code)
-    except UnreadableCode:
-        return False
-    if not all(isinstance(n, ast.Import | ast.ImportFrom | ast.FunctionDef) for n in tree.body):
-        return False
-    return not any(map(_could_keep, ast.walk(tree)))
-
-
-_REACHING = frozenset("delattr eval exec getattr globals locals setattr vars".split())
-
-
-def _could_keep(node: ast.AST) -> bool:
-    match node:
-        case ast.Global() | ast.ClassDef():
-            return True
-        case ast.Attribute(ctx=ast.Store() | ast.Del()):
-            return True
-        case ast.Attribute(attr=name) | ast.Name(id=name):
-            return name.startswith("__") or name in _REACHING
-        case ast.FunctionDef(args=arguments, decorator_list=decorators):
-            defaults = [*arguments.defaults, *(d for d in arguments.kw_defaults if d)]
-            return bool(decorators) or not all(isinstance(d, ast.Constant) for d in defaults)
-    return False

@@ -2,14 +2,15 @@
 
 import ast
 import functools
-from difflib import SequenceMatcher
+from collections import defaultdict
+from collections.abc import Sequence
 
 from mccabe import PathGraphingAstVisitor
 
 from azr.tasks.program.normal import UnreadableCode, normal_form, normal_tree, parse_module
 
 MOST_NODES = 2_000
-"""Nodes of a tree that are compared; the matcher is quadratic."""
+"""Nodes of a tree that are compared."""
 
 
 def lines(code: str) -> int:
@@ -35,13 +36,31 @@ def complexity(code: str) -> int:
 def ast_distance(code: str, other: str) -> float:
     """Returns the distance of two programs' syntax trees, 0 (equal) to 1 (nothing in common).
 
-    1 minus the ratio of difflib's matching blocks, over the nodes of both normal trees in
-    preorder, each with its own literal or name. The official code compares the characters of
-    serialised trees by the same ratio.
+    1 minus twice the longest common subsequence over the sum of both lengths, of the nodes of the
+    normal trees in preorder, each with its own literal or name. The official code compares the
+    characters of serialised trees by difflib's matching blocks, which takes time with the cube of
+    the length where elements repeat: half a minute for two lists of a thousand numbers.
     """
     if normal_form(code) == normal_form(other):
         return 0.0
-    return 1.0 - SequenceMatcher(None, _nodes(code), _nodes(other), autojunk=False).ratio()
+    left, right = _nodes(code), _nodes(other)
+    return 1.0 - 2 * _common(left, right) / (len(left) + len(right))
+
+
+def _common(left: Sequence[str], right: Sequence[str]) -> int:
+    """Returns the length of the longest common subsequence.
+
+    Bit-parallel, after Hyyro (2004): a row of the table is one integer, in which a bit is 0 where
+    the length grows by one.
+    """
+    places: dict[str, int] = defaultdict(int)
+    for at, text in enumerate(left):
+        places[text] |= 1 << at
+    full = row = (1 << len(left)) - 1
+    for text in right:
+        hits = row & places.get(text, 0)
+        row = (row + hits | row - hits) & full
+    return len(left) - row.bit_count()
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -4,6 +4,7 @@ import ast
 import functools
 import hashlib
 import sys
+import warnings
 
 from azr.tasks.program.values import UNWRITTEN
 
@@ -27,7 +28,9 @@ def parse_module(code: str) -> ast.Module:
     if len(code) > MAX_CODE_CHARS:
         raise UnreadableCode("too long")
     try:
-        tree = ast.parse(code)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
+            tree = ast.parse(code)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise UnreadableCode(type(error).__name__) from None
     if depth(tree) > MAX_DEPTH:
