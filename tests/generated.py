@@ -141,7 +141,7 @@ def model_like(rng: random.Random) -> Program:
 
 # ---- Templates ------------------------------------------------------------------------------------
 
-STATEFUL = re.compile(r"^(seen|out|n) = |setrecursionlimit|global ", re.M)
+STATEFUL = re.compile(r"^(seen|out|n) = |setrecursionlimit|cache_info|global ", re.M)
 """In a template: what the first call leaves may change the second."""
 
 
@@ -308,7 +308,7 @@ def method(rng: random.Random) -> Program:
         made = f"{kind.__name__}({drawn(rng, receiver)})"
         args = arguments(rng, found, rng.choice(given)) if callable(found) else None
         calls.append(f"{made}.{name}" if args is None else f"{made}.{name}({args})")
-    return tries(f"{kind.__name__}.{name}", calls, is_pure=False)
+    return tries(f"{kind.__name__}.{name}", calls)
 
 
 UNCALLED = ("exit", "quit", "hash", "id", "globals", "locals", "vars")

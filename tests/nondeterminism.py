@@ -12,6 +12,9 @@ import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.differential import settled
+from tests.generated import draw
+
 Build = Callable[[random.Random], tuple[str, list[str]]]
 
 
@@ -408,9 +411,22 @@ CLEAN_TEMPLATES = [
 
 
 def clean(count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
-    """Yields deterministic programs with their inputs."""
+    """Yields deterministic programs with their inputs, from the templates."""
     rng = random.Random(seed)
     for i in range(count):
         code = CLEAN_TEMPLATES[i % len(CLEAN_TEMPLATES)]
         code = code.replace("@N", str(rng.randint(2, 9))).replace("@M", str(rng.randint(10, 99)))
         yield code.replace("@W", repr(word(rng))), [str(rng.randint(0, 50)) for _ in range(3)]
+
+
+def clean_drawn(count: int, seed: int) -> list[tuple[str, list[str]]]:
+    """Returns deterministic programs with their inputs, drawn from all that Python has.
+
+    Their values depend on their arguments alone, and CPython gives them under two hash seeds.
+    """
+    rng = random.Random(seed)
+    found: list[tuple[str, list[str]]] = []
+    while len(found) < count:
+        drawn = [program for program in (draw(rng) for _ in range(2 * count)) if program.is_pure]
+        found += [(program.code, [program.args_text] * 2) for program, _ in settled(drawn[:count])]
+    return found[:count]

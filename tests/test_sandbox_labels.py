@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -42,8 +42,8 @@ def check_random_kinds(sandbox, kinds: Sequence[nondeterminism.Kind], variants: 
     assert max(map(len, found.values())) <= max(1, (1 - SHARE) * variants), found
 
 
-def check_clean(sandbox, count: int) -> None:
-    jobs = [Job(*program) for program in nondeterminism.clean(count, seed=1)]
+def check_clean(sandbox, programs: Iterable[tuple[str, list[str]]]) -> None:
+    jobs = [Job(*program) for program in programs]
     labels = sandbox.label_batch(jobs)
     accused = [
         (job.code, label.reason)
@@ -87,12 +87,22 @@ def test_clocks_and_chance_are_refused(sandbox, code):
 
 
 def test_nothing_clean_is_accused(sandbox):
-    check_clean(sandbox, 140)
+    check_clean(sandbox, nondeterminism.clean(140, seed=1))
+
+
+def test_nothing_clean_that_is_drawn_is_accused(sandbox):
+    check_clean(sandbox, nondeterminism.clean_drawn(200, seed=1))
 
 
 @pytest.mark.soak
 def test_10000_clean_programs_are_not_accused(sandbox):
-    check_clean(sandbox, 10_000)
+    check_clean(sandbox, nondeterminism.clean(10_000, seed=1))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_10000_clean_programs_that_are_drawn_are_not_accused(sandbox, seed):
+    check_clean(sandbox, nondeterminism.clean_drawn(2_000, seed))
 
 
 def test_a_label_takes_few_runs_where_nothing_is_at_risk(sandbox):
