@@ -155,13 +155,14 @@ TERMINALS |= {
     "absent": lambda rng: rng.choice(ABSENT),
 }
 
+CALLS = (*("$N", "$text", "$list", "{'k': $N, 'z': None}") * 3, "0", "None", "x=$N", "$N, $N", "", "(1, -2.5)", "{1, 2}", "b'a'", "$B", "-1e-7", "[[$list], {'a': (True,)}]", "'é'")  # fmt: skip
+"""Texts of arguments; most give one."""
+
 
 def from_template(kind: str, templates: list[str], rng: random.Random) -> Program:
     index = rng.randrange(len(templates))
     code = grown(rng, templates[index], 3) + "\n"
-    args_text = grown(
-        rng, rng.choice(("$N", "0", "$text", "$list", "{'k': $N, 'z': None}", "None")), 0
-    )
+    args_text = grown(rng, rng.choice(CALLS), 0)
     is_pure = kind == "syntax" and not STATEFUL.search(code)
     return Program(f"{kind} {index}", code, args_text, is_pure)
 

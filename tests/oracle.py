@@ -65,11 +65,13 @@ def outcome(code, args_text):
         compiled = compile(code, "<program>", "exec", dont_inherit=True)
     except Exception:
         return "syntax_error", ""
-    args = ast.literal_eval(f"[{args_text}]")
+    call = ast.parse(f"f({args_text})", mode="eval").body
+    args = [ast.literal_eval(node) for node in call.args]
+    named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     module = sys.modules["program"] = types.ModuleType("program")
     try:
         exec(compiled, vars(module))
-        value = vars(module)["f"](*args)
+        value = eval("f", vars(module))(*args, **named)
     except BaseException as error:
         is_own = type(error).__module__ == "program"
         return "exception", "UserException" if is_own else type(error).__name__
