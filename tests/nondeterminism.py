@@ -12,6 +12,9 @@ import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.differential import settled
+from tests.generated import draw
+
 Build = Callable[[random.Random], tuple[str, list[str]]]
 
 
@@ -33,17 +36,39 @@ def words(rng: random.Random, count: int) -> list[str]:
     return list(found)
 
 
+def built(rng: random.Random, text: str) -> str:
+    """Returns an expression that gives the text: written, or put together from parts."""
+    cut = rng.randint(1, len(text) - 1)
+    left, right, codes = text[:cut], text[cut:], [*text.encode()]
+    return rng.choice(
+        (
+            repr(text),
+            f"({left!r} + {right!r})",
+            f"{text[::-1]!r}[::-1]",
+            f"{text.swapcase()!r}.swapcase()",
+            f"'%s%s' % ({left!r}, {right!r})",
+            f"''.join([{left!r}, {right!r}])",
+            f"''.join(map(chr, {codes}))",
+            f"bytes({codes}).decode()",
+        )
+    )
+
+
 def text_kind(name: str, template: str, args: list[str] | None = None, *, many: int = 0) -> Kind:
     """A random kind: in the template and the arguments @W is a word, @A and @B are two different
-    ones, @S a list of `many`."""
+    ones, @S a list of `many`, @N a digit, @D the place of one in an address that the
+    layout decides, and
+    @{text} an expression for that text."""
 
     def build(rng: random.Random) -> tuple[str, list[str]]:
         a, b = words(rng, 2)
         drawn = {"@W": repr(word(rng)), "@A": repr(a), "@B": repr(b)}
         drawn |= {"@S": repr(words(rng, many or 2)), "@N": str(rng.randint(1, 9))}
+        drawn |= {"@D": str(rng.randint(3, 6))}
 
         def fill(text: str) -> str:
-            return re.sub("@[WABSN]", lambda found: drawn[found[0]], text)
+            filled = re.sub("@[WABSND]", lambda found: drawn[found[0]], text)
+            return re.sub("@{(.+?)}", lambda found: built(rng, found[1]), filled)
 
         return fill(template), [*map(fill, args or ["@W", repr(word(rng))])]
 
@@ -154,6 +179,97 @@ RANDOM = [
     ),
     text_kind("sorted by id", "def f(x): return [v[0] for v in sorted([[1], [2], [3]], key=id)]"),
 ]
+
+
+def digit_kind(name: str, expression: str, before: str = "") -> Kind:
+    """A random kind: a bit of the address that the text of an expression shows."""
+    code = f"{before}def f(x): return int(repr({expression}).split('0x')[1][@D], 16) % 2"
+    return text_kind(f"digit of {name}", code)
+
+
+HASHED = "[@{hash}](@W) >> @N & 1"
+DETOURS = [
+    text_kind("frame of a generator", f"def f(x): return (c for c in x).gi_frame.f_builtins{HASHED}"),
+    text_kind("frame of a generator, id", "def f(x): return (c for c in x).gi_frame.f_builtins[@{id}]([x]) >> 20 + @N & 1"),
+    text_kind("frame of a generator, set", "def f(x): return list((c for c in x).gi_frame.f_builtins[@{set}](@S))"),
+    text_kind("frame of a generator, frozenset", "def f(x): return next(iter((c for c in x).gi_frame.f_builtins[@{frozenset}](@S)))"),
+    text_kind("frame by get", "def f(x): return (c for c in x).gi_frame.f_builtins.get(@{hash})(@W) >> @N & 1"),
+    text_kind("frame by values", "def f(x): return [v for k, v in (c for c in x).gi_frame.f_builtins.items() if k == @{hash}][0](@W) >> @N & 1"),
+    text_kind("frame by a pattern", f"import types\ndef f(x):\n    match (c for c in x):\n        case types.GeneratorType(gi_frame=r): return r.f_builtins{HASHED}"),
+    text_kind("frame by a field", f"import string\ndef f(x):\n    r, _ = string.Formatter().get_field('0.' + @{{gi_frame}} + '.' + @{{f_builtins}}, [(c for c in x)], {{}})\n    return r{HASHED}"),
+    text_kind("frame by a wrapper", f"import functools, types\ndef f(x):\n    n = types.SimpleNamespace()\n    functools.update_wrapper(n, (c for c in x).gi_frame, assigned=[@{{f_builtins}}], updated=())\n    return n.f_builtins{HASHED}"),
+    text_kind("globals of a frame", f"def f(x): return (c for c in x).gi_frame.f_globals[@{{__builtins__}}]{HASHED}"),
+    text_kind("frame behind a frame", f"def g(): yield h[0].gi_frame.f_back.f_builtins{HASHED}\nh = []\ndef f(x):\n    h[:] = [g()]\n    return next(h[0])"),
+    text_kind("frame of a coroutine", f"async def c(): pass\ndef f(x):\n    k = c()\n    try: return k.cr_frame.f_builtins{HASHED}\n    finally: k.close()"),
+    text_kind("frame of an asynchronous generator", f"async def c(): yield 1\ndef f(x): return c().ag_frame.f_builtins{HASHED}"),
+    text_kind("frame of a traceback", f"def f(x):\n    try: return x / 0\n    except TypeError as e: return e.__traceback__.tb_frame.f_builtins{HASHED}"),
+    text_kind("frame of a traceback given", f"import contextlib\ndef g(kind, e, t): r.append(t.tb_frame.f_builtins{HASHED}); return True\nr = []\ndef f(x):\n    with contextlib.ExitStack() as s:\n        s.push(g)\n        x / 0\n    return r.pop()"),
+    text_kind("frame by sys", f"import collections\ndef f(x): return collections._sys._getframe().f_builtins{HASHED}"),
+    text_kind("frame by inspect", f"import dataclasses\ndef f(x): return dataclasses.inspect.currentframe().f_builtins{HASHED}"),
+    text_kind("field of a formatter", "import string\ndef f(x): return string.Formatter().get_field('0.' + @{__hash__}, [@W], {})[0]() >> @N & 1"),
+    text_kind("field of a formatter, named", "import string\ndef f(x): return string.Formatter().get_field('a.' + @{__hash__}, (), {'a': @W})[0]() >> @N & 1"),
+    text_kind("formatted field", "import string\ndef f(x): return int(string.Formatter().vformat('{0.' + @{__hash__} + '}', [@W], {}).split('0x')[1][@D], 16) % 2"),
+    text_kind("field of a format", "def f(x): return int(('{0.' + @{__hash__} + '}').format(@W).split('0x')[1][@D], 16) % 2"),
+    text_kind("format_field", "import string\ndef f(x): return int(string.Formatter().format_field(f, '').split('0x')[1][@D], 16) % 2"),
+    text_kind("convert_field", "import functools, string\ndef f(x): return int(string.Formatter().convert_field(functools.RLock(), 'r').split('0x')[1][@D], 16) % 2"),
+    text_kind("template", "import functools, string\ndef f(x): return int(string.Template('$a').substitute(a=functools.RLock()).split('0x')[1][@D], 16) % 2"),
+    text_kind("members", "import dataclasses\ndef f(x): return dict(dataclasses.inspect.getmembers(@W))[@{__hash__}]() >> @N & 1"),
+    text_kind("static attribute", "import dataclasses\ndef f(x): return dataclasses.inspect.getattr_static(@W, @{__hash__})(@W) >> @N & 1"),
+    text_kind("annotation", "import typing\ndef g(a: @{[int, str][hash(@W) & 1]}): pass\ndef f(x): return typing.get_type_hints(g)['a'] is int"),
+    text_kind("annotation given", "import types, typing\ndef f(x): return typing.get_type_hints(types.SimpleNamespace(**{@{__annotations__}: {'a': @{[int, str][hash(@W) & 1]}}}))['a'] is int"),
+    text_kind("annotation of a record", "import dataclasses, typing\ndef f(x): return typing.get_type_hints(dataclasses.make_dataclass('C', [('a', @{[int, str][hash(@W) & 1]})]))['a'] is int"),
+    text_kind("eval by a table of modules", "import collections\ndef f(x): return collections._sys.modules['builtins'].eval(@{hash(@W) & 1})"),
+    text_kind("annotation by inspect", "import dataclasses\ndef g(a: @{hash(@W) & 1}): pass\ndef f(x): return dataclasses.inspect.get_annotations(g, eval_str=True)['a']"),
+    text_kind("body by dataclasses", "import dataclasses\ndef f(x): return dataclasses._create_fn('g', [], [@{return hash(@W) & 1}])()"),
+    text_kind("code with another name", "import types\ndef f(x): return next(types.FunctionType((len(@W) for c in x).gi_code.replace(co_names=(@{hash},)), {})(iter(x))) >> @N & 1"),
+    text_kind("frame by an item", "from operator import itemgetter\ndef f(x): return itemgetter(@{hash})((c for c in x).gi_frame.f_builtins)(@W) >> @N & 1"),
+    text_kind("frames of threads", "import typing\ndef f(x): return [*typing.sys._current_frames()][0] >> 20 + @N & 1"),
+    text_kind("wrapper's attribute", "import functools, types\ndef f(x): return int(repr(functools.update_wrapper(types.SimpleNamespace(), @W, assigned=[@{__hash__}], updated=())).split('0x')[1][@D], 16) % 2"),
+    text_kind("key of a cache", "import functools\ndef f(x): return functools._make_key((@A, @B), {}, False).hashvalue >> @N & 1"),
+    text_kind("hash of an abstract set", "import collections.abc\ndef f(x): return collections.abc.Set._hash({@A: 1}.keys()) >> @N & 1"),
+    text_kind("set of the library", "import re\ndef f(x): return [*re._parser.HEXDIGITS][@N] > '8'"),
+    text_kind("markers of an encoder", "import json.encoder\ndef f(x):\n    seen, kept = {}, []\n    json.encoder.c_make_encoder(seen, lambda v: kept.extend(seen), str, None, ':', ',', False, False, False)([1j], 0)\n    return kept[0] >> 20 + @N & 1"),
+    text_kind("markers of an encoder in Python", "import json.encoder\ndef f(x):\n    seen, kept = {}, []\n    list(json.encoder._make_iterencode(seen, lambda v: kept.extend(seen), str, None, str, ':', ',', False, False, False)([1j], 0))\n    return kept[0] >> 20 + @N & 1"),
+    text_kind("memory of copies of a list", "import copy\ndef f(x):\n    seen = {}\n    copy._deepcopy_dispatch[list]([1], seen, lambda v, m: v)\n    return min(seen) >> 20 + @N & 1"),
+    text_kind("memory of copies kept alive", "import copy\ndef f(x):\n    seen = {}\n    copy._keep_alive([x], seen)\n    return min(seen) >> 20 + @N & 1"),
+    text_kind("address of an array", "from array import array\ndef f(x): return array('d', [@N] * 99).buffer_info()[0] >> 20 + @N & 1"),
+    text_kind("address of an array by a pattern", "from array import array\ndef f(x):\n    match array('i', [@N] * 99):\n        case array(buffer_info=g): return g()[0] >> 20 + @N & 1"),
+    text_kind("address of an array by a field", "import array, string\ndef f(x): return string.Formatter().get_field('0.' + @{buffer_info}, [array.array('i', [1])], {})[0]()[0] >> 20 + @N & 1"),
+    digit_kind("a lock", "functools.RLock()", "import functools\n"),
+    digit_kind("a lock by another module", "dataclasses._thread.allocate_lock()", "import dataclasses\n"),
+    digit_kind("a lock in a list", "[{'k': functools.RLock()}]", "import functools\n"),
+    digit_kind("a weak proxy", "collections._proxy(f)", "import collections\n"),
+    digit_kind("a weak reference", "typing.sys.modules[@{_weakref}].ref(f)", "import typing\n"),
+    digit_kind("a capsule", "unicodedata._ucnhash_CAPI", "import unicodedata\n"),
+    digit_kind("a StringIO", "io.StringIO()", "import io\n"),
+    digit_kind("a BytesIO's buffer", "io.BytesIO(b'a').getbuffer()", "import io\n"),
+    digit_kind("a memoryview", "memoryview(b'a')"),
+    digit_kind("a decimal context", "decimal.localcontext()", "import decimal\n"),
+    digit_kind("a bound method", "@W.join"),
+    digit_kind("a partial", "functools.partial(f, x)", "import functools\n"),
+    digit_kind("a cell", "types.CellType(x)", "import types\n"),
+    digit_kind("code", "(c for c in x).gi_code"),
+    digit_kind("a frame", "(c for c in x).gi_frame"),
+    digit_kind("a chain", "itertools.chain(x)", "import itertools\n"),
+    digit_kind("super", "super(C, C()).g", "class B:\n    def g(self): pass\nclass C(B): pass\n"),
+    digit_kind("a function of sys", "sys.setrecursionlimit", "import sys\nsys.setrecursionlimit = lambda n: None\n"),
+    digit_kind("a namespace", "types.SimpleNamespace(a=functools.RLock())", "import functools, types\n"),
+    text_kind("digit of a lock in a message", "import collections, functools\ndef f(x):\n    try: collections.deque().index(functools.RLock())\n    except ValueError as e: return int(str(e).split('0x')[1][@D], 16) % 2"),
+    text_kind("digit of a lock as JSON", "import functools, json\ndef f(x): return int(json.dumps(functools.RLock(), default=str).split('0x')[1][@D], 16) % 2"),
+    text_kind("number of the process", "import contextlib\ndef f(x): return contextlib.os.getpid() // @N & 1"),
+    text_kind("number of the process, coarse", "import contextlib\ndef f(x): return contextlib.os.getpid() // 1000 % 7"),
+    text_kind("number of the parent", "import contextlib\ndef f(x): return contextlib.os.getppid() // @N & 1"),
+    text_kind("number of the process by sys", "import typing\ndef f(x): return typing.sys.modules[@{posix}].getpid() // @N & 1"),
+    text_kind("number of the thread", "import dataclasses\ndef f(x): return dataclasses._thread.get_native_id() // @N & 1"),
+    text_kind("address of the thread", "import dataclasses\ndef f(x): return dataclasses._thread.get_ident() >> 20 + @N & 1"),
+    text_kind("times of the process", "import contextlib\ndef f(x): return int(contextlib.os.times()[4] * 100) & 1"),
+    text_kind("bytes of the system", "import contextlib\ndef f(x): return contextlib.os.urandom(1)[0] & 1"),
+    text_kind("random bytes of the system", "import contextlib\ndef f(x): return contextlib.os.getrandom(1)[0] & 1"),
+    text_kind("a clock by a detour", "import dataclasses\ndef f(x): return dataclasses.inspect.importlib.import_module(@{time}).perf_counter_ns() >> 4 + @N & 1"),
+    text_kind("chance by a detour", "import dataclasses\ndef f(x): return dataclasses.inspect.importlib.import_module(@{_random}).Random().getrandbits(1)"),
+    text_kind("samples", "import statistics\ndef f(x): return statistics.NormalDist().samples(1)[0] > 0"),
+]  # fmt: skip
+"""Random kinds whose source of chance is reached by a detour, or shows in a text of its own."""
 
 
 def fixed(name: str, code: str, args: list[str] | None = None) -> Kind:
@@ -295,9 +411,22 @@ CLEAN_TEMPLATES = [
 
 
 def clean(count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
-    """Yields deterministic programs with their inputs."""
+    """Yields deterministic programs with their inputs, from the templates."""
     rng = random.Random(seed)
     for i in range(count):
         code = CLEAN_TEMPLATES[i % len(CLEAN_TEMPLATES)]
         code = code.replace("@N", str(rng.randint(2, 9))).replace("@M", str(rng.randint(10, 99)))
         yield code.replace("@W", repr(word(rng))), [str(rng.randint(0, 50)) for _ in range(3)]
+
+
+def clean_drawn(count: int, seed: int) -> list[tuple[str, list[str]]]:
+    """Returns deterministic programs with their inputs, drawn from all that Python has.
+
+    Their values depend on their arguments alone, and CPython gives them under two hash seeds.
+    """
+    rng = random.Random(seed)
+    found: list[tuple[str, list[str]]] = []
+    while len(found) < count:
+        drawn = [program for program in (draw(rng) for _ in range(2 * count)) if program.is_pure]
+        found += [(program.code, [program.args_text] * 2) for program, _ in settled(drawn[:count])]
+    return found[:count]

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -22,23 +23,27 @@ def sandbox():
 
 
 def missed(sandbox, kind: nondeterminism.Kind, variants: int) -> list[str]:
-    """The variants of a kind that a label takes for deterministic."""
+    """The variants of a kind that give values, and that a label takes for deterministic."""
     rng = random.Random(kind.name)
     jobs = [Job(*kind.build(rng)) for _ in range(variants)]
     labels = sandbox.label_batch(jobs)
-    return [job.code for job, label in zip(jobs, labels, strict=True) if label.deterministic]
+    return [
+        job.code
+        for job, label in zip(jobs, labels, strict=True)
+        if label.deterministic and any(result.ok for result in label.results)
+    ]
 
 
-def check_random_kinds(sandbox, variants: int) -> None:
-    found = {kind.name: missed(sandbox, kind, variants) for kind in nondeterminism.RANDOM}
+def check_random_kinds(sandbox, kinds: Sequence[nondeterminism.Kind], variants: int) -> None:
+    found = {kind.name: missed(sandbox, kind, variants) for kind in kinds}
     total = sum(map(len, found.values()))
     assert total <= (1 - SHARE) * variants * len(found) / 2, found
     # One of a kind may be missed by chance: 12 throws of a coin agree once in 2048.
     assert max(map(len, found.values())) <= max(1, (1 - SHARE) * variants), found
 
 
-def check_clean(sandbox, count: int) -> None:
-    jobs = [Job(*program) for program in nondeterminism.clean(count, seed=1)]
+def check_clean(sandbox, programs: Iterable[tuple[str, list[str]]]) -> None:
+    jobs = [Job(*program) for program in programs]
     labels = sandbox.label_batch(jobs)
     accused = [
         (job.code, label.reason)
@@ -49,18 +54,25 @@ def check_clean(sandbox, count: int) -> None:
 
 
 def test_there_are_enough_kinds():
-    kinds = [*nondeterminism.RANDOM, *nondeterminism.CERTAIN]
-    assert len({kind.name for kind in kinds}) == len(kinds) >= 60
+    kinds = [*nondeterminism.RANDOM, *nondeterminism.DETOURS, *nondeterminism.CERTAIN]
+    assert len({kind.name for kind in kinds}) == len(kinds) >= 160
     assert ALL_SEEDS >= 8
 
 
-def test_random_kinds_are_found(sandbox):
-    check_random_kinds(sandbox, variants=12)
+KINDS = pytest.mark.parametrize(
+    "kinds", [nondeterminism.RANDOM, nondeterminism.DETOURS], ids=["plain", "detours"]
+)
+
+
+@KINDS
+def test_random_kinds_are_found(sandbox, kinds):
+    check_random_kinds(sandbox, kinds, variants=12)
 
 
 @pytest.mark.soak
-def test_200_variants_of_random_kinds_are_found(sandbox):
-    check_random_kinds(sandbox, variants=200)
+@KINDS
+def test_200_variants_of_random_kinds_are_found(sandbox, kinds):
+    check_random_kinds(sandbox, kinds, variants=200)
 
 
 @pytest.mark.parametrize("kind", nondeterminism.CERTAIN, ids=lambda kind: kind.name)
@@ -75,12 +87,22 @@ def test_clocks_and_chance_are_refused(sandbox, code):
 
 
 def test_nothing_clean_is_accused(sandbox):
-    check_clean(sandbox, 140)
+    check_clean(sandbox, nondeterminism.clean(140, seed=1))
+
+
+def test_nothing_clean_that_is_drawn_is_accused(sandbox):
+    check_clean(sandbox, nondeterminism.clean_drawn(200, seed=1))
 
 
 @pytest.mark.soak
 def test_10000_clean_programs_are_not_accused(sandbox):
-    check_clean(sandbox, 10_000)
+    check_clean(sandbox, nondeterminism.clean(10_000, seed=1))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_10000_clean_programs_that_are_drawn_are_not_accused(sandbox, seed):
+    check_clean(sandbox, nondeterminism.clean_drawn(2_000, seed))
 
 
 def test_a_label_takes_few_runs_where_nothing_is_at_risk(sandbox):

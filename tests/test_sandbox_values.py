@@ -1,0 +1,80 @@
+"""The sandbox says of a program what plain CPython says, or refuses it by a status."""
+
+import pytest
+
+from azr.sandbox import Sandbox
+from tests.differential import LIMITS, Program, compare, consult, generate, report, verdict
+from tests.generated import LIBRARY
+
+pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
+
+SHARE = 0.995
+"""Of the programs that CPython gives one outcome; the others may be refused."""
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(workers=2, limits=LIMITS) as sandbox:
+        yield sandbox
+
+
+def check(sandbox, count: int, seed: int) -> None:
+    comparison = compare(sandbox, generate(count, seed))
+    if comparison.wrong or comparison.share < SHARE:
+        pytest.fail(report(comparison), pytrace=False)
+    assert comparison.left_out <= count / 50
+
+
+def test_programs_give_what_cpython_gives(sandbox):
+    check(sandbox, 300, seed=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_10000_programs_give_what_cpython_gives(sandbox, seed):
+    check(sandbox, 2_000, seed)
+
+
+def test_the_oracle_tells_outcomes_apart():
+    programs = [
+        ("def f(x): return [x, {2, 1}, -0.0, {x: ()}]", "ok", "['a', {1, 2}, -0.0, {'a': ()}]"),
+        ("def f(x): return {}[x]", "exception", "KeyError"),
+        ("class E(KeyError): pass\ndef f(x): raise E", "exception", "UserException"),
+        ("def f(x): return float('nan')", "unsupported", "float"),
+        ("def f(x): return 10 ** 5000", "unsupported", "int"),
+        ("def f(x) return x", "syntax_error", ""),
+        ("def f(x):\n    while True: pass", "none", ""),
+        ("import ctypes\ndef f(x): return ctypes.string_at(0)", "none", ""),
+    ]  # fmt: skip
+    said = consult([Program("", code, "'a'") for code, _, _ in programs], hash_seed=0)
+    assert said == [(status, text) for _, status, text in programs]
+
+
+@pytest.mark.parametrize(
+    ("right", "got", "expected"),
+    [
+        (("ok", "1"), ("ok", "1"), "agreed"),
+        (("ok", "1"), ("ok", "1.0"), "wrong"),
+        (("ok", "1"), ("exception", "KeyError"), "wrong"),
+        (("ok", "1"), ("syntax_error", ""), "wrong"),
+        (("ok", "1"), ("forbidden_import", "os"), "refused"),
+        (("ok", "1"), ("crash", ""), "wrong"),
+        (("exception", "KeyError"), ("ok", "1"), "wrong"),
+        (("exception", "KeyError"), ("exception", "IndexError"), "wrong"),
+        (("exception", "MemoryError"), ("memory", ""), "agreed"),
+        (("syntax_error", ""), ("syntax_error", ""), "agreed"),
+        (("syntax_error", ""), ("ok", "1"), "wrong"),
+        (("unsupported", "int"), ("too_large", ""), "agreed"),
+        (("unsupported", "object"), ("ok", "1"), "wrong"),
+    ],
+)
+def test_disagreements_are_told_from_refusals(right, got, expected):
+    assert verdict(right, got) == expected
+
+
+def test_programs_reach_every_module_and_repeat_by_seed():
+    programs = generate(3_000, seed=0)
+    assert programs[:100] == generate(100, seed=0)
+    reached = {program.kind.rpartition(".")[0] for program in programs}
+    assert reached >= {*LIBRARY}
+    assert len({program.code for program in programs}) > 2_800
