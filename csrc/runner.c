@@ -207,6 +207,7 @@ static void run_input(struct sbx_slot *slot, const struct sbx_runtime *runtime, 
  * for what an annotation names. Nothing here reads the module back. */
 static PyObject *make_globals(const struct sbx_runtime *runtime)
 {
+    static const char *const empty[] = {"__doc__", "__loader__", "__package__", "__spec__"};
     PyObject *globals = PyDict_New();
     if (globals == NULL)
         return NULL;
@@ -214,6 +215,10 @@ static PyObject *make_globals(const struct sbx_runtime *runtime)
         return NULL;
     if (PyDict_SetItemString(globals, "__name__", PyUnicode_FromString("program")) < 0)
         return NULL;
+    /* Without them the builtins' own of these names would be seen. */
+    for (size_t i = 0; i < sizeof empty / sizeof *empty; i++)
+        if (PyDict_SetItemString(globals, empty[i], Py_None) < 0)
+            return NULL;
     /* A module of its own would cost a child three page faults. The old contents stay. */
     *_PyObject_GetDictPtr(runtime->module) = Py_NewRef(globals);
     return globals;

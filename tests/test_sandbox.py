@@ -3,7 +3,9 @@
 import ast
 import asyncio
 import dataclasses
+import encodings
 import os
+import pkgutil
 import subprocess
 import sys
 import warnings
@@ -124,10 +126,38 @@ def test_encodings_are_those_of_a_table(sandbox):
     assert [(r.status, r.error) for r in results] == [("exception", "LookupError")] * 3
     # Others are Python's and not ours: refused, whatever the program makes of the error.
     caught = "def f(name):\n try:\n  return 'a'.encode(name)\n except LookupError: return b''"
-    others = {"big5": "big5", "Shift-JIS": "shift_jis", "iso8859-15": "iso8859_15", "idna": "idna"}
+    others = {"big5": "big5", "Shift-JIS": "shift_jis", "cp932": "cp932", "idna": "idna"}
     results = sandbox.run_many(caught, [repr(name) for name in others])
     names = [f"encodings.{module}" for module in others.values()]
     assert [(r.status, r.error) for r in results] == [("forbidden_import", n) for n in names]
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_every_encoding_is_python_s_or_refused(sandbox):
+    names = [module.name for module in pkgutil.iter_modules(encodings.__path__)]
+    code = "def f(name, text):\n    data = text.encode(name, 'replace')\n"
+    code += (
+        "    return data, data.decode(name, 'replace'), bytes(range(256)).decode(name, 'ignore')"
+    )
+    # What each can write, and what it cannot.
+    texts = {
+        name: bytes(range(256)).decode("latin_1") + "\u0141\u2022\u05d0 \u0416" for name in names
+    }
+    jobs = [Job(code, f"{name!r}, {text!r}") for name, text in texts.items()]
+    refused = 0
+    for name, result in zip(names, sandbox.run_batch(jobs), strict=True):
+        try:
+            data = texts[name].encode(name, "replace")
+            back = data.decode(name, "replace"), bytes(range(256)).decode(name, "ignore")
+            right = "ok", (data, *back)
+        except Exception as error:
+            right = "exception", type(error).__name__
+        if result.status == "forbidden_import":
+            refused += 1
+            assert result.error == f"encodings.{name}"
+        else:
+            assert (result.status, result.value if result.ok else result.error) == right, name
+    assert len(names) > 100 and refused < 40
 
 
 def test_a_program_too_large_to_compile_is_no_syntax_error():

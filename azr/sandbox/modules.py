@@ -39,49 +39,20 @@ ALLOWED = (
 )
 """Modules of the standard library that run without files, clocks, randomness and processes."""
 
-FACADES: dict[str, tuple[str, ...]] = {
-    "io": (
-        "BytesIO",
-        "DEFAULT_BUFFER_SIZE",
-        "SEEK_CUR",
-        "SEEK_END",
-        "SEEK_SET",
-        "StringIO",
-        "UnsupportedOperation",
-    ),
-    "sys": (
-        "api_version",
-        "argv",
-        "byteorder",
-        "copyright",
-        "exc_info",
-        "exception",
-        "exit",
-        "float_info",
-        "float_repr_style",
-        "get_int_max_str_digits",
-        "getdefaultencoding",
-        "getrecursionlimit",
-        "getsizeof",
-        "hash_info",
-        "hexversion",
-        "implementation",
-        "int_info",
-        "intern",
-        "maxsize",
-        "maxunicode",
-        "platform",
-        "set_int_max_str_digits",
-        "setrecursionlimit",
-        "version",
-        "version_info",
+FACADES: dict[str, frozenset[str]] = {
+    "io": frozenset(("FileIO", "OpenWrapper")),
+    "sys": frozenset(
+        """
+        __interactivehook__ _base_executable _current_exceptions _current_frames _getframe
+        _getframemodulename _xoptions activate_stack_trampoline base_exec_prefix base_prefix
+        breakpointhook dont_write_bytecode exec_prefix executable flags getallocatedblocks
+        getrefcount meta_path modules orig_argv path path_hooks path_importer_cache prefix
+        warnoptions
+        """.split()
     ),
 }
-"""Modules that are harmless in part: a program that imports one gets these names alone, and the use
-of another is its outcome."""
-
-STREAMS = ("stderr", "stdin", "stdout")
-"""Of `sys`: what a program puts there takes effect, as everywhere."""
+"""Modules that are harmless in part, and what of them a program does not get: what is another thing
+here than elsewhere, or leads to a clock. The use of it is the program's outcome."""
 
 INTERNAL = (
     *("_decimal", "copyreg", "typing", "unicodedata", "warnings"),

@@ -1,7 +1,7 @@
-"""The program of zygotes and compilers, executed by path in an interpreter of its own.
+"""The program of zygotes and compilers, in an interpreter of its own (`process.BOOT`).
 
-It must not import the rest of the product: what it loads, every child carries. Its one argument is
-a JSON object (`azr.sandbox.process.Setting` writes it); its first frame on the socket is another
+It must not import the rest of the product: what it loads, every child carries. Its first argument
+is a JSON object (`azr.sandbox.process.Setting` writes it); its first frame on the socket is another
 one, `{"layers": ...}` or `{"error": ...}`, and the only one in JSON.
 """
 
@@ -16,12 +16,12 @@ import json
 import sys
 import types
 
+STREAMED = ("ascii", "latin_1", "utf_8")
+"""Encodings of text that programs may use for streams, too."""
 ENCODINGS = (
-    "ascii",
-    "cp1252",
-    "latin_1",
     "punycode",
     "raw_unicode_escape",
+    "undefined",
     "unicode_escape",
     "utf_16",
     "utf_16_be",
@@ -30,14 +30,16 @@ ENCODINGS = (
     "utf_32_be",
     "utf_32_le",
     "utf_7",
-    "utf_8",
     "utf_8_sig",
 )
 """Encodings of text that programs may use. The use of another one that Python has is the program's
 outcome; only one that Python does not have is an error that a program can catch."""
 
+CHARMAPS = ("cp", "hp_", "iso8859_", "koi8_", "kz", "mac_", "palmos", "ptcp", "tis_")
+"""Beginnings of modules that encode by two tables, and of a few that do not."""
+
 NOT_OF_TEXT = ("base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec")
-NOT_OF_TEXT += ("zlib_codec", "mbcs", "oem", "undefined", "aliases")
+NOT_OF_TEXT += ("zlib_codec", "mbcs", "oem", "aliases")
 """Modules of `encodings` by which no text is encoded: Python says LookupError here too, or it has
 nothing of that name on this system."""
 
@@ -50,55 +52,33 @@ def load_extension(name, path):
     return module
 
 
-def facades(names, streams, refuse):
-    """Returns the modules of which a program gets a part."""
-    whole = {"io": importlib.import_module("io"), "sys": sys}
-    return {name: facade(whole[name], names[name], streams, refuse) for name in names}
+def facade(whole, withheld, refuse):
+    """Returns what stands for a module: it gives and takes what that does, but for some names."""
+    name = whole.__name__
 
-
-def facade(whole, names, streams, refuse):
-    """Returns a module with those names of another; what is done with the rest is refused."""
-    live = streams if whole is sys else ()
-
-    def refused(name):
-        refuse(f"{whole.__name__}.{name}")
-        return AttributeError(f"{whole.__name__}.{name} is not for programs")
+    def check(attribute):
+        if attribute in withheld:
+            refuse(f"{name}.{attribute}")
+            raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
 
     class Facade(types.ModuleType):
-        def __getattr__(self, name):
-            if name in live:
-                return getattr(whole, name)
-            if hasattr(whole, name):
-                raise refused(name)
-            raise AttributeError(f"module {whole.__name__!r} has no attribute {name!r}")
+        def __getattribute__(self, attribute):
+            if attribute in ("__class__", "__spec__"):  # for the text of a module
+                return object.__getattribute__(self, attribute)
+            check(attribute)
+            return getattr(whole, attribute)
 
-        def __setattr__(self, name, value):
-            if name in live:
-                setattr(whole, name, value)
-            elif name in names or not hasattr(whole, name):
-                super().__setattr__(name, value)
-            else:
-                raise refused(name)
+        def __setattr__(self, attribute, value):
+            check(attribute)
+            setattr(whole, attribute, value)
 
-        def __delattr__(self, name):
-            if hasattr(whole, name):
-                raise refused(name)
-            super().__delattr__(name)
-
-        def __dir__(self):
-            raise refused("__dir__")
-
-        @property
-        def __dict__(self):
-            raise refused("__dict__")
+        def __delattr__(self, attribute):
+            check(attribute)
+            delattr(whole, attribute)
 
     Facade.__name__ = Facade.__qualname__ = "module"
-    made = Facade(whole.__name__, whole.__doc__)
-    for name in ("__spec__", "__loader__", "__package__"):
-        types.ModuleType.__setattr__(made, name, getattr(whole, name))
-    for name in names:
-        if hasattr(whole, name):  # of this version of Python
-            setattr(made, name, getattr(whole, name))
+    made = Facade(name)
+    types.ModuleType.__setattr__(made, "__spec__", whole.__spec__)
     return made
 
 
@@ -143,24 +123,48 @@ def refuse_machine(io, refuse, pure):
         part["environ"].clear()
 
 
-def load_encoding(name):
-    """Returns the codec of that name without what only streams need."""
-    codec = codecs.lookup(name)
-    module = vars(sys.modules.pop(f"encodings.{name}"))
+class Table(tuple):
+    """A codec without what only streams need."""
+
+    _is_text_encoding = True
+    refuse = None
+
+    def __getattr__(self, part):
+        self.refuse(f"encodings.{part}")
+        raise AttributeError(part)
+
+
+def recode(how, table, text, errors="strict"):
+    return how(text, errors, table)
+
+
+def load_charmap(name):
+    """Returns the codec of an encoding that is a table; None for any other encoding."""
+    module = importlib.import_module(f"encodings.{name}")
+    sys.modules.pop(module.__name__)
     delattr(encodings, name)
-    for part in ("IncrementalEncoder", "IncrementalDecoder", "StreamWriter", "StreamReader"):
-        module.pop(part, None)
-    for part in ("StreamConverter", "getregentry", "__spec__", "__loader__"):
-        module.pop(part, None)
-    return codec.encode, codec.decode, None, None
+    if not hasattr(module, "decoding_table"):
+        return None
+    table = module.decoding_table
+    encode = functools.partial(recode, codecs.charmap_encode, codecs.charmap_build(table))
+    return Table((encode, functools.partial(recode, codecs.charmap_decode, table), None, None))
 
 
 def fix_encodings(refuse):
     """Loads the encodings, and makes their look-up one in a table, which never imports."""
-    known = {name: load_encoding(name) for name in ENCODINGS}
+    known = {name: codecs.lookup(name) for name in STREAMED}
+    known |= {name: Table((*codecs.lookup(name)[:2], None, None)) for name in ENCODINGS}
+    for name in ENCODINGS:
+        module = vars(sys.modules.pop(f"encodings.{name}"))
+        delattr(encodings, name)
+        for part in ("IncrementalEncoder", "IncrementalDecoder", "StreamWriter", "StreamReader"):
+            module.pop(part, None)
+        for part in ("StreamConverter", "getregentry", "__spec__", "__loader__"):
+            module.pop(part, None)
     files = sys.modules["posix"].listdir(encodings.__path__[0])
-    others = {name.removesuffix(".py") for name in files if name.endswith(".py")}
-    others -= {*ENCODINGS, *NOT_OF_TEXT, "__init__"}
+    names = {name.removesuffix(".py") for name in files if name.endswith(".py")}
+    known |= {name: load_charmap(name) for name in names if name.startswith(CHARMAPS)}
+    others = names - {*STREAMED, *ENCODINGS, *NOT_OF_TEXT, "__init__"}
     aliases, normalize = encodings.aliases.aliases, encodings.normalize_encoding
 
     def look_up(name):
@@ -168,16 +172,19 @@ def fix_encodings(refuse):
         name = normalize(name)
         alias = aliases.get(name) or aliases.get(name.replace(".", "_"))
         for module in filter(None, (alias, name)):
-            if module in known:
+            if known.get(module):
                 return known[module]
             if module in others:
                 refuse(f"encodings.{module}")
                 return None
         return None
 
+    Table.refuse = refuse
     codecs.unregister(encodings.search_function)
     encodings._cache.clear()
     codecs.register(look_up)
+    sys.path_importer_cache.clear()
+    gc.collect()  # what comes next takes the room of the modules that have gone
 
 
 def exception_names(modules):
@@ -215,15 +222,17 @@ def rehearse(sandbox, times):
 
 def prepare(sandbox, config):
     """Loads what programs need, and makes this interpreter one that they cannot mark."""
-    io = importlib.import_module("io")
+    io, refuse = importlib.import_module("io"), sandbox.refuse
     streams(io)
     sys.unraisablehook = lambda unraisable: None
-    fix_encodings(sandbox.refuse)
+    fix_encodings(refuse)
     internal = {name: importlib.import_module(name) for name in config["internal"]}
     allowed = {name: importlib.import_module(name) for name in config["allowed"]}
     allowed |= {name: load_extension(name, path) for name, path in config["extra"].items()}
     names = exception_names((io, *allowed.values()))
-    allowed = facades(config["facades"], config["streams"], sandbox.refuse) | allowed
+    for name, withheld in config["facades"].items():
+        withheld = {*withheld, "__dict__", "__dir__"}
+        allowed[name] = facade(importlib.import_module(name), withheld, refuse)
     site = importlib.import_module("site")
     for add in (site.setquit, site.setcopyright, site.sethelper):
         add()
@@ -236,13 +245,13 @@ def prepare(sandbox, config):
     sandbox.prepare(vars(builtins), names, allowed, internal, loaded, load, limits)
     builtins.__import__ = sandbox.import_module
     sandbox.watch_identity()
-    statistics = allowed.get("statistics")
-    if statistics is not None:
-        del statistics.random
+    # Nothing of it is for programs, and `statistics` has it.
+    withheld = dir(sys.modules["statistics"].random)
+    sys.modules["statistics"].random = facade(sys.modules["statistics"].random, withheld, refuse)
     sys.argv[:] = [""]
     sys.orig_argv.clear()
     sys.path.clear()
-    refuse_machine(io, sandbox.refuse, config["pure_calls"])
+    refuse_machine(io, refuse, config["pure_calls"])
     sys.setrecursionlimit(config["recursion"])
 
 
