@@ -15,6 +15,7 @@ import itertools
 import random
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -67,6 +68,18 @@ GRAMMAR = {
 """Expressions by type over the variables n, s, xs, ws, d and b; the first two hold no others."""
 
 PRELUDE = "import bisect, collections, functools, heapq, itertools, json, math, re, string, textwrap\nfrom collections import Counter\n"
+FRAMES = (
+    ("def f(n, s, xs, ws):\nBODY", False),
+    ("from typing import Any, List, Optional\ndef f(n: int, s: str, xs: List[int], ws: Optional[List[str]] = None) -> Any:\n    \"\"\"Solves it.\n\n    >>> f(1, 'a', [], [])\n    \"\"\"\nBODY", False),
+    ("class Solution:\n    @staticmethod\n    def solve(n, s, xs, ws):\nBODYdef f(*args): return Solution().solve(*args)\n", True),
+    ("def solve(n, s, xs, ws):\nBODYdef f(n, *args):\n    try:\n        return solve(n, *args)\n    except (ValueError, TypeError, IndexError) as error:\n        return f'{type(error).__name__}: {error}'\n", False),
+    ("@functools.lru_cache(maxsize=None)\ndef fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\ndef f(n, s, xs, ws):\n    n = fib(n + $N)\nBODY", False),
+    ("def walk(xs, depth=0):\n    if len(xs) < 2 or depth > 5: return xs\n    half = len(xs) // 2\n    return walk(xs[half:], depth + 1) + walk(xs[:half], depth + 1)\ndef f(n, s, xs, ws):\n    xs = walk(xs)\nBODY", False),
+    ("class Box:\n    count = 0\n    def __init__(self, *items): self.items = list(items); Box.count += len(items)\n    def __len__(self): return len(self.items)\n    def __iter__(self): yield from self.items\ndef f(n, s, xs, ws):\n    xs = sorted(Box(*xs, n, $N), key=lambda v: (v % 3, v))\nBODY", False),
+)  # fmt: skip
+"""Programs around a body, which is nested deeper in some."""
+
+RESULTS = ("$int", "$str", "$ints", "$words", "($int, $str)", "d", "{'k': $ints}", "xs", "$bool")
 ARGS = "$N, $text, $list, $list_of_words"
 
 TEXTS = (
@@ -127,17 +140,12 @@ TERMINALS = {
 
 def model_like(rng: random.Random) -> Program:
     """A function of a few statements, as models write them."""
-    body = [grown(rng, rng.choice(GRAMMAR["statement"]), 3) for _ in range(rng.randint(1, 6))]
-    value = grown(
-        rng,
-        rng.choice(
-            ("$int", "$str", "$ints", "$words", "($int, $str)", "d", "{'k': $ints}", "xs", "$bool")
-        ),
-        3,
-    )
-    first = "def f(n, s, xs, ws):\n    d, b = {'a': 1}, False\n    "
-    code = PRELUDE + first + "\n    ".join([*body, f"return {value}"]) + "\n"
-    return Program("model", code, grown(rng, ARGS, 0))
+    lines = [grown(rng, rng.choice(GRAMMAR["statement"]), 3) for _ in range(rng.randint(1, 6))]
+    lines += [f"return {grown(rng, rng.choice(RESULTS), 3)}"]
+    body = "".join(f"    {line}\n" for line in ["d, b = {'a': 1}, False", *lines])
+    frame, is_nested = rng.choice(FRAMES)
+    code = frame.replace("BODY", textwrap.indent(body, "    ") if is_nested else body)
+    return Program("model", PRELUDE + grown(rng, code, 3), grown(rng, ARGS, 0))
 
 
 # ---- Templates ------------------------------------------------------------------------------------
