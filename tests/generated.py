@@ -9,12 +9,14 @@ import. A program shows what it got as a plain value, addresses cut off.
 
 import builtins
 import encodings.aliases
-import functools
 import importlib
 import inspect
+import itertools
 import random
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from azr.sandbox.modules import ALLOWED, FACADES
@@ -66,6 +68,18 @@ GRAMMAR = {
 """Expressions by type over the variables n, s, xs, ws, d and b; the first two hold no others."""
 
 PRELUDE = "import bisect, collections, functools, heapq, itertools, json, math, re, string, textwrap\nfrom collections import Counter\n"
+FRAMES = (
+    ("def f(n, s, xs, ws):\nBODY", False),
+    ("from typing import Any, List, Optional\ndef f(n: int, s: str, xs: List[int], ws: Optional[List[str]] = None) -> Any:\n    \"\"\"Solves it.\n\n    >>> f(1, 'a', [], [])\n    \"\"\"\nBODY", False),
+    ("class Solution:\n    @staticmethod\n    def solve(n, s, xs, ws):\nBODYdef f(*args): return Solution().solve(*args)\n", True),
+    ("def solve(n, s, xs, ws):\nBODYdef f(n, *args):\n    try:\n        return solve(n, *args)\n    except (ValueError, TypeError, IndexError) as error:\n        return f'{type(error).__name__}: {error}'\n", False),
+    ("@functools.lru_cache(maxsize=None)\ndef fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\ndef f(n, s, xs, ws):\n    n = fib(n + $N)\nBODY", False),
+    ("def walk(xs, depth=0):\n    if len(xs) < 2 or depth > 5: return xs\n    half = len(xs) // 2\n    return walk(xs[half:], depth + 1) + walk(xs[:half], depth + 1)\ndef f(n, s, xs, ws):\n    xs = walk(xs)\nBODY", False),
+    ("class Box:\n    count = 0\n    def __init__(self, *items): self.items = list(items); Box.count += len(items)\n    def __len__(self): return len(self.items)\n    def __iter__(self): yield from self.items\ndef f(n, s, xs, ws):\n    xs = sorted(Box(*xs, n, $N), key=lambda v: (v % 3, v))\nBODY", False),
+)  # fmt: skip
+"""Programs around a body, which is nested deeper in some."""
+
+RESULTS = ("$int", "$str", "$ints", "$words", "($int, $str)", "d", "{'k': $ints}", "xs", "$bool")
 ARGS = "$N, $text, $list, $list_of_words"
 
 TEXTS = (
@@ -126,28 +140,24 @@ TERMINALS = {
 
 def model_like(rng: random.Random) -> Program:
     """A function of a few statements, as models write them."""
-    body = [grown(rng, rng.choice(GRAMMAR["statement"]), 3) for _ in range(rng.randint(1, 6))]
-    value = grown(
-        rng,
-        rng.choice(
-            ("$int", "$str", "$ints", "$words", "($int, $str)", "d", "{'k': $ints}", "xs", "$bool")
-        ),
-        3,
-    )
-    first = "def f(n, s, xs, ws):\n    d, b = {'a': 1}, False\n    "
-    code = PRELUDE + first + "\n    ".join([*body, f"return {value}"]) + "\n"
-    return Program("model", code, grown(rng, ARGS, 0))
+    lines = [grown(rng, rng.choice(GRAMMAR["statement"]), 3) for _ in range(rng.randint(1, 6))]
+    lines += [f"return {grown(rng, rng.choice(RESULTS), 3)}"]
+    body = "".join(f"    {line}\n" for line in ["d, b = {'a': 1}, False", *lines])
+    frame, is_nested = rng.choice(FRAMES)
+    code = frame.replace("BODY", textwrap.indent(body, "    ") if is_nested else body)
+    return Program("model", PRELUDE + grown(rng, code, 3), grown(rng, ARGS, 0))
 
 
 # ---- Templates ------------------------------------------------------------------------------------
 
+TEMPLATES = {"syntax": SYNTAX, "shell": SHELL}
 STATEFUL = re.compile(r"^(seen|out|n) = |setrecursionlimit|cache_info|global ", re.M)
 """In a template: what the first call leaves may change the second."""
 
 
 SYS_NAMES = [name for name in dir(sys) if name != "exit"]
 ABSENT = ("numpy", "os", "random", "no_such_module", "math.nothing", "_nothing", "pandas")
-LIBRARY = [name for name in (*ALLOWED, *ALLOWED, *FACADES) if name != "__future__"]
+LIBRARY = [name for name in (*ALLOWED * 2, *FACADES) if name != "__future__"]
 OFTEN = ("math", "collections", "itertools", "functools", "re", "string", "heapq", "operator")
 TERMINALS |= {
     "sysname": lambda rng: rng.choice(SYS_NAMES),
@@ -159,9 +169,8 @@ CALLS = (*("$N", "$text", "$list", "{'k': $N, 'z': None}") * 3, "0", "None", "x=
 """Texts of arguments; most give one."""
 
 
-def from_template(kind: str, templates: list[str], rng: random.Random) -> Program:
-    index = rng.randrange(len(templates))
-    code = grown(rng, templates[index], 3) + "\n"
+def from_template(rng: random.Random, kind: str, index: int) -> Program:
+    code = grown(rng, TEMPLATES[kind][index], 3) + "\n"
     args_text = grown(rng, rng.choice(CALLS), 0)
     is_pure = kind == "syntax" and not STATEFUL.search(code)
     return Program(f"{kind} {index}", code, args_text, is_pure)
@@ -226,11 +235,17 @@ RECEIVERS = {
     range: ("int", ("int", "list")), memoryview: ("bytes", ("int", "format")), slice: ("int", ("int",)), enumerate: ("list", ("int",)),
     object: ("object", ("object", "str")), BaseException: ("object", ("object", "str")), type: ("object", ("type", "str")), property: ("function", ("function",)),
 }  # fmt: skip
-UNCALLED_METHODS = {"__hash__", "__sizeof__", "__reduce__", "__reduce_ex__", "__subclasses__"}
+UNCALLED_METHODS = {
+    "__hash__",
+    "__sizeof__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__subclasses__",
+    "__flags__",
+}
 """Their results are those of one process."""
 
 
-@functools.cache
 def public(module: str) -> list[str]:
     """Returns the names of a module's own functions and classes."""
     found = importlib.import_module(module)
@@ -272,59 +287,48 @@ def arguments(rng: random.Random, function: object, default: str) -> str:
     return ", ".join(first + [t for t in texts if t not in first])
 
 
+def call(rng: random.Random, kind: type, name: str, default: str) -> str:
+    """Returns the text of an attribute of that type, called if it can be."""
+    found = getattr(kind, name, None)
+    return f"{name}({arguments(rng, found, default)})" if callable(found) else name
+
+
 def tries(kind: str, calls: list[str], imports: str = "", *, is_pure: bool = True) -> Program:
     body = ", ".join(f"lambda: {call}" for call in calls)
     return Program(kind, f"{imports}{SHOW}def f(x): return tried({body})\n", "1", is_pure)
 
 
-def library(rng: random.Random) -> Program:
-    """Calls of one function, or of one class and a method of its instances."""
-    module = rng.choice(rng.choice((LIBRARY, LIBRARY, OFTEN)))
-    name = rng.choice(public(module))
-    found, default = (
-        getattr(importlib.import_module(module), name),
-        MODULE_POOLS.get(module, "object"),
-    )
+def library(rng: random.Random, module: str, name: str) -> Program:
+    """Calls of one function, or of one class and methods of its instances."""
+    found = getattr(importlib.import_module(module), name)
+    default = MODULE_POOLS.get(module, "object")
     calls = [f"m.{name}({arguments(rng, found, default)})" for _ in range(3)]
     methods = [n for n in dir(found) if n[:1] != "_"] if isinstance(found, type) else []
-    for i in range(len(calls) if methods else 0):
-        method = rng.choice(methods)
-        if callable(getattr(found, method, None)):
-            calls.append(f"{calls[i]}.{method}({arguments(rng, getattr(found, method), default)})")
-        else:
-            calls.append(f"{calls[i]}.{method}")
+    for made in calls[: 3 * bool(methods)]:
+        calls.append(f"{made}.{call(rng, found, rng.choice(methods), default)}")
     return tries(f"{module}.{name}", calls, f"import io, {module} as m\n", is_pure=False)
 
 
-def method(rng: random.Random) -> Program:
+def method(rng: random.Random, kind: type, name: str) -> Program:
     """Calls of a method of a built-in type, an operator's among them."""
-    kind = rng.choice([*RECEIVERS])
     receiver, given = RECEIVERS[kind]
-    names = [
-        n for n in dir(kind) if n not in UNCALLED_METHODS and (n[:1] != "_" or rng.random() < 0.5)
-    ]
-    name = rng.choice(names)
-    found, calls = getattr(kind, name, None), []
-    for _ in range(3):
-        made = f"{kind.__name__}({drawn(rng, receiver)})"
-        args = arguments(rng, found, rng.choice(given)) if callable(found) else None
-        calls.append(f"{made}.{name}" if args is None else f"{made}.{name}({args})")
+    made = [f"{kind.__name__}({drawn(rng, receiver)})" for _ in range(3)]
+    calls = [f"{receiver}.{call(rng, kind, name, rng.choice(given))}" for receiver in made]
     return tries(f"{kind.__name__}.{name}", calls)
 
 
-UNCALLED = ("exit", "quit", "hash", "id", "globals", "locals", "vars")
-"""Builtins whose results are those of a runner or of one process."""
+UNCALLED = ("breakpoint", "exit", "quit", "hash", "id", "globals", "locals", "vars")
+"""Builtins whose results are those of a debugger, a runner or one process."""
 
 BUILTINS = [n for n in dir(builtins) if callable(getattr(builtins, n)) and n[0] != "_" and n not in UNCALLED]  # fmt: skip
 
 
-def builtin(rng: random.Random) -> Program:
-    name = rng.choice(BUILTINS)
+def builtin(rng: random.Random, name: str) -> Program:
     calls = [
         f"{name}({arguments(rng, getattr(builtins, name), rng.choice(('list', 'int', 'str')))})"
         for _ in range(3)
     ]
-    return tries(f"builtin {name}", calls, is_pure=False)
+    return tries(f"builtin {name}", calls, "import io\n", is_pure=False)
 
 
 CODECS = sorted({*encodings.aliases.aliases.values(), "idna", "punycode", "undefined", "raw_unicode_escape", "unicode_escape", "utf_8_sig", "mbcs", "oem"})  # fmt: skip
@@ -337,9 +341,8 @@ SPELLINGS = (
 ERRORS = ("strict", "ignore", "replace", "backslashreplace", "xmlcharrefreplace", "namereplace", "surrogateescape", "surrogatepass", "nothing")  # fmt: skip
 
 
-def codec(rng: random.Random) -> Program:
+def codec(rng: random.Random, name: str) -> Program:
     """Text to bytes and back in one of the encodings that CPython knows."""
-    name = rng.choice(CODECS if rng.random() < 0.8 else sorted(encodings.aliases.aliases))
     spelled, text, errors = rng.choice(SPELLINGS)(name), drawn(rng, "str"), rng.choice(ERRORS)
     way = rng.choice((
         f"def f(x): return {text}.encode({spelled!r}, {errors!r})",
@@ -405,13 +408,29 @@ def long_integer(rng: random.Random) -> Program:
     )
 
 
+ALONE = [[()]]
 SOURCES = (
-    (60, model_like), (13, functools.partial(from_template, "syntax", SYNTAX)), (3, functools.partial(from_template, "shell", SHELL)),
-    (10, library), (5, method), (3, builtin), (1, codec), (3, formatted), (2, long_integer),
+    (60, model_like, ALONE),
+    (13, from_template, [[("syntax", i) for i in range(len(SYNTAX))]]),
+    (3, from_template, [[("shell", i) for i in range(len(SHELL))]]),
+    (10, library, [[(module, name) for name in public(module)] for module in (*LIBRARY, *OFTEN * 4)]),
+    (5, method, [[(kind, n) for n in dir(kind) if n not in UNCALLED_METHODS] for kind in RECEIVERS]),
+    (3, builtin, [[(name,) for name in BUILTINS]]),
+    (1, codec, [[(name,) for name in names] for names in (CODECS, encodings.aliases.aliases)]),
+    (3, formatted, ALONE),
+    (2, long_integer, ALONE),
 )  # fmt: skip
-"""The sources of programs and their weights."""
+"""Weight, source, and groups of what it can be asked for: first a group is drawn, then one of it."""
 
 
 def draw(rng: random.Random) -> Program:
-    weights, sources = zip(*SOURCES, strict=True)
-    return rng.choices(sources, weights)[0](rng)
+    """Returns a program, most often as models write them."""
+    ((_, source, groups),) = rng.choices(SOURCES, [weight for weight, _, _ in SOURCES])
+    return source(rng, *rng.choice(rng.choice(groups)))
+
+
+def every(rng: random.Random) -> Iterator[Program]:
+    """Yields one program of each thing that a source can be asked for."""
+    for _, source, groups in SOURCES:
+        for wanted in dict.fromkeys(itertools.chain.from_iterable(groups)):
+            yield source(rng, *wanted)

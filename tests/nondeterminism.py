@@ -55,19 +55,21 @@ def built(rng: random.Random, text: str) -> str:
 
 
 def text_kind(name: str, template: str, args: list[str] | None = None, *, many: int = 0) -> Kind:
-    """A random kind: in the template and the arguments @W is a word, @A and @B are two different
-    ones, @S a list of `many`, @N a digit, @D the place of one in an address that the
-    layout decides, and
-    @{text} an expression for that text."""
+    """A random kind.
+
+    In the template and the arguments @W is a word, @A and @B are two different ones, @S a list of
+    `many`, @N a digit, @D the place of one in an address that the layout decides, @C a container of
+    a lock, and @{text} an expression for that text.
+    """
 
     def build(rng: random.Random) -> tuple[str, list[str]]:
         a, b = words(rng, 2)
         drawn = {"@W": repr(word(rng)), "@A": repr(a), "@B": repr(b)}
         drawn |= {"@S": repr(words(rng, many or 2)), "@N": str(rng.randint(1, 9))}
-        drawn |= {"@D": str(rng.randint(3, 6))}
+        drawn |= {"@D": str(rng.randint(3, 6)), "@C": rng.choice(CONTAINERS)}
 
         def fill(text: str) -> str:
-            filled = re.sub("@[WABSND]", lambda found: drawn[found[0]], text)
+            filled = re.sub("@[WABSNDC]", lambda found: drawn[found[0]], text)
             return re.sub("@{(.+?)}", lambda found: built(rng, found[1]), filled)
 
         return fill(template), [*map(fill, args or ["@W", repr(word(rng))])]
@@ -187,6 +189,20 @@ def digit_kind(name: str, expression: str, before: str = "") -> Kind:
     return text_kind(f"digit of {name}", code)
 
 
+CONTAINERS = tuple(
+    text.replace("LOCK", "functools.RLock()")
+    for text in (
+        "collections.deque([LOCK])",
+        "collections.namedtuple('P', 'a')(LOCK)",
+        "collections.ChainMap({1: LOCK})",
+        "collections.OrderedDict(a=LOCK)",
+        "dataclasses.make_dataclass('P', 'a')(LOCK)",
+        "itertools.repeat(LOCK)",
+        "types.MappingProxyType({1: LOCK})",
+        "slice(LOCK)",
+        "KeyError(LOCK)",
+    )
+)
 HASHED = "[@{hash}](@W) >> @N & 1"
 DETOURS = [
     text_kind("frame of a generator", f"def f(x): return (c for c in x).gi_frame.f_builtins{HASHED}"),
@@ -227,6 +243,15 @@ DETOURS = [
     text_kind("wrapper's attribute", "import functools, types\ndef f(x): return int(repr(functools.update_wrapper(types.SimpleNamespace(), @W, assigned=[@{__hash__}], updated=())).split('0x')[1][@D], 16) % 2"),
     text_kind("key of a cache", "import functools\ndef f(x): return functools._make_key((@A, @B), {}, False).hashvalue >> @N & 1"),
     text_kind("hash of an abstract set", "import collections.abc\ndef f(x): return collections.abc.Set._hash({@A: 1}.keys()) >> @N & 1"),
+    text_kind("type of the library's set", "import re\ndef f(x): return list(type(re._parser.DIGITS)(@S))"),
+    text_kind("type by its text", "import copy\ndef f(x): return list(next(k for k in copy._deepcopy_dispatch | copy._copy_dispatch if str(k) == @{<class 'set'>})(@S))"),
+    text_kind("set by ast", "import dataclasses\ndef f(x): return [*dataclasses.inspect.ast.literal_eval('{' + repr(@A) + ',' + repr(@B) + '}')]"),
+    text_kind("names of the library", "import typing\ndef f(x): return [*typing.sys.stdlib_module_names][@N] < 'm'"),
+    text_kind("keys united in place", "def f(x):\n    k = {@A: 1}.keys()\n    k |= [@B]\n    return list(k)"),
+    text_kind("keys of a proxy united", "import types\ndef f(x): return list(types.MappingProxyType({@A: 1}).keys() | [@B])"),
+    text_kind("keys of a chain united", "import collections\ndef f(x): return list(collections.ChainMap({@A: 1}).keys() | [@B])"),
+    text_kind("keys by a pattern", "def f(x):\n    match {@A: 1}:\n        case dict(keys=k): return list(k() | [@B])"),
+    text_kind("keys by a field", "import string\ndef f(x): return list(string.Formatter().get_field('0.' + @{keys}, [{@A: 1}], {})[0]() | dict.fromkeys([@B]).keys())"),
     text_kind("set of the library", "import re\ndef f(x): return [*re._parser.HEXDIGITS][@N] > '8'"),
     text_kind("markers of an encoder", "import json.encoder\ndef f(x):\n    seen, kept = {}, []\n    json.encoder.c_make_encoder(seen, lambda v: kept.extend(seen), str, None, ':', ',', False, False, False)([1j], 0)\n    return kept[0] >> 20 + @N & 1"),
     text_kind("markers of an encoder in Python", "import json.encoder\ndef f(x):\n    seen, kept = {}, []\n    list(json.encoder._make_iterencode(seen, lambda v: kept.extend(seen), str, None, str, ':', ',', False, False, False)([1j], 0))\n    return kept[0] >> 20 + @N & 1"),
@@ -236,7 +261,7 @@ DETOURS = [
     text_kind("address of an array by a pattern", "from array import array\ndef f(x):\n    match array('i', [@N] * 99):\n        case array(buffer_info=g): return g()[0] >> 20 + @N & 1"),
     text_kind("address of an array by a field", "import array, string\ndef f(x): return string.Formatter().get_field('0.' + @{buffer_info}, [array.array('i', [1])], {})[0]()[0] >> 20 + @N & 1"),
     digit_kind("a lock", "functools.RLock()", "import functools\n"),
-    digit_kind("a lock by another module", "dataclasses._thread.allocate_lock()", "import dataclasses\n"),
+    digit_kind("a lock by another module", "typing.sys.modules[@{_thread}].allocate_lock()", "import typing\n"),
     digit_kind("a lock in a list", "[{'k': functools.RLock()}]", "import functools\n"),
     digit_kind("a weak proxy", "collections._proxy(f)", "import collections\n"),
     digit_kind("a weak reference", "typing.sys.modules[@{_weakref}].ref(f)", "import typing\n"),
@@ -253,6 +278,10 @@ DETOURS = [
     digit_kind("a chain", "itertools.chain(x)", "import itertools\n"),
     digit_kind("super", "super(C, C()).g", "class B:\n    def g(self): pass\nclass C(B): pass\n"),
     digit_kind("a function of sys", "sys.setrecursionlimit", "import sys\nsys.setrecursionlimit = lambda n: None\n"),
+    digit_kind("a lock in a container", "@C", "import collections, dataclasses, functools, itertools, types\n"),
+    text_kind("digit of a printed lock", "import functools, io\ndef f(x):\n    to = io.StringIO()\n    print(functools.RLock(), file=to)\n    return int(to.getvalue().split('0x')[1][@D], 16) % 2"),
+    text_kind("digit of a padded lock", "import functools\ndef f(x): return int(f'{functools.RLock()!s:>90}'.split('0x')[1][@D], 16) % 2"),
+    text_kind("digit of a lock in an exception", "import functools\ndef f(x):\n    try: raise ValueError(functools.RLock())\n    except ValueError as e: return int(str(e).split('0x')[1][@D], 16) % 2"),
     digit_kind("a namespace", "types.SimpleNamespace(a=functools.RLock())", "import functools, types\n"),
     text_kind("digit of a lock in a message", "import collections, functools\ndef f(x):\n    try: collections.deque().index(functools.RLock())\n    except ValueError as e: return int(str(e).split('0x')[1][@D], 16) % 2"),
     text_kind("digit of a lock as JSON", "import functools, json\ndef f(x): return int(json.dumps(functools.RLock(), default=str).split('0x')[1][@D], 16) % 2"),
@@ -260,8 +289,8 @@ DETOURS = [
     text_kind("number of the process, coarse", "import contextlib\ndef f(x): return contextlib.os.getpid() // 1000 % 7"),
     text_kind("number of the parent", "import contextlib\ndef f(x): return contextlib.os.getppid() // @N & 1"),
     text_kind("number of the process by sys", "import typing\ndef f(x): return typing.sys.modules[@{posix}].getpid() // @N & 1"),
-    text_kind("number of the thread", "import dataclasses\ndef f(x): return dataclasses._thread.get_native_id() // @N & 1"),
-    text_kind("address of the thread", "import dataclasses\ndef f(x): return dataclasses._thread.get_ident() >> 20 + @N & 1"),
+    text_kind("number of the thread", "import typing\ndef f(x): return typing.sys.modules[@{_thread}].get_native_id() // @N & 1"),
+    text_kind("address of the thread", "import typing\ndef f(x): return typing.sys.modules[@{_thread}].get_ident() >> 20 + @N & 1"),
     text_kind("times of the process", "import contextlib\ndef f(x): return int(contextlib.os.times()[4] * 100) & 1"),
     text_kind("bytes of the system", "import contextlib\ndef f(x): return contextlib.os.urandom(1)[0] & 1"),
     text_kind("random bytes of the system", "import contextlib\ndef f(x): return contextlib.os.getrandom(1)[0] & 1"),
@@ -422,11 +451,15 @@ def clean(count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
 def clean_drawn(count: int, seed: int) -> list[tuple[str, list[str]]]:
     """Returns deterministic programs with their inputs, drawn from all that Python has.
 
-    Their values depend on their arguments alone, and CPython gives them under two hash seeds.
+    Their outcomes depend on their arguments alone, and are CPython's under two hash seeds.
     """
     rng = random.Random(seed)
     found: list[tuple[str, list[str]]] = []
     while len(found) < count:
         drawn = [program for program in (draw(rng) for _ in range(2 * count)) if program.is_pure]
-        found += [(program.code, [program.args_text] * 2) for program, _ in settled(drawn[:count])]
+        found += [
+            (program.code, [program.args_text] * 2)
+            for program, (status, text) in settled(drawn[:count])
+            if status in ("ok", "exception") and text != "MemoryError"
+        ]
     return found[:count]

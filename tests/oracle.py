@@ -23,7 +23,8 @@ import signal
 import sys
 import types
 
-WALL_S = 1.0
+CPU_S = 1.0
+WALL_S = 10.0
 MEMORY_BYTES = 1 << 30
 DEPTH = 60
 INT_LIMIT = 10**4298
@@ -90,6 +91,7 @@ def outcome_apart(code, args_text):
         os.close(read_fd)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)
         signal.setitimer(signal.ITIMER_REAL, WALL_S)
         try:
             text = json.dumps(outcome(code, args_text)).encode()
