@@ -5,6 +5,7 @@ bounded before the parser sees a text, and whatever it raises means "no literal"
 """
 
 import ast
+import cmath
 import functools
 import re
 import warnings
@@ -30,7 +31,8 @@ def read_literal(text: str) -> object:
 
     A literal is what `repr` writes for None, bool, int, float, complex, str, bytes and for lists,
     tuples, dicts and sets of these, in any spelling Python has for it. Names, calls (but for
-    `set()`), operators, comprehensions and f-strings are none.
+    `set()`), operators, comprehensions and f-strings are none, and neither is what `write_literal`
+    refuses: a number that overflows to infinity, `1e999`, or is NaN.
     """
     try:
         value = ast.literal_eval(_expression(text))
@@ -84,10 +86,9 @@ def write_literal(value: object) -> str:
         raise NoLiteral("no plain value")
     if isinstance(value, int) and abs(value) >= UNWRITTEN:
         raise NoLiteral("too long a number")
-    text = repr(value)
-    if isinstance(value, float | complex) and ("inf" in text or "nan" in text):
+    if isinstance(value, float | complex) and not cmath.isfinite(value):
         raise NoLiteral("no literal writes it")
-    return text
+    return repr(value)
 
 
 def _write_container(value: list | tuple | set | dict) -> str:
@@ -135,4 +136,6 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
     if isinstance(value, int):
         return abs(value) < UNWRITTEN
+    if isinstance(value, float | complex):
+        return cmath.isfinite(value)
     return isinstance(value, _SCALARS)
