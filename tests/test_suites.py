@@ -125,6 +125,14 @@ WHOLE = Completion("T", DOUBLE, "double", "")
         (IN, "completion", "1, [2])\n", True, "1, [2]", None),
         (IN, "completion", "1, [2]\n", True, None, "no_parenthesis"),
         (IN, "completion", "1) or (True)\n", True, "1) or (True", None),
+        (IN, "completion", "1, '#)')  # since f adds\n", True, "1, '#)'", None),
+        (IN, "completion", "'ü'.upper())<|file_sep|>x = (\n", True, "'ü'.upper()", None),
+        (IN, "completion", "'<|sep|>')\n", True, "'<|sep|>'", None),
+        (IN, "r1", wrapped("'a' * 13, lambda x: 1", "input"), True, "'a' * 13, lambda x: 1", None),
+        (OUT, "completion", " [1]  # a list\n", True, "[1]  # a list", None),
+        (OUT, "completion", " [1]<|endoftext|>f(\n", True, "[1]", None),
+        (OUT, "completion", " '<|sep|>'\n", True, "'<|sep|>'", None),
+        (OUT, "chat", wrapped("sorted([2, 1])", "output"), True, "sorted([2, 1])", None),
         (WHOLE, "completion", "\n    return 1\n\nprint(2)", True,
          DOUBLE.rstrip() + "\n    return 1\n", None),
         (WHOLE, "completion", "\n    return 1", False, DOUBLE.rstrip() + "\n    return 1", None),
@@ -225,7 +233,9 @@ def test_values_of_all_built_in_kinds_can_be_returned(sandbox, value, check):
         ("3.0", "TypeError", "correct"),
         ("[1], [2]", "wrong", "wrong"),
         ("1) or (True", "no_literal", "no_literal"),
-        ("type('E', (), {'__eq__': 1})(), 2", "no_literal", "no_literal"),
+        ("1)(2", "no_literal", "no_literal"),
+        ("1), f(2", "no_literal", "no_literal"),
+        ("type('E', (), {'__eq__': 1})(), 2", "forbidden_name", "no_literal"),
         ("", "TypeError", "no_literal"),
         ("[" * 3000, "no_literal", "no_literal"),
     ],
@@ -237,6 +247,71 @@ def test_predictions_are_values_compared_outside(sandbox, answer, as_input, as_o
         [(Prediction("x", kind, code, "1, 2", "3"), answer) for kind in ("input", "output")],
     )
     assert [g.reason or g.outcome for g in got] == [as_input, as_output]
+
+
+ALIASED = "def f(rows):\n    rows[0].append(1)\n    return rows"
+GLOBAL = "table = {'a': 1}\n\ndef f(x, *more):\n    return table.get(x)"
+PREDICATE = "def f(xs, keep):\n    return [x for x in xs if keep(x)]"
+
+
+@pytest.mark.parametrize(
+    ("code", "given", "output", "expected"),
+    [
+        ("def f(s):\n    return len(s)", "'a' * 13", "13", "correct"),
+        ("def f(s):\n    return len(s)", "'a' * 100_000", "100000", "correct"),
+        ("def f(d):\n    return sorted(d)", "dict(a=1, b=2)", "['a', 'b']", "correct"),
+        ("def f(xs):\n    return xs[-1]", "range(1, 10)", "9", "correct"),
+        ("def f(xs):\n    return xs", "sorted([3, 1])", "[1, 3]", "correct"),
+        ("def f(s, t):\n    return s + t", "'$78'.upper(), '$'", "'$78$'", "correct"),
+        ("def f(*xs, k):\n    return xs, k", "*[1, 2], **{'k': -3}", "((1, 2), -3)", "correct"),
+        ("def f(x):\n    return x > 10**400", "1e999", "True", "correct"),
+        ("def f(größe):\n    return größe", "größe=1", "1", "correct"),
+        (PREDICATE, "[0, 3], lambda x: x < 2", "[0]", "correct"),
+        (PREDICATE, "iter([0, 3]), bool", "[3]", "correct"),
+        (PREDICATE, "[0, 3], 2", "[3]", "TypeError"),
+        ("xs = [1, 2]\n\ndef f(a):\n    return a", "xs[:]", "[1, 2]", "correct"),
+        ("def g(x):\n    return x\n\ndef f(h):\n    return h(2)", "g", "2", "correct"),
+        ("class P:\n    n = 5\n\ndef f(p):\n    return p.n", "P()", "5", "correct"),
+        (ALIASED, "[[]] * 2", "[[1], [1]]", "correct"),
+        (ALIASED, "[[], []]", "[[1], []]", "correct"),
+        ("def f(x):\n    return x", "missing", "1", "NameError"),
+        ("def f(x):\n    return x", "1 / 0", "1", "ZeroDivisionError"),
+        ("def f(x):\n    return x", "1 +", "1", "no_literal"),
+        # Evaluated beside the program, an answer must not reach it.
+        (GLOBAL, "'b'", "5", "wrong"),
+        (GLOBAL, "(table.update(b=5), 'b')[1]", "5", "wrong"),
+        (GLOBAL, "(table.update(b=5), 'b')[1], lambda: 0", "5", "NameError"),
+        (GLOBAL, "(globals().update(table={'b': 5}), 'b')[1], bool", "5", "forbidden_name"),
+        (GLOBAL, "(table := {'b': 5}) and 'b', bool", "5", "forbidden_name"),
+        (GLOBAL, "f.__globals__.update(table={'b': 5}) or 'b', bool", "5", "forbidden_name"),
+        (GLOBAL, "__import__('json') and 'b', bool", "5", "forbidden_name"),
+    ],
+)
+def test_arguments_that_are_expressions_are_evaluated_inside(
+    sandbox, code, given, output, expected
+):
+    item = Prediction("x", "input", code, given, output)
+    (got,) = grade_answers(sandbox, [(item, given)])
+    assert (got.reason or got.outcome) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("sorted([3, 1])  # as a list", "correct"),
+        ("[1] + [3]", "correct"),
+        ("dict(a=1)", "wrong"),
+        ("f(0)", "no_literal"),
+        ("range(3)", "no_literal"),
+        ("[1, 3", "no_literal"),
+        ("1e999", "no_literal"),
+        ("type('E', (), {'__eq__': lambda s, o: True})()", "no_literal"),
+    ],
+)
+def test_an_output_that_is_an_expression_sees_nothing_of_the_program(sandbox, answer, expected):
+    item = Prediction("x", "output", "def f(x):\n    return [1, 3]", "0", "[1, 3]")
+    (got,) = grade_answers(sandbox, [(item, answer)])
+    assert (got.reason or got.outcome) == expected
 
 
 def test_a_program_that_returns_what_equals_everything_is_wrong(sandbox):
@@ -258,7 +333,7 @@ def test_items_whose_own_answer_fails_here_are_named(tmp_path, sandbox):
     }
     rows = [CRUX[0], CRUX[1] | {"output": "'xy'"}, CRUX[2] | {"input": "object()"}]
     suite = load_suite(write(tmp_path / "s.jsonl", rows))
-    assert failing_references(sandbox, suite.items) == {"b": "wrong", "c": "no_literal"}
+    assert failing_references(sandbox, suite.items) == {"b": "wrong", "c": "TypeError"}
 
 
 class Failing:

@@ -34,10 +34,9 @@ def read_literal(text: str) -> object:
     `set()`), operators, comprehensions and f-strings are none, and neither is what `write_literal`
     refuses: a number that overflows to infinity, `1e999`, or is NaN.
     """
+    expression = parse_expression(text)
     try:
-        value = ast.literal_eval(_expression(text))
-    except NoLiteral:
-        raise
+        value = ast.literal_eval(expression)
     except _PARSE_ERRORS as error:
         raise NoLiteral(type(error).__name__) from None
     if not _is_plain(value):
@@ -45,18 +44,43 @@ def read_literal(text: str) -> object:
     return value
 
 
+def parse_expression(text: str) -> ast.expr:
+    """Returns the syntax tree of one expression, which a comment may follow; raises NoLiteral."""
+    if len(text) > MAX_CHARS:
+        raise NoLiteral(f"longer than {MAX_CHARS} characters")
+    depth = 0
+    for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
+        depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
+        if depth > MAX_NESTING:
+            raise NoLiteral(f"nested deeper than {MAX_NESTING}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
+            return ast.parse(text.strip(), mode="eval").body
+    except _PARSE_ERRORS as error:
+        raise NoLiteral(type(error).__name__) from None
+
+
+def parse_call(text: str) -> ast.Call:
+    """Returns the syntax tree of `f(text)`; raises NoLiteral where it is not one call of `f`.
+
+    Text that closes the call and goes on, `1) or (2` or `1)(2`, is no argument list.
+    """
+    call = parse_expression(f"f({text.strip()}\n)")
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise NoLiteral("no argument list")
+    return call
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def read_arguments(text: str) -> str:
     """Returns the canonical text of an argument list; raises NoLiteral where it is none.
 
     `1, [2, 3], x='a'` is one: positional literals, then named ones. Two texts with the same
-    canonical text mean the same arguments. Text that closes the call and goes on is no argument
-    list, and neither is a starred argument.
+    canonical text mean the same arguments. A starred argument is none.
     """
+    call = parse_call(text)
     try:
-        call = _expression(f"f({text.strip()}\n)")
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise NoLiteral("no argument list")
         values = [ast.literal_eval(node) for node in call.args]
         named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except _PARSE_ERRORS as error:
@@ -71,7 +95,7 @@ def read_arguments(text: str) -> str:
 
 def names_parameters(text: str) -> bool:
     """Returns whether an argument list of `read_arguments` passes any argument by name."""
-    return "=" in text and bool(_expression(f"f({text})").keywords)
+    return "=" in text and bool(parse_call(text).keywords)
 
 
 def write_literal(value: object) -> str:
@@ -114,19 +138,6 @@ def equal(left: object, right: object) -> bool:
         return bool(left == right)
     except RecursionError:  # deeper than read_literal lets through: a value from elsewhere
         return False
-
-
-def _expression(text: str) -> ast.expr:
-    if len(text) > MAX_CHARS:
-        raise NoLiteral(f"longer than {MAX_CHARS} characters")
-    depth = 0
-    for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
-        depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
-        if depth > MAX_NESTING:
-            raise NoLiteral(f"nested deeper than {MAX_NESTING}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
-        return ast.parse(text.strip(), mode="eval").body
 
 
 def _is_plain(value: object) -> bool:
