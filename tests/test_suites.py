@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -12,6 +13,7 @@ from suites import CRUX, DOUBLE, HUMAN, PROMPT, TEST, wrapped, write
 from azr.config import ConfigError
 from azr.errors import RunError
 from azr.evaluation.suite import Completion, Prediction, load_suite
+from azr.evaluation.suite_bodies import complete
 from azr.evaluation.suite_grading import MODULES, failing_references, grade_answers
 from azr.evaluation.suite_prompts import STYLES, extract, instruction
 from azr.sandbox import Limits, Result, Sandbox
@@ -151,6 +153,56 @@ def test_no_text_raises(text):
         assert (got.answer is None) != (got.reason is None)
         envelope = extract(item, style, wrapped(text, "output"), finished)
         assert (envelope.answer is None) != (envelope.reason is None)
+
+
+# Where a completed function ends
+
+
+DOC = DOUBLE.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "kept"),
+    [
+        # A control token's name, on a line of its own or behind the code; in a text it is data.
+        (DOUBLE, "\n    return n\n<|file_sep|>x = (", "\n    return n"),
+        (DOUBLE, "\n    return n\n<fim_suffix>x = (", "\n    return n"),
+        (DOUBLE, "\n    return n<|endoftext|>x = (", "\n    return n"),
+        (DOUBLE, "\n    return n</s>", "\n    return n"),
+        (DOUBLE, "\n    return n<end_of_turn>\n", "\n    return n"),
+        (DOUBLE, "\n    return n == '<|sep|>'\n", "\n    return n == '<|sep|>'\n"),
+        # Prose, also such as Python reads; lines at column 0 that close a bracket or a text.
+        (DOUBLE, "\n    return n\n\nThis returns n.\nIt (is\n  so", "\n    return n\n\n"),
+        (DOUBLE, "\n    return n\n\nHere's why: '''\n", "\n    return n\n\n"),
+        (DOUBLE, "\n    return n\nThanks\n", "\n    return n\n"),
+        (DOUBLE, "\n    return n\nNote: this\n", "\n    return n\n"),
+        (DOUBLE, "\n    return n\nreturn 5\n", "\n    return n\n"),
+        (DOUBLE, "\n    return n\nwhile n:\n    return 5\n", "\n    return n\n"),
+        (DOUBLE, "\n    return (\nn\n)\nDone, I think", "\n    return (\nn\n)\n"),
+        (DOUBLE, "\n    return k(n)\n\nk = int\nDone!", "\n    return k(n)\n\nk = int\n"),
+        (DOUBLE, "\n    s = '''\na b\n'''\n    return s", "\n    s = '''\na b\n'''\n    return s"),
+        # What is broken inside the function is the model's mistake.
+        (DOUBLE, "\n    return 3 *\n", "\n    return 3 *\n"),
+        (DOUBLE, "\n    foo bar\n    return n\n", "\n    foo bar\n    return n\n"),
+        # A prompt without its last newline, one that ends in an indent, and ones inside a line.
+        (DOC, "    return n\n", "\n    return n\n"),
+        (DOC + "\n    ", "return n\n", "\n    return n\n"),
+        (DOC + "\n    return n +", " n\n", " n\n"),
+        (DOC + "\n    return n", " + n\n", " + n\n"),
+    ],
+)
+def test_a_completed_function_ends_where_it_cannot_go_on(prompt, text, kept):
+    item = Completion("T", prompt, "double", "")
+    answer = extract(item, "completion", text, True).answer
+    assert answer.removeprefix(prompt.rstrip()) == kept
+    assert instruction(item, "completion") == prompt.rstrip()
+
+
+def test_hostile_texts_are_cut_in_bounded_time():
+    start = time.process_time()
+    for text in ("try:\n" * 30_000, "x (\n" * 30_000, "<|a|>" * 30_000, "(" * 150_000):
+        complete(DOUBLE, f"    return n\n{text}x = (")
+    assert time.process_time() - start < 20
 
 
 # Grading

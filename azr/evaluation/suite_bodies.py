@@ -21,7 +21,7 @@ CONTROL = re.compile(
 )
 """Names of control tokens, as texts; in a text of the program's own they are no end."""
 
-PARSED_CHARS = 2_000_000
+PARSED_CHARS = 500_000
 """Characters that are parsed to find the end of one body; behind them it stays as it is."""
 
 _PARSE_ERRORS = (SyntaxError, ValueError, MemoryError, RecursionError)
@@ -83,9 +83,9 @@ def _until_stray(head: str, body: str, tree: ast.Module) -> int:
     """Returns the length of a body up to a statement behind the function that is prose."""
     begins = head.count("\n") + 1
     for node in tree.body:
-        if node.lineno > begins and _is_stray(node):
-            lines = body.split("\n")[: node.lineno - begins]
-            return len("\n".join(lines)) + 1
+        is_of_body = node.lineno > begins or (node.lineno == begins and head.endswith("\n"))
+        if is_of_body and _is_stray(node):
+            return sum(len(line) + 1 for line in body.split("\n")[: node.lineno - begins])
     return len(body)
 
 
