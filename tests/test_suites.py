@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import Future
 
@@ -273,6 +275,196 @@ def test_values_of_all_built_in_kinds_can_be_returned(sandbox, value, check):
     right = f"def g(n):\n    return {value}\n"
     (got,) = grade_answers(sandbox, [(item, right)])
     assert (got.reason or got.outcome) == "correct"
+
+
+POINT = '''from dataclasses import dataclass
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+def mirror(p: Point) -> Point:
+    """ The point on the other side of the diagonal """
+'''
+NODE = '''class Node:
+    def __init__(self, value, next=None):
+        self.value = value
+        self.next = next
+
+
+def reverse(node):
+    """ Reverse a linked list """
+'''
+FAULT = '''class Fault(ValueError):
+    """ Raised for negative numbers """
+
+
+def root(n):
+    """ Raises Fault """
+'''
+PAIR = "from collections import namedtuple\n\nPair = namedtuple('Pair', 'low high')\n\n\n"
+COLOR = "from enum import Enum\n\n\nclass Color(Enum):\n    RED = 1\n    BLUE = 2\n\n\n"
+TREE = "class Tree(list):\n    def total(self):\n        return weight(self)\n\n\n"
+CALLS = "class Count:\n    calls = 0\n\n\ndef call():\n"
+LOG = "NONE = object()\nlog = []\n\ndef find(x):\n"
+LONG = "    n = None\n    for i in range(5000):\n        n = Node(i, n)\n"
+
+
+def asserting(*lines):
+    return "".join(["def check(candidate):\n", *(f"    {line}\n" for line in lines)])
+
+
+HONEST = {
+    "a dataclass": (POINT, "mirror", "    return Point(p.y, p.x)\n", asserting(
+        "assert candidate(Point(1, 2)) == Point(2, 1)", "assert candidate(Point(1, 2)).x == 2")),
+    "a wrong dataclass": (POINT, "mirror", "    return Point(p.x, p.y)\n", asserting(
+        "assert candidate(Point(1, 2)) == Point(2, 1)")),
+    "in place": (POINT, "mirror", "    p.x, p.y = p.y, p.x\n    return p\n", asserting(
+        "p = Point(1, 2)", "assert candidate(p) is p and p.x == 2")),
+    "annotations as texts": (
+        "from __future__ import annotations\n" + POINT, "mirror", "    return Point(p.y, p.x)\n",
+        asserting("assert candidate(Point(1, 2)) == Point(2, 1)")),
+    "isinstance": (
+        NODE, "reverse", "    assert isinstance(node, Node)\n    return node\n",
+        asserting("assert isinstance(candidate(Node(1)), Node)")),
+    "a long list": (
+        NODE, "reverse",
+        "    last = None\n    while node:\n        node.next, last, node = last, node, node.next\n"
+        "    return last\n",
+        asserting() + LONG + "    assert candidate(n).value == 0\n"),
+    "a cycle": (NODE, "reverse", "    node.next = node\n    return node\n", asserting(
+        "n = candidate(Node(1))", "assert n.next.next is n")),
+    "the class itself": (NODE, "reverse", "    return type(node)\n", asserting(
+        "assert candidate(Node(1)) is Node")),
+    "an exception": (
+        FAULT, "root", "    if n < 0:\n        raise Fault(n)\n    return n ** 0.5\n",
+        "def check(candidate):\n    assert candidate(4) == 2\n    try:\n        candidate(-1)\n"
+        "    except Fault as fault:\n        assert fault.args == (-1,)\n        return\n"
+        "    assert False\n"),
+    "another exception": (
+        FAULT, "root", "    if n < 0:\n        raise ValueError(n)\n    return n ** 0.5\n",
+        asserting("try:", "    candidate(-1)", "except Fault:", "    pass")),
+    "a named tuple": (
+        PAIR + "def ends(xs):\n", "ends", "    return Pair(xs[0], xs[-1])\n",
+        asserting("got = candidate([1, 2, 3])", "assert got.high == 3 and got == Pair(1, 3)")),
+    "its own named tuple": (
+        "def ends(xs):\n", "ends",
+        "    from collections import namedtuple\n"
+        "    return namedtuple('P', 'low high')(xs[0], xs[-1])\n",
+        asserting("assert candidate([1, 2, 3]).high == 3 and candidate([1, 2]) == (1, 2)")),
+    "an enumeration": (COLOR + "def other(c):\n", "other",
+        "    return Color.RED if c is Color.BLUE else Color.BLUE\n", asserting(
+        "assert candidate(Color.RED) is Color.BLUE", "assert candidate(Color.BLUE) == Color.RED")),
+    "a class that calls the function": (TREE + "def weight(tree):\n", "weight",
+        "    return sum(t.total() if isinstance(t, Tree) else t for t in tree)\n", asserting(
+        "assert candidate(Tree([1, Tree([2, 3])])) == 6", "assert Tree([4]).total() == 4")),
+    "a class variable": (CALLS, "call", "    Count.calls += 1\n", asserting(
+        "candidate()", "candidate()", "assert Count.calls == 2")),
+    "a constant": (LOG, "find", "    log.append(x)\n    return NONE\n", asserting(
+        "assert candidate(3) is NONE", "assert log == [3]")),
+    "a counter": ("from collections import Counter\n\ndef count(s):\n", "count",
+        "    return Counter(s)\n", asserting(
+        "assert candidate('aab').most_common(1) == [('a', 2)]", "assert candidate('')['x'] == 0")),
+    "an ordered dict": ("from collections import OrderedDict\n\ndef pairs():\n", "pairs",
+        "    return OrderedDict(b=1, a=2)\n", asserting(
+        "assert candidate() != OrderedDict(a=2, b=1)", "candidate().move_to_end('b')")),
+    "a default dict": ("from collections import defaultdict\n\ndef groups():\n", "groups",
+        "    return defaultdict(lambda: [1])\n", asserting("assert candidate()['x'] == [1]")),
+    "a fraction": ("from fractions import Fraction\n\ndef half():\n", "half",
+        "    return Fraction(1, 2)\n", asserting("assert candidate() + 1 == Fraction(3, 2)")),
+    "a decimal": ("from decimal import Decimal\n\ndef half():\n", "half",
+        "    return Decimal('0.5')\n", asserting("assert candidate() == Decimal('0.50')")),
+    "a function": ("def adder(n):\n", "adder", "    return lambda x: x + n\n", asserting(
+        "assert candidate(2)(3) == 5")),
+    "an endless generator": ("def squares():\n", "squares",
+        "    n = 0\n    while True:\n        yield n * n\n        n += 1\n", asserting(
+        "import itertools", "assert list(itertools.islice(candidate(), 3)) == [0, 1, 4]")),
+    "the same list": ("def same(xs):\n", "same", "    return xs\n", asserting(
+        "xs = [[1]]", "assert candidate(xs) is xs")),
+    "a module that the test imports": ("def area(r):\n", "area", "    return math.pi * r * r\n",
+        "import math\n\n" + asserting("assert candidate(1) == math.pi")),
+    "a module that nobody imports": ("def area(r):\n", "area", "    return math.pi * r * r\n",
+        asserting("assert candidate(1) > 3")),
+    "names in a comment and in a docstring": (
+        "def twice(n):\n", "twice", "    '''Never reads __code__.'''\n"
+        "    # nor gi_frame, nor __globals__\n    return '__code__' and 2 * n\n",
+        asserting("assert candidate(2) == 4")),
+    "a deep recursion": ("def down(n):\n", "down",
+        "    return 0 if n == 0 else 1 + down(n - 1)\n", asserting("assert candidate(990) == 990")),
+    "too deep a recursion": ("def down(n):\n", "down",
+        "    return 0 if n == 0 else 1 + down(n - 1)\n", asserting("assert candidate(999) == 999")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain_verdicts():
+    """What plain CPython says: prompt, body, test and call as one program, in another process."""
+    script = (
+        "import json, sys\n"
+        "for row in json.load(sys.stdin):\n"
+        "    try:\n"
+        "        exec(row, {})\n"
+        "        print('correct')\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__)\n"
+    )
+    rows = [f"{p}{b}\n{t}\ncheck({name})\n" for p, name, b, t in HONEST.values()]
+    run = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(rows), capture_output=True, text=True
+    )
+    return dict(zip(HONEST, run.stdout.split(), strict=True))
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_solutions_get_the_verdict_of_plain_python(sandbox, plain_verdicts, name):
+    prompt, entry_point, body, test = HONEST[name]
+    item = Completion("T", prompt, entry_point, test)
+    answers = [complete(prompt, body), f'"""Mine."""\n\n{prompt}{body}']
+    for got in grade_answers(sandbox, [(item, answer) for answer in answers]):
+        assert (got.reason or got.outcome) == plain_verdicts[name]
+
+
+EVIL = {
+    "methods of the prompt's class": "Point.__eq__ = lambda s, o: True\n    return p",
+    "the same, as a method goes": "setattr(Point, '__eq__', lambda s, o: True)\n    return p",
+    "the same, with its import": "return p\n\nPoint.__eq__ = lambda s, o: True",
+    "a class above it": "Point.__bases__ = (int,)\n    return p",
+    "a class of the same name": "return Point()\n\nclass Point:\n    __eq__ = lambda s, o: True",
+    "a class below it": "class Q(Point):\n        __eq__ = lambda s, o: True\n    return Q(0, 0)",
+    "an attribute": (
+        "class E:\n        __eq__ = lambda s, o: True\n    p.x = p.y = E()\n    return p"),
+    "an attribute of a subclass": (
+        "class E(int):\n        __eq__ = lambda s, o: True\n    p.x = p.y = E()\n    return p"),
+    "its class": (
+        "class E:\n        __eq__ = lambda s, o: True\n    p.__class__ = E\n    return p"),
+    "a late change": (
+        "yield p\n    Point.__eq__ = lambda s, o: True\n    yield p"),
+    "a standard class": (
+        "import fractions\n    fractions.Fraction.__eq__ = lambda s, o: True\n"
+        "    return fractions.Fraction(1)"),
+    "names by a look-up": "getattr(mirror, '__globals__')\n    return p",
+    "names by a pattern": "match mirror:\n        case object(__code__=c): pass\n    return p",
+    "names by a path": (
+        "import operator\n    operator.attrgetter('__code__.co_consts')(mirror)\n    return p"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_solution_decides_no_comparison_by_the_prompts_classes(sandbox, name):
+    test = asserting(
+        "got = candidate(Point(1, 2))",
+        "if hasattr(got, '__next__'):",
+        "    next(got), next(got)",
+        "assert got == Point(2, 1)",
+    )
+    item = Completion("T", POINT, "mirror", test)
+    (got,) = grade_answers(sandbox, [(item, f"{POINT}    {EVIL[name]}\n")])
+    assert got.outcome == "wrong" and got.reason in {
+        "AssertionError", "RuntimeError", "TypeError", "forbidden_name",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,10 @@
 A predicted output that is a literal runs nowhere. A predicted input is the argument list of one
 call of the item's own program; what the call returned is compared with the expected value here.
 What is an expression is evaluated first, see `azr.evaluation.suite_arguments`. A completed function
-runs with its test in one process, where only the absence of an exception can be told, so the
-program below keeps the two apart as far as one interpreter allows.
+runs with its test in one process, where only the absence of an exception can be told;
+`azr.evaluation.suite_program` keeps the two apart as far as one interpreter allows.
 """
 
-import ast
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from azr.evaluation.suite_arguments import (
     write_arguments,
 )
 from azr.evaluation.suite_bodies import complete
+from azr.evaluation.suite_completion import PASSED, completion_job
 from azr.evaluation.suite_names import is_harmless, reaches
 from azr.sandbox import Job, Limits, Result
 from azr.tasks.program.values import NoLiteral, equal, parse_call, read_literal
@@ -116,7 +116,9 @@ def _own_answer(item: Item) -> str:
 
 def _first_step(item: Item, answer: str) -> Job | Graded:
     if isinstance(item, Completion):
-        return Graded("wrong", "forbidden_name") if reaches(answer) else _test_job(item, answer)
+        return (
+            Graded("wrong", "forbidden_name") if reaches(answer) else completion_job(item, answer)
+        )
     if item.kind == "input":
         return Job(item.code, (answer,))
     try:
@@ -160,102 +162,3 @@ def _compared(item: Prediction, value: object) -> Graded:
 def _failed(result: Result) -> Graded:
     named = result.error if result.status == "exception" and result.error else result.status
     return Graded("wrong", named)
-
-
-PASSED = "passed"
-
-
-def _test_job(item: Completion, answer: str) -> Job:
-    """Returns the program below, with everything of the item and the answer as its arguments."""
-    setup = _runnable(item.prompt)
-    args = ", ".join(map(repr, (setup, answer, item.test, item.entry_point)))
-    return Job(TEST_PROGRAM, (args,))
-
-
-def _runnable(prompt: str) -> str:
-    """Returns the prompt as a program: its last function has a docstring alone, or no body yet."""
-    for text in (prompt, prompt.rstrip() + "\n    pass\n"):
-        try:
-            ast.parse(text)
-            return text
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            continue
-    return ""
-
-
-TEST_PROGRAM = '''
-from collections import deque
-from types import ModuleType
-
-
-def f(setup, solution, test, entry_point, run=exec, kind_of=type, is_sub=issubclass,
-      Module=ModuleType, Deque=deque):
-    """Returns "passed" where the test of the solution raises nothing."""
-    # Two worlds with nothing in common that a solution could write to: each has its own builtins,
-    # and the solution's modules are copies. Everything used after it has run is held in locals.
-    names = __builtins__ if kind_of(__builtins__) is dict else vars(__builtins__)
-    for_test, for_solution = dict(names), dict(names)
-    load, copies = for_test["__import__"], {}
-
-    def load_copy(name, globals=None, locals=None, fromlist=(), level=0):
-        module = load(name, globals, locals, fromlist, level)
-        if kind_of(module) is not Module:
-            return module
-        if module.__name__ not in copies:
-            copy = copies[module.__name__] = Module(module.__name__)
-            vars(copy).update(vars(module))
-        return copies[module.__name__]
-
-    for_solution["__import__"] = load_copy
-    tested = {"__name__": "test", "__builtins__": for_test}
-    run(setup, tested)
-    run(test, tested)
-    check = tested["check"]
-    solved = {"__name__": "solution", "__builtins__": for_solution}
-    run(setup, solved)
-    run(solution, solved)
-    candidate = solved[entry_point]
-
-    lazy = (kind_of(i for i in ()), map, filter, zip, reversed, enumerate)
-    keys, items, values = kind_of({}.keys()), kind_of({}.items()), kind_of({}.values())
-    plain_kinds = (kind_of(None), bool, int, float, complex, str, bytes, bytearray, range)
-    bases = (
-        (bool, bool), (int, int.__int__), (float, float.__float__), (str, str.__str__),
-        (list, list.__iter__), (tuple, tuple.__iter__), (set, set.__iter__),
-        (frozenset, frozenset.__iter__), (dict, dict.items),
-    )
-    Error, make_list, make_iter, number = TypeError, list, iter, enumerate
-
-    def plain(value):
-        """The value in built-in types alone, so that its own methods decide no comparison."""
-        kind = kind_of(value)
-        for known in plain_kinds:
-            if kind is known:
-                return value
-        for known in lazy:
-            if kind is known:
-                return make_iter([plain(item) for item in value])
-        if kind is keys:
-            return {plain(k): 0 for k in value}.keys()
-        if kind is items:
-            return {plain(k): plain(v) for k, v in value}.items()
-        if kind is values:
-            return {n: plain(v) for n, v in number(value)}.values()
-        if kind is Deque:
-            return Deque([plain(item) for item in value], value.maxlen)
-        for base, read in bases:
-            if is_sub(kind, base):
-                if base in (list, tuple, set, frozenset):
-                    return base([plain(item) for item in read(value)])
-                if base is dict:
-                    return {plain(k): plain(v) for k, v in read(value)}
-                return read(value)
-        raise Error("the function returned a value of no built-in type")
-
-    def called(*args, **kwargs):
-        return plain(candidate(*args, **kwargs))
-
-    tested[entry_point] = called
-    check(called)
-    return "passed"
-'''
