@@ -131,8 +131,13 @@ def verify():
             raise RuntimeError("the solution changes what a class inherits from")
         for name in {*held, *holds}:
             before, after = held.get(name), holds.get(name)
-            if before is not after and not (is_trusted(before) and is_trusted(after)):
+            if before is not after and not (is_data(before) and is_data(after)):
                 raise RuntimeError("the solution changes the methods of a class")
+
+
+def is_data(value):
+    kind = type(value)
+    return is_trusted(value) and not callable(value) and not defines(kind, "__get__")
 
 
 def checked(function):
@@ -225,7 +230,7 @@ def converted(value, done):
         return cleaned(value, kind, done)
     if id(kind) in FUNCTIONS:
         return checked(value)
-    if any(["__next__" in vars_of(base) for base in mro_of(kind)]):
+    if defines(kind, "__next__"):
         return lazily(value)
     for empty in ({}, OrderedDict()):
         if kind is type(empty.keys()):
@@ -303,6 +308,10 @@ def lazily(values):
     for value in values:
         verify()
         yield plain(value)
+
+
+def defines(kind, name):
+    return any([name in vars_of(base) for base in mro_of(kind)])
 
 
 def inherits(kind, base):
