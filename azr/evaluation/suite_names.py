@@ -12,9 +12,10 @@ import warnings
 REACHING = frozenset(
     "gi_frame cr_frame ag_frame tb_frame f_back f_globals f_locals f_builtins f_code "
     "__globals__ __code__ __closure__ __builtins__ __subclasses__ __traceback__ __loader__ "
-    "__spec__ __self__".split()
+    "__spec__ __self__ __defaults__ __kwdefaults__".split()
 )
-"""By these a function reaches its caller's variables. No solution of a task needs them."""
+"""By these a program reaches its caller's variables, or the inside of a function that is not its
+own. No solution of a task needs them."""
 
 LOOK_UPS = frozenset(
     "getattr setattr delattr hasattr attrgetter methodcaller __getattribute__ get_field __dict__ "
