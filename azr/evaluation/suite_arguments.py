@@ -39,16 +39,19 @@ def f(code, call):
 '''
 
 CALL_PROGRAM = '''
-from types import FunctionType, ModuleType
+from copy import deepcopy
 
 
 def f(code, call):
     """Returns what the program's `f` returns in a call of `_call_`."""
     names = {"__name__": "builtins"}
     exec(code, names)
-    # The arguments cannot rebind a name of the program, nor do they see its lists and dicts.
-    kinds = (type, FunctionType, ModuleType, int, float, str, bytes)
-    seen = {name: value for name, value in names.items() if isinstance(value, kinds)}
+    del names["__builtins__"]
+    # The arguments can neither rebind a name of the program nor change its lists and dicts.
+    seen = {
+        name: deepcopy(value) if isinstance(value, (list, dict, set)) else value
+        for name, value in names.items()
+    }
     return eval(call, {**seen, "_call_": names["f"]})
 '''
 

@@ -21,7 +21,8 @@ def completion_job(item: Completion, answer: str) -> Job:
     Everything of the item and the answer is an argument of the program: no text is put into code.
     """
     setup = _runnable(item.prompt)
-    texts = (setup, without_repeats(setup, answer), item.test, item.entry_point)
+    answer = without_repeats(setup, item.entry_point, answer)
+    texts = (setup, answer, item.test, item.entry_point)
     return Job(TEST_PROGRAM, (", ".join(map(repr, texts)),))
 
 
@@ -33,7 +34,7 @@ def _runnable(prompt: str) -> str:
     return ""
 
 
-def without_repeats(setup: str, answer: str) -> str:
+def without_repeats(setup: str, entry_point: str, answer: str) -> str:
     """Returns an answer without the definitions that it repeats from the prompt.
 
     The program runs those once, in front of test and answer, so that a class is the same to both.
@@ -44,8 +45,7 @@ def without_repeats(setup: str, answer: str) -> str:
     given, tree = _parse(setup), _parse(answer)
     if given is None or tree is None:
         return answer
-    is_unfinished = given.body and isinstance(given.body[-1], _DEFINITIONS)
-    known = set(map(_dump, given.body[: -1 if is_unfinished else None]))
+    known = {_dump(node) for node in given.body if getattr(node, "name", None) != entry_point}
     own = [n for n in tree.body if not isinstance(n, ast.Import | ast.ImportFrom | ast.Expr)]
     repeated = list(itertools.takewhile(lambda node: _dump(node) in known, own))
     lines = answer.encode().split(b"\n")  # columns are bytes of UTF-8

@@ -135,7 +135,7 @@ def _next_step(item: Item, answer: str, job: Job, result: Result) -> Job | Grade
         return _compared(item, result.value) if result.ok else Graded("malformed", "no_literal")
     if job.code == ARGUMENTS_PROGRAM:
         return _call_step(item, answer, result)
-    if result.status != "syntax_error":
+    if (result.status, result.error) != ("syntax_error", "arguments"):
         return _compared(item, result.value) if result.ok else _failed(result)
     if job == Job(item.code, (answer,)) and is_argument_list(answer):
         return arguments_job(item.code, answer)

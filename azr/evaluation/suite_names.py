@@ -91,13 +91,15 @@ def is_harmless(expression: ast.expr) -> bool:
     """Returns whether arguments may be evaluated in the process of the program that gets them.
 
     Only these kinds of nodes, none of which binds a name beyond itself; of the built-in names only
-    `HARMLESS`; and no name or attribute that is private, or reaches or sets others by text.
+    `HARMLESS`; no private attribute, and no name that reaches or sets others by text.
     """
     for node in ast.walk(expression):
         if not isinstance(node, EXPRESSIONS + PARTS):
             return False
         if isinstance(node, ast.Name) and hasattr(builtins, node.id) and node.id not in HARMLESS:
             return False
-        if any(name[0] == "_" or name in REACHING | LOOK_UPS for name in _names(node)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            return False
+        if any(name[:2] == "__" or name in REACHING | LOOK_UPS for name in _names(node)):
             return False
     return True
