@@ -142,23 +142,34 @@ def response_texts(
     tokenizer: PreTrainedTokenizerBase,
     responses: Sequence[tuple[int, ...]],
     ends: Sequence[int] = (),
+    stops: Sequence[str] = (),
 ) -> list[str]:
     """Returns the text of each response without its end-of-text token; equal ones decoded once.
 
     `ends` are the tokens of `end_ids`; without them, the tokenizer's own. Any other special token
     stays visible in the text, so that no parser takes it for nothing; so does an id that is no
     token (embeddings are often padded to more rows than there are tokens), as U+FFFD.
+
+    `stops` are the stop strings under which the responses were drawn. A text ends with the first
+    of them: what the token that completed it holds behind it, as `>.` does behind `</answer`, was
+    never asked for, and no verdict may hang on how a tokenizer cuts a text.
     """
-    stops = set(ends or (tokenizer.eos_token_id,))
+    last = set(ends or (tokenizer.eos_token_id,))
     distinct = list(dict.fromkeys(responses))
-    bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids in distinct]
+    bodies = [ids[:-1] if ids and ids[-1] in last else ids for ids in distinct]
     decoded = _decode(tokenizer, bodies)
     known = len(tokenizer)
     for i, ids in enumerate(bodies):
         if ids and max(ids) >= known:
             decoded[i] = _with_unknown(tokenizer, ids, known)
-    texts = dict(zip(distinct, decoded, strict=True))
+    texts = {ids: _until_stop(text, stops) for ids, text in zip(distinct, decoded, strict=True)}
     return [texts[ids] for ids in responses]
+
+
+def _until_stop(text: str, stops: Sequence[str]) -> str:
+    """Returns the text up to the end of the stop string that is complete first, if any is."""
+    found = [at + len(stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(found, default=len(text))]
 
 
 def _with_unknown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], known: int) -> str:

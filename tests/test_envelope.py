@@ -3,11 +3,21 @@
 import re
 
 import pytest
+from folders import bpe_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from azr.tasks import envelope
-from azr.tasks.envelope import MAX_NESTING, REASONS, TAGS, Envelope, fences, open_envelope
+from azr.tasks.envelope import (
+    MAX_NESTING,
+    REASONS,
+    STOP_STRINGS,
+    TAGS,
+    Envelope,
+    fences,
+    open_envelope,
+)
+from azr.text import response_texts
 
 # The documented form, said another way.
 FORM = re.compile(r"(?s).*</think>\s*<answer>((?:(?!</?think>|</?answer>).)*)</answer>\s*")
@@ -72,6 +82,20 @@ def test_each_rejection_has_its_reason(reason):
 def test_every_reason_is_one_that_a_text_can_get():
     assert {*REJECTED, "unfinished"} == set(REASONS)
     assert open_envelope("</think><answer>1</answer>", finished=False).reason == "unfinished"
+
+
+@pytest.mark.parametrize("last", [">", ">.", ">)", "></", ">\n<answer>2</answer>", "></answer>"])
+def test_what_the_last_token_holds_behind_the_stop_string_decides_nothing(last):
+    tokenizer = bpe_tokenizer("qwen2", ["</think> <answer>1</answer"], template=False)
+    tokenizer.add_tokens([last])
+    body = tokenizer("so </think> <answer>1</answer", add_special_tokens=False)["input_ids"]
+    response = (*body, tokenizer.convert_tokens_to_ids(last))
+    (text,) = response_texts(tokenizer, [response], stops=STOP_STRINGS)
+    assert open_envelope(text) == Envelope("1", None)
+    (whole,) = response_texts(tokenizer, [response])
+    assert whole == "so </think> <answer>1</answer" + last
+    (plain,) = response_texts(tokenizer, [tuple(body)], stops=("y", "x"))
+    assert plain == "so </think> <answer>1</answer"
 
 
 def test_nesting_counts_brackets_that_are_open_at_once():

@@ -64,6 +64,14 @@ BOMBS = [
     "9" * 400 + "+1j",
     "0x" + "f" * 5_000 + "+1j",
     "-0x" + "f" * 5_000 + "-2j",
+    "1e999",
+    "-1e999",
+    "[1, {'a': (1e999,)}]",
+    "{1e999: 1}",
+    "{1e999}",
+    "1e999j",
+    "1-1e999j",
+    "1e999-1e999j",
 ]
 
 
@@ -93,7 +101,6 @@ def test_equality_is_that_of_python(a, b):
         ("'1'", "1", False),
         ("b'a'", "'a'", False),
         ("2+0j", "2", True),
-        ("1e400", "1e500", True),
     ],
 )
 def test_documented_cases_of_equality(a, b, same):
@@ -108,7 +115,7 @@ def test_nan_equals_nothing_also_inside():
 @pytest.mark.parametrize("text", BOMBS)
 def test_what_is_no_literal_is_refused_and_nothing_else_is_raised(text):
     with pytest.raises(NoLiteral):
-        write_literal(read_literal(text))
+        read_literal(text)
     if text not in ("1\n2", "1) or (True"):
         with pytest.raises(NoLiteral):
             read_arguments(text)

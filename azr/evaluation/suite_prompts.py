@@ -12,6 +12,8 @@ block inside; predictions are asked and read exactly as the family `program` doe
 from dataclasses import dataclass
 
 from azr.evaluation.suite import Completion, Item, Prediction
+from azr.evaluation.suite_arguments import is_expression, until_bracket
+from azr.evaluation.suite_bodies import BODY_ENDS, CONTROL, complete, until_end
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
 from azr.tasks.program import text_format
 from azr.tasks.program.records import (
@@ -24,9 +26,6 @@ from azr.tasks.program.records import (
 from azr.text import COMPLETION
 
 STYLES = (*TEXT_STYLES, COMPLETION)
-
-BODY_ENDS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint", "\nassert", "\n@", "\n```")
-"""Where a completed function has ended, and the base model is writing something else."""
 
 _TYPES = {"output": DEDUCTION, "input": ABDUCTION}
 """The family `program` has the same questions."""
@@ -74,17 +73,26 @@ def extract(item: Item, style: str, text: str, finished: bool) -> Extract:
     """
     if style == COMPLETION:
         if isinstance(item, Completion):
-            ends = [at for at in map(text.find, BODY_ENDS) if at >= 0]
-            return Extract(instruction(item, style) + text[: min(ends, default=len(text))], None)
+            return Extract(complete(item.prompt, until_end(text)), None)
         line, newline, _ = text.partition("\n")
         if not finished and not newline:
             return Extract(None, "unfinished")
-        line = line.strip()
-        if item.kind == "output":
-            return Extract(line, None)
-        return Extract(line[:-1], None) if line.endswith(")") else Extract(None, "no_parenthesis")
+        return _line_answer(item, line.strip())
     task_type = INDUCTION if isinstance(item, Completion) else _TYPES[item.kind]
     try:
-        return Extract(text_format.read_answer(task_type, text, finished), None)
+        return Extract(text_format.read_answer_block(task_type, text, finished), None)
     except FormatError as error:
         return Extract(None, str(error))
+
+
+def _line_answer(item: Prediction, line: str) -> Extract:
+    """Returns the answer that a line begins with: a comment or a control token may end it."""
+    ends = [len(line), *(match.start() for match in CONTROL.finditer(line))]
+    heads = [line[:end].strip() for end in ends]
+    if item.kind == "output":
+        return Extract(next(filter(is_expression, heads), line), None)
+    for head in heads:
+        arguments = until_bracket(head)
+        if arguments is not None:
+            return Extract(arguments, None)
+    return Extract(line[:-1], None) if line.endswith(")") else Extract(None, "no_parenthesis")

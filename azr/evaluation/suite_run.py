@@ -158,7 +158,8 @@ def _draw(
         item, indices = asked[sample.request]
         index = indices[sample.index]
         if _place(item, index) not in journal.lines:
-            (text,) = response_texts(tokenizer, [sample.token_ids], ends)
+            stops = stop_strings(item, style)
+            (text,) = response_texts(tokenizer, [sample.token_ids], ends, stops)
             yield _Drawn(item, index, text, sample.finish_reason == "stop")
 
 

@@ -42,6 +42,8 @@ _ASKED = {
     ),
 }
 
+_ANSWER_TAGS = {DEDUCTION: "output", ABDUCTION: "input", INDUCTION: "python"}
+
 _BLOCKS = "Fence each block with three backticks and its tag"
 
 
@@ -145,8 +147,7 @@ def write_proposal(task_type: str, first: str, inputs: Sequence[str]) -> str:
 
 def write_answer(task_type: str, answer: str) -> str:
     """Returns a response that `read_answer` reads back."""
-    tag = {DEDUCTION: "output", ABDUCTION: "input", INDUCTION: "python"}[task_type]
-    return write_envelope(_block(tag, answer))
+    return write_envelope(_block(_ANSWER_TAGS[task_type], answer))
 
 
 def read_proposal(task_type: str, text: str, finished: bool, count: int) -> tuple[str, ...]:
@@ -176,15 +177,20 @@ def read_answer(task_type: str, text: str, finished: bool) -> str:
     Raises FormatError with a reason: those of the envelope, python_block, input_block,
     output_block, input_no_literal, output_no_literal.
     """
-    answer = _answer(text, finished)
+    block = read_answer_block(task_type, text, finished)
     if task_type == INDUCTION:
-        return _one(answer, "python")
+        return block
     if task_type == ABDUCTION:
-        return _arguments(_one(answer, "input"))
+        return _arguments(block)
     try:
-        return write_literal(_read_literal(_one(answer, "output")))
+        return write_literal(_read_literal(block))
     except NoLiteral:
         raise FormatError("output_no_literal") from None
+
+
+def read_answer_block(task_type: str, text: str, finished: bool) -> str:
+    """Returns what the one block of a solver's answer holds; raises FormatError as above."""
+    return _one(_answer(text, finished), _ANSWER_TAGS[task_type])
 
 
 def _answer(text: str, finished: bool) -> str:

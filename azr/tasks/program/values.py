@@ -5,6 +5,7 @@ bounded before the parser sees a text, and whatever it raises means "no literal"
 """
 
 import ast
+import cmath
 import functools
 import re
 import warnings
@@ -30,12 +31,12 @@ def read_literal(text: str) -> object:
 
     A literal is what `repr` writes for None, bool, int, float, complex, str, bytes and for lists,
     tuples, dicts and sets of these, in any spelling Python has for it. Names, calls (but for
-    `set()`), operators, comprehensions and f-strings are none.
+    `set()`), operators, comprehensions and f-strings are none, and neither is what `write_literal`
+    refuses: a number that overflows to infinity, `1e999`, or is NaN.
     """
+    expression = parse_expression(text)
     try:
-        value = ast.literal_eval(_expression(text))
-    except NoLiteral:
-        raise
+        value = ast.literal_eval(expression)
     except _PARSE_ERRORS as error:
         raise NoLiteral(type(error).__name__) from None
     if not _is_plain(value):
@@ -43,18 +44,43 @@ def read_literal(text: str) -> object:
     return value
 
 
+def parse_expression(text: str) -> ast.expr:
+    """Returns the syntax tree of one expression, which a comment may follow; raises NoLiteral."""
+    if len(text) > MAX_CHARS:
+        raise NoLiteral(f"longer than {MAX_CHARS} characters")
+    depth = 0
+    for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
+        depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
+        if depth > MAX_NESTING:
+            raise NoLiteral(f"nested deeper than {MAX_NESTING}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
+            return ast.parse(text.strip(), mode="eval").body
+    except _PARSE_ERRORS as error:
+        raise NoLiteral(type(error).__name__) from None
+
+
+def parse_call(text: str) -> ast.Call:
+    """Returns the syntax tree of `f(text)`; raises NoLiteral where it is not one call of `f`.
+
+    Text that closes the call and goes on, `1) or (2` or `1)(2`, is no argument list.
+    """
+    call = parse_expression(f"f({text.strip()}\n)")
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise NoLiteral("no argument list")
+    return call
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def read_arguments(text: str) -> str:
     """Returns the canonical text of an argument list; raises NoLiteral where it is none.
 
     `1, [2, 3], x='a'` is one: positional literals, then named ones. Two texts with the same
-    canonical text mean the same arguments. Text that closes the call and goes on is no argument
-    list, and neither is a starred argument.
+    canonical text mean the same arguments. A starred argument is none.
     """
+    call = parse_call(text)
     try:
-        call = _expression(f"f({text.strip()}\n)")
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise NoLiteral("no argument list")
         values = [ast.literal_eval(node) for node in call.args]
         named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except _PARSE_ERRORS as error:
@@ -69,7 +95,7 @@ def read_arguments(text: str) -> str:
 
 def names_parameters(text: str) -> bool:
     """Returns whether an argument list of `read_arguments` passes any argument by name."""
-    return "=" in text and bool(_expression(f"f({text})").keywords)
+    return "=" in text and bool(parse_call(text).keywords)
 
 
 def write_literal(value: object) -> str:
@@ -84,10 +110,9 @@ def write_literal(value: object) -> str:
         raise NoLiteral("no plain value")
     if isinstance(value, int) and abs(value) >= UNWRITTEN:
         raise NoLiteral("too long a number")
-    text = repr(value)
-    if isinstance(value, float | complex) and ("inf" in text or "nan" in text):
+    if isinstance(value, float | complex) and not cmath.isfinite(value):
         raise NoLiteral("no literal writes it")
-    return text
+    return repr(value)
 
 
 def _write_container(value: list | tuple | set | dict) -> str:
@@ -115,19 +140,6 @@ def equal(left: object, right: object) -> bool:
         return False
 
 
-def _expression(text: str) -> ast.expr:
-    if len(text) > MAX_CHARS:
-        raise NoLiteral(f"longer than {MAX_CHARS} characters")
-    depth = 0
-    for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
-        depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
-        if depth > MAX_NESTING:
-            raise NoLiteral(f"nested deeper than {MAX_NESTING}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
-        return ast.parse(text.strip(), mode="eval").body
-
-
 def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple | set):
         return all(map(_is_plain, value))
@@ -135,4 +147,6 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
     if isinstance(value, int):
         return abs(value) < UNWRITTEN
+    if isinstance(value, float | complex):
+        return cmath.isfinite(value)
     return isinstance(value, _SCALARS)

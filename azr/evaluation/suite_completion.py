@@ -1,0 +1,79 @@
+"""The job that tests a completed function: what its prompt, its test and an answer run as."""
+
+import ast
+import itertools
+import warnings
+from pathlib import Path
+
+from azr.evaluation.suite import Completion
+from azr.sandbox import Job
+
+PASSED = "passed"
+
+TEST_PROGRAM = Path(__file__).with_name("suite_program.py").read_text(encoding="utf-8")
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def completion_job(item: Completion, answer: str) -> Job:
+    """Returns the job whose value is `PASSED` where the answer passes the item's test.
+
+    Everything of the item and the answer is an argument of the program: no text is put into code.
+    """
+    setup = _runnable(item.prompt)
+    answer = without_repeats(setup, item.entry_point, answer)
+    texts = (setup, answer, item.test, item.entry_point)
+    return Job(TEST_PROGRAM, (", ".join(map(repr, texts)),))
+
+
+def _runnable(prompt: str) -> str:
+    """Returns the prompt as a program: its last function has a docstring alone, or no body yet."""
+    for text in (prompt, prompt.rstrip() + "\n    pass\n"):
+        if _parse(text) is not None:
+            return text
+    return ""
+
+
+def without_repeats(setup: str, entry_point: str, answer: str) -> str:
+    """Returns an answer without the definitions that it repeats from the prompt.
+
+    The program runs those once, in front of test and answer, so that a class is the same to both.
+    Looked for in front of all that is the answer's own, comments and docstrings not heeded; imports
+    stay, for the answer gets modules of its own. Lines keep their numbers.
+    """
+    answer = answer.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads them
+    given, tree = _parse(setup), _parse(answer)
+    if given is None or tree is None:
+        return answer
+    known = {_dump(node) for node in given.body if getattr(node, "name", None) != entry_point}
+    own = [n for n in tree.body if not isinstance(n, ast.Import | ast.ImportFrom | ast.Expr)]
+    repeated = list(itertools.takewhile(lambda node: _dump(node) in known, own))
+    lines = answer.encode().split(b"\n")  # columns are bytes of UTF-8
+    for node in reversed(repeated):
+        first, last = node.lineno - 1, node.end_lineno - 1
+        if isinstance(node, _DEFINITIONS) and node.decorator_list:
+            first = node.decorator_list[0].lineno - 1
+        begun, left = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
+        lines[first : last + 1] = [begun + b"0" + left, *[b""] * (last - first)]
+    return b"\n".join(lines).decode()
+
+
+def _parse(text: str) -> ast.Module | None:
+    """Returns the syntax tree without docstrings, None where there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, _DEFINITIONS) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return tree
+
+
+def _dump(node: ast.stmt) -> str:
+    try:
+        return ast.dump(node)
+    except RecursionError:
+        return f"line {node.lineno}, too deep"
