@@ -1,8 +1,7 @@
 /* The text of an argument list, "1, [2, 3], x='a'", as values. Literals only; nothing is compiled.
  *
  * Accepts what ast.literal_eval accepts inside "f(...)", except: parentheses around an operand of
- * a sign or of a complex sum, `...`, and names with other than ASCII letters. A text that it does
- * accept means what it means to Python.
+ * a sign or of a complex sum, and `...`. A text that it does accept means what it means to Python.
  */
 #include "sandbox.h"
 
@@ -23,9 +22,10 @@ static PyObject *refuse(const char *why)
 
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
+/* A byte of a letter beyond ASCII counts: whether it is one is seen where a name is made. */
 static bool is_word(char c)
 {
-    return is_digit(c) || c == '_' || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    return (unsigned char)c >= 0x80 || is_digit(c) || c == '_' || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
 static bool is_quote(char c) { return c == '\'' || c == '"'; }
@@ -537,9 +537,31 @@ static bool skip_name(struct parser *p, const char **name, size_t *length)
     return true;
 }
 
+/* As Python's own parser makes a name: in the form NFKC. */
+static PyObject *make_name(const char *bytes, size_t length)
+{
+    PyObject *name = PyUnicode_DecodeUTF8(bytes, (Py_ssize_t)length, NULL), *module, *normal;
+
+    if (name == NULL && PyErr_ExceptionMatches(PyExc_UnicodeError))
+        return refuse("not a name");
+    if (name == NULL || PyUnicode_IS_ASCII(name))
+        return name;
+    if (!PyUnicode_IsIdentifier(name)) {
+        Py_DECREF(name);
+        return refuse("not a name");
+    }
+    if ((module = PyImport_ImportModule("unicodedata")) == NULL) {
+        Py_DECREF(name);
+        return NULL;
+    }
+    normal = PyObject_CallMethod(module, "normalize", "sN", "NFKC", name);
+    Py_DECREF(module);
+    return normal;
+}
+
 static int add_keyword(struct parser *p, PyObject **kwargs, const char *name, size_t length)
 {
-    PyObject *key = PyUnicode_FromStringAndSize(name, (Py_ssize_t)length), *value = NULL;
+    PyObject *key = make_name(name, length), *value = NULL;
     int failed = -1, repeated;
 
     if (key == NULL || (*kwargs == NULL && (*kwargs = PyDict_New()) == NULL))

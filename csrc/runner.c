@@ -184,6 +184,7 @@ static void run_input(struct sbx_slot *slot, const struct sbx_runtime *runtime, 
 {
     PyObject *args, *kwargs, *value;
 
+    *sbx_refused = '\0'; /* freeing the value before may have asked for something */
     if (sbx_parse_args(text, byte_count, runtime->limits.depth, &args, &kwargs) < 0) {
         bool memory = PyErr_ExceptionMatches(PyExc_MemoryError);
         PyErr_Clear();

@@ -243,6 +243,12 @@ def test_argument_texts_mean_what_they_mean_to_python(args, kwargs):
     assert {k: ast.literal_eval(repr(v)) for k, v in kwargs.items()} == found_kwargs
 
 
+def test_names_beyond_ascii_are_python_s(sandbox):
+    assert _sandbox.parse_args("größe=1, ﬁ=2", 60) == ((), {"größe": 1, "fi": 2})
+    code = "def f(größe, *, ﬁ): return größe, fi"
+    assert sandbox.run(code, "größe=1, ﬁ=2").value == (1, 2)
+
+
 def text_of(args: list[object]) -> str:
     return "".join(f"{arg!r}, " for arg in args)
 
@@ -367,7 +373,7 @@ def test_no_text_is_read_otherwise_than_by_python(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["a=1, a=2", "a=1, 2", "None=1", "if=1", "é=1", "a==1", "=1", "a="]
+    "text", ["a=1, a=2", "a=1, 2", "None=1", "if=1", "١=1", "a=1, ａ=2", "a==1", "=1", "a="]
 )
 def test_keywords_are_those_of_a_call(text):
     with pytest.raises(SyntaxError):
