@@ -154,7 +154,6 @@ TEMPLATES = {"syntax": SYNTAX, "shell": SHELL}
 STATEFUL = re.compile(r"^(seen|out|n) = |setrecursionlimit|cache_info|global ", re.M)
 """In a template: what the first call leaves may change the second."""
 
-
 SYS_NAMES = [name for name in dir(sys) if name != "exit"]
 ABSENT = ("numpy", "os", "random", "no_such_module", "math.nothing", "_nothing", "pandas")
 LIBRARY = [name for name in (*ALLOWED * 2, *FACADES) if name != "__future__"]
@@ -311,8 +310,8 @@ def library(rng: random.Random, module: str, name: str) -> Program:
 
 def method(rng: random.Random, kind: type, name: str) -> Program:
     """Calls of a method of a built-in type, an operator's among them."""
-    receiver, given = RECEIVERS[kind]
-    made = [f"{kind.__name__}({drawn(rng, receiver)})" for _ in range(3)]
+    source, given = RECEIVERS[kind]
+    made = [f"{kind.__name__}({drawn(rng, source)})" for _ in range(3)]
     calls = [f"{receiver}.{call(rng, kind, name, rng.choice(given))}" for receiver in made]
     return tries(f"{kind.__name__}.{name}", calls)
 

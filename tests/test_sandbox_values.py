@@ -85,6 +85,13 @@ def test_disagreements_are_told_from_refusals(right, got, expected):
     assert verdict(right, got) == expected
 
 
+def test_what_differs_by_chance_is_left_out(sandbox):
+    codes = [f"def f(x): return hash('{word}') & 1" for word in "abcdefghijkl"]
+    comparison = compare(sandbox, [Program("", code, "1") for code in codes])
+    assert comparison.wrong == comparison.refused == []
+    assert comparison.left_out + comparison.agreed == len(codes) and comparison.left_out > 2
+
+
 def test_programs_reach_every_module_and_repeat_by_seed():
     programs = generate(3_000, seed=0)
     assert programs[:100] == generate(100, seed=0)
