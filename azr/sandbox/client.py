@@ -93,7 +93,7 @@ class Sandbox:
         return self.run_batch([Job(code, args_text)])[0]
 
     def run_many(self, code: str, args_texts: Sequence[str]) -> list[Result]:
-        """Returns a result per argument list, in order; all run in one process."""
+        """Returns a result per argument list, in order, each as if it were alone."""
         return self.run_batch([Job(code, args_texts)])
 
     def run_batch(self, jobs: Iterable[Job]) -> list[Result]:

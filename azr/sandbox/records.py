@@ -54,8 +54,9 @@ class Limits:
     memory_bytes: address space beyond that of the empty interpreter.
     source_bytes, args_bytes: length of a program and of one argument text, in UTF-8.
     inputs: argument texts of one job.
-    output_bytes: canonical bytes of one result; a longer one is `too_large`, never cut.
-    recursion: Python's recursion limit.
+    output_bytes: canonical bytes of one result; a longer one is `too_large`, never cut. So is one
+        that takes more than 14 times as much memory when decoded.
+    recursion: Python's recursion limit, for programs that do not set another.
     depth: nesting of a value; deeper is `unsupported_value` (`syntax_error` in an argument text).
     nodes: values inside one value; more is `too_large`.
     """
@@ -99,8 +100,8 @@ class Limits:
 class Job:
     """A program and the argument texts to call its `f` with: `Job(code, "1, [2]", "3, []")`.
 
-    One list or tuple of texts stands for its items. All inputs of a job run in one process, each
-    with arguments made anew; a program that keeps state can therefore see the inputs before.
+    One list or tuple of texts stands for its items. Each result is that of the input alone: inputs
+    share a process only where the program is known to keep nothing from one call to the next.
     """
 
     code: str
@@ -131,7 +132,8 @@ class Result:
     """What one program did with one input.
 
     value: the decoded plain value where `status` is "ok", else None.
-    error: class of the exception; the offending type, module or layer; or "".
+    error: class of the exception; the offending type, module, limit or layer; or "". Of what a
+        child has said, 200 characters at most.
     canonical: bytes that are equal exactly for the same value, type by type; empty unless "ok".
     cpu_s, wall_s: seconds of this input, as far as they can be told apart from other inputs.
     signal: that ended the process, 0 if none.
