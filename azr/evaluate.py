@@ -30,6 +30,7 @@ from azr.config import (
     validate,
 )
 from azr.errors import RunError
+from azr.streams import open_standard_streams
 
 if TYPE_CHECKING:
     from azr.evaluation.subject import Subject
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 error, 2 bad usage or options, 130 stopped by Ctrl-C.
     """
+    open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         first = _parse(arguments, Config())  # the target says where the other options come from

@@ -27,6 +27,7 @@ from azr.config import (
 )
 from azr.errors import RunError
 from azr.stopping import StopRequest
+from azr.streams import open_standard_streams
 from azr.watchdog import Watchdog
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
@@ -276,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 error, 2 bad usage or configuration, 75 saved after SIGTERM, 130 saved after Ctrl-C.
     """
+    open_standard_streams()
     started = time.monotonic()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
