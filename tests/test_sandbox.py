@@ -2,10 +2,13 @@
 
 import ast
 import asyncio
+import copy
 import dataclasses
+import decimal
 import encodings
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import warnings
@@ -241,6 +244,35 @@ def test_argument_texts_mean_what_they_mean_to_python(args, kwargs):
     found_args, found_kwargs = _sandbox.parse_args(text, 60)
     assert same(list(found_args), list(ast.literal_eval(f"({text_of(args)})")))
     assert {k: ast.literal_eval(repr(v)) for k, v in kwargs.items()} == found_kwargs
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        # What the interpreter imports for itself, in some version of Python, at its first need.
+        "(3**40000 % 7**9000) % 97",
+        "[n % 10**9 for n in divmod(3**60000, 7**9000)]",
+        "str(3**8000)[:20], int('7' * 4000) % 97",
+        "[format(Decimal('-0.0001'), spec) for spec in ('.1f', '+.2e', '010.3f', ',.2f', 'n')]",
+        "[f'{Decimal(3) / 7:{spec}}' for spec in ('>12.3', '%', '.4g', '_<9.1')]",
+        "'\\N{BULLET}' + r'\N{BULLET}'.encode().decode('unicode_escape')",
+        "'a\u2022'.encode('ascii', 'namereplace')",
+        "re.sub(r'\\N{BULLET}', '-', '\u2022')",
+        "copy.copy({1: [2]}), copy.deepcopy([{3: 4}])",
+        "eval('größe', {'größe': 3})",
+    ],
+)
+def test_what_the_interpreter_loads_for_itself_is_there(sandbox, expression):
+    names = {"Decimal": decimal.Decimal, "re": re, "copy": copy}
+    code = f"import re, copy\nfrom decimal import Decimal\ndef f(): return {expression}"
+    result = sandbox.run(code, "")
+    assert (result.status, result.error) == ("ok", "")
+    assert result.value == eval(expression, names)
+
+
+def test_the_sign_of_zero_can_be_dropped(sandbox):
+    code = "from decimal import Decimal\ndef f(x): return format(Decimal(x), 'z.1f')"
+    assert sandbox.run(code, "'-0.0001'").value == "0.0"
 
 
 def test_names_beyond_ascii_are_python_s(sandbox):
