@@ -31,6 +31,8 @@ from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Pr
 COMPILE_S = 0.25
 """CPU seconds for a source of up to 64 KiB, in proportion for longer ones. All programs wait for
 one compiler, and nested constants make a few hundred bytes take as long as they like."""
+LONG_BYTES = 1 << 13
+"""Of a result, after which other threads get a turn: about 0.1 ms of decoding."""
 ERROR_BYTES = 200
 """Of a name in a result; a longer one is cut."""
 RISKY, KEEPS = 1, 2
@@ -631,12 +633,14 @@ class Engine:
     def _decode(self, frame: bytes, count: int) -> tuple[list[Outcome], int]:
         """Returns the outcomes in a report, and the nanoseconds that they took together.
 
-        One by one: the interpreter's lock is held for one value at a time."""
+        One by one, and with a long one the interpreter's lock is offered to other threads."""
         limits, at, spent_ns = self.limits, REPORT.size, 0
         bounds = limits.output_bytes, limits.depth, limits.nodes
         found = []
         for _ in range(count):
             outcome, payload, value, cpu_ns, shows, at = self._decode_entry(frame, at, *bounds)
+            if len(payload) > LONG_BYTES:
+                time.sleep(0)
             spent_ns += cpu_ns
             cpu_s = cpu_ns / 1e9
             found.append(
