@@ -63,8 +63,8 @@ def fuzz(module) -> None:
         for _ in range(rng.randint(0, 4)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
-            module.decode(bytes(data[: rng.randint(1, len(data))]), 60)
-        except ValueError:
+            module.decode(bytes(data[: rng.randint(1, len(data))]), 1 << 16, 60, 200_000)
+        except (ValueError, OverflowError):
             pass
         at = rng.randrange(len(text))
         damaged = text[:at] + rng.choice("()[]{},:'\"\\_.eEjJxb#\n é0") + text[at + 1 :]
@@ -74,8 +74,8 @@ def fuzz(module) -> None:
             pass
         entry = rng.randbytes(16) + bytes(data)
         try:
-            module.decode_entries(entry, rng.randint(0, 3), 60)
-        except ValueError:
+            module.decode_entry(entry, rng.choice((0, 0, 8, 16)), 1 << 16, 60, 200_000)
+        except (ValueError, OverflowError):
             pass
 
 
