@@ -267,15 +267,13 @@ class Engine:
                 self._hear(process)
 
     def _hear(self, process: Process) -> None:
-        try:
-            lives = process.receive()
-        except MemoryError:  # another process may do with less
-            lives = False
+        lives = True
         take = self._take_report if process.role == "zygote" else self._take_compiled
         try:
+            lives = process.receive()
             for frame in process.frames():
                 take(process, frame)
-        except BadFrame:
+        except (BadFrame, MemoryError):  # another process may do with less
             lives = False
         if process.has_answered:
             self._failed_starts[process.role] = 0
