@@ -163,7 +163,8 @@ class Label:
     """The results of a program that was run under several hash seeds, orders and layouts.
 
     deterministic: every run gave the same canonical bytes or the same exception for every input.
-    reason: why not, "" if so. An input whose results differ has the status "nondeterministic".
+    reason: why not, "" if so. An input whose results differ has the status "nondeterministic"; one
+        that was not run any more, for another had settled the label, "no_result".
     """
 
     results: tuple[Result, ...]
