@@ -140,11 +140,10 @@ static int scan_code(struct scan *s, PyObject *code, bool binding);
 
 static int scan_constant(struct scan *s, PyObject *constant, bool binding)
 {
-    int failed = 0;
     if (PyCode_Check(constant))
         return scan_code(s, constant, binding);
     s->is_risky |= PyFrozenSet_CheckExact(constant);
-    return failed;
+    return 0;
 }
 
 /* The code object and every one inside it; the compiler has bounded their nesting. */

@@ -38,8 +38,18 @@ outcome; only one that Python does not have is an error that a program can catch
 CHARMAPS = ("cp", "hp_", "iso8859_", "koi8_", "kz", "mac_", "palmos", "ptcp", "tis_")
 """Beginnings of modules that encode by two tables, and of a few that do not."""
 
-NOT_OF_TEXT = ("base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec")
-NOT_OF_TEXT += ("zlib_codec", "mbcs", "oem", "aliases")
+NOT_OF_TEXT = (
+    "aliases",
+    "base64_codec",
+    "bz2_codec",
+    "hex_codec",
+    "mbcs",
+    "oem",
+    "quopri_codec",
+    "rot_13",
+    "uu_codec",
+    "zlib_codec",
+)
 """Modules of `encodings` by which no text is encoded: Python says LookupError here too, or it has
 nothing of that name on this system."""
 
@@ -245,9 +255,9 @@ def prepare(sandbox, config):
     sandbox.prepare(vars(builtins), names, allowed, internal, loaded, load, limits)
     builtins.__import__ = sandbox.import_module
     sandbox.watch_identity()
-    # Nothing of it is for programs, and `statistics` has it.
-    withheld = dir(sys.modules["statistics"].random)
-    sys.modules["statistics"].random = facade(sys.modules["statistics"].random, withheld, refuse)
+    if "random" in config["forgotten"]:  # and `statistics` has it
+        statistics = sys.modules["statistics"]
+        statistics.random = facade(statistics.random, dir(statistics.random), refuse)
     sys.argv[:] = [""]
     sys.orig_argv.clear()
     sys.path.clear()
