@@ -427,6 +427,34 @@ def test_honest_solutions_get_the_verdict_of_plain_python(sandbox, plain_verdict
         assert (got.reason or got.outcome) == plain_verdicts[name]
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        # What is repeated from the prompt is the prompt's, however it is laid out.
+        (POINT.replace("class Point:", "class Point:  # a pair\n    'Doc.'\n"), "correct"),
+        (POINT.replace("\n", "\r\n"), "correct"),
+        ("import dataclasses; " + POINT, "correct"),
+        ("def mirror(p):\n", "correct"),  # its definitions are there without it, too
+        # What is altered is the answer's own, and so is what stands behind something of its own.
+        (POINT.replace("y: int", "y: int = 0"), "TypeError"),
+        ("ONE = 1\n" + POINT, "TypeError"),
+    ],
+)
+def test_definitions_of_the_prompt_that_an_answer_repeats_are_run_once(sandbox, answer, expected):
+    test = asserting("assert candidate(Point(1, 2)) == Point(2, 1)")
+    item = Completion("T", POINT, "mirror", test)
+    (got,) = grade_answers(sandbox, [(item, f"{answer}    return Point(p.y, p.x)\n")])
+    assert (got.reason or got.outcome) == expected
+
+
+def test_a_prompt_may_break_off_inside_its_function(sandbox):
+    prompt = POINT + "    if p.x == p.y:\n"
+    body = "        return p\n    return Point(p.y, p.x)\n"
+    test = asserting("assert candidate(Point(1, 2)) == Point(2, 1)")
+    item = Completion("T", prompt, "mirror", test, reference=body)
+    assert failing_references(sandbox, [item]) == {}
+
+
 EVIL = {
     "methods of the prompt's class": "Point.__eq__ = lambda s, o: True\n    return p",
     "the same, as a method goes": "setattr(Point, '__eq__', lambda s, o: True)\n    return p",

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 import warnings
 from pathlib import Path
 
@@ -27,8 +28,13 @@ def completion_job(item: Completion, answer: str) -> Job:
 
 
 def _runnable(prompt: str) -> str:
-    """Returns the prompt as a program: its last function has a docstring alone, or no body yet."""
-    for text in (prompt, prompt.rstrip() + "\n    pass\n"):
+    """Returns the prompt as a program.
+
+    Its last function has a docstring alone, or no body yet, or one that breaks off: then what
+    stands in front of it.
+    """
+    begun = [match.start() for match in re.finditer(r"(?m)^(?=\S)", prompt)]
+    for text in (prompt, prompt.rstrip() + "\n    pass\n", *(prompt[:at] for at in begun[::-1])):
         if _parse(text) is not None:
             return text
     return ""
