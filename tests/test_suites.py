@@ -435,9 +435,10 @@ def test_honest_solutions_get_the_verdict_of_plain_python(sandbox, plain_verdict
         (POINT.replace("\n", "\r\n"), "correct"),
         ("import dataclasses; " + POINT, "correct"),
         ("def mirror(p):\n", "correct"),  # its definitions are there without it, too
-        # What is altered is the answer's own, and so is what stands behind something of its own.
+        ("ONE = 1\n" + POINT, "correct"),
+        # What is altered is the answer's own, and so is what stands behind a name bound anew.
         (POINT.replace("y: int", "y: int = 0"), "TypeError"),
-        ("ONE = 1\n" + POINT, "TypeError"),
+        ("Point = int\n" + POINT, "TypeError"),
     ],
 )
 def test_definitions_of_the_prompt_that_an_answer_repeats_are_run_once(sandbox, answer, expected):
