@@ -594,6 +594,17 @@ def test_an_output_that_is_an_expression_sees_nothing_of_the_program(sandbox, an
     assert (got.reason or got.outcome) == expected
 
 
+def test_no_answer_raises(sandbox):
+    answers = [
+        "[" * 3000, "9**9**9", "0x" + "f" * 5000, "1+" * 3000 + "1", "\x00", "\ud800", "(yield)",
+        "await x", "f'{1!r}'", "x=1, x=2", "**{'a': 1}, **{'a': 2}", "1;2", "\\", "_call_(1)",
+        "float('nan')", "(lambda xs: xs.append(xs) or xs)([])", "exit()",
+    ]  # fmt: skip
+    items = (OUT, IN, WHOLE)
+    got = grade_answers(sandbox, list(itertools.product(items, answers)))
+    assert all(grade.outcome != "correct" and grade.reason for grade in got)
+
+
 def test_a_program_that_returns_what_equals_everything_is_wrong(sandbox):
     code = "class E:\n    __eq__ = lambda s, o: True\n\ndef f(a):\n    return E()"
     (got,) = grade_answers(sandbox, [(Prediction("x", "input", code, "1", "3"), "1")])

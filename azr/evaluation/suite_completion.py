@@ -94,5 +94,5 @@ def _bound(node: ast.stmt) -> set[str]:
 def _dump(node: ast.stmt) -> str:
     try:
         return ast.dump(node)
-    except RecursionError:
-        return f"line {node.lineno}, too deep"
+    except (RecursionError, ValueError):  # too deep; an integer that Python does not write
+        return f"line {node.lineno}"
