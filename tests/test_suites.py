@@ -379,6 +379,15 @@ HONEST = {
         "    return Fraction(1, 2)\n", asserting("assert candidate() + 1 == Fraction(3, 2)")),
     "a decimal": ("from decimal import Decimal\n\ndef half():\n", "half",
         "    return Decimal('0.5')\n", asserting("assert candidate() == Decimal('0.50')")),
+    "a pattern": ("import re\n\ndef word():\n", "word",
+        "    return re.compile('[a-z]+')\n", asserting(
+        "assert candidate().match('ab1').end() == 2")),
+    "an exception as a value": ("def fault():\n", "fault",
+        "    return ValueError('no')\n", asserting(
+        "assert type(candidate()) is ValueError and candidate().args == ('no',)")),
+    "an attribute that is a function": (NODE, "reverse",
+        "    node.key = lambda x: -x\n    return node\n", asserting(
+        "assert candidate(Node(1)).key(3) == -3")),
     "a function": ("def adder(n):\n", "adder", "    return lambda x: x + n\n", asserting(
         "assert candidate(2)(3) == 5")),
     "an endless generator": ("def squares():\n", "squares",
@@ -474,6 +483,9 @@ EVIL = {
         "class E(int):\n        __eq__ = lambda s, o: True\n    p.x = p.y = E()\n    return p"),
     "its class": (
         "class E:\n        __eq__ = lambda s, o: True\n    p.__class__ = E\n    return p"),
+    "its names": (
+        "class D(dict):\n        get = lambda s, k: 0\n    p.__dict__ = D(x=2, y=1)\n    return p\n"
+        "    Point"),
     "a late change": (
         "yield p\n    Point.__eq__ = lambda s, o: True\n    yield p"),
     "a standard class": (
