@@ -133,6 +133,8 @@ WHOLE = Completion("T", DOUBLE, "double", "")
         (IN, "completion", "'ü'.upper())<|file_sep|>x = (\n", True, "'ü'.upper()", None),
         (IN, "completion", "'<|sep|>')\n", True, "'<|sep|>'", None),
         (IN, "r1", wrapped("'a' * 13, lambda x: 1", "input"), True, "'a' * 13, lambda x: 1", None),
+        (IN, "chat", wrapped("", "input"), True, "", None),
+        (IN, "completion", ")\n", True, "", None),
         (OUT, "completion", " [1]  # a list\n", True, "[1]  # a list", None),
         (OUT, "completion", " [1]<|endoftext|>f(\n", True, "[1]", None),
         (OUT, "completion", " '<|sep|>'\n", True, "'<|sep|>'", None),
@@ -377,6 +379,15 @@ HONEST = {
         "    return Fraction(1, 2)\n", asserting("assert candidate() + 1 == Fraction(3, 2)")),
     "a decimal": ("from decimal import Decimal\n\ndef half():\n", "half",
         "    return Decimal('0.5')\n", asserting("assert candidate() == Decimal('0.50')")),
+    "a pattern": ("import re\n\ndef word():\n", "word",
+        "    return re.compile('[a-z]+')\n", asserting(
+        "assert candidate().match('ab1').end() == 2")),
+    "an exception as a value": ("def fault():\n", "fault",
+        "    return ValueError('no')\n", asserting(
+        "assert type(candidate()) is ValueError and candidate().args == ('no',)")),
+    "an attribute that is a function": (NODE, "reverse",
+        "    node.key = lambda x: -x\n    return node\n", asserting(
+        "assert candidate(Node(1)).key(3) == -3")),
     "a function": ("def adder(n):\n", "adder", "    return lambda x: x + n\n", asserting(
         "assert candidate(2)(3) == 5")),
     "an endless generator": ("def squares():\n", "squares",
@@ -427,6 +438,35 @@ def test_honest_solutions_get_the_verdict_of_plain_python(sandbox, plain_verdict
         assert (got.reason or got.outcome) == plain_verdicts[name]
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        # What is repeated from the prompt is the prompt's, however it is laid out.
+        (POINT.replace("class Point:", "class Point:  # a pair\n    'Doc.'\n"), "correct"),
+        (POINT.replace("\n", "\r\n"), "correct"),
+        ("import dataclasses; " + POINT, "correct"),
+        ("def mirror(p):\n", "correct"),  # its definitions are there without it, too
+        ("ONE = 1\n" + POINT, "correct"),
+        # What is altered is the answer's own, and so is what stands behind a name bound anew.
+        (POINT.replace("y: int", "y: int = 0"), "TypeError"),
+        ("Point = int\n" + POINT, "TypeError"),
+    ],
+)
+def test_definitions_of_the_prompt_that_an_answer_repeats_are_run_once(sandbox, answer, expected):
+    test = asserting("assert candidate(Point(1, 2)) == Point(2, 1)")
+    item = Completion("T", POINT, "mirror", test)
+    (got,) = grade_answers(sandbox, [(item, f"{answer}    return Point(p.y, p.x)\n")])
+    assert (got.reason or got.outcome) == expected
+
+
+def test_a_prompt_may_break_off_inside_its_function(sandbox):
+    prompt = POINT + "    if p.x == p.y:\n"
+    body = "        return p\n    return Point(p.y, p.x)\n"
+    test = asserting("assert candidate(Point(1, 2)) == Point(2, 1)")
+    item = Completion("T", prompt, "mirror", test, reference=body)
+    assert failing_references(sandbox, [item]) == {}
+
+
 EVIL = {
     "methods of the prompt's class": "Point.__eq__ = lambda s, o: True\n    return p",
     "the same, as a method goes": "setattr(Point, '__eq__', lambda s, o: True)\n    return p",
@@ -443,6 +483,9 @@ EVIL = {
         "class E(int):\n        __eq__ = lambda s, o: True\n    p.x = p.y = E()\n    return p"),
     "its class": (
         "class E:\n        __eq__ = lambda s, o: True\n    p.__class__ = E\n    return p"),
+    "its names": (
+        "class D(dict):\n        get = lambda s, k: 0\n    p.__dict__ = D(x=2, y=1)\n    return p\n"
+        "    Point"),
     "a late change": (
         "yield p\n    Point.__eq__ = lambda s, o: True\n    yield p"),
     "a standard class": (
@@ -521,6 +564,7 @@ PREDICATE = "def f(xs, keep):\n    return [x for x in xs if keep(x)]"
         ("class P:\n    n = 5\n\ndef f(p):\n    return p.n", "P()", "5", "correct"),
         (ALIASED, "[[]] * 2", "[[1], [1]]", "correct"),
         (ALIASED, "[[], []]", "[[1], []]", "correct"),
+        ("def f():\n    return 1", "", "1", "correct"),
         ("def f(x):\n    return x", "missing", "1", "NameError"),
         ("def f(x):\n    return x", "1 / 0", "1", "ZeroDivisionError"),
         ("def f(x):\n    return x", "1 +", "1", "no_literal"),
@@ -563,6 +607,17 @@ def test_an_output_that_is_an_expression_sees_nothing_of_the_program(sandbox, an
     item = Prediction("x", "output", "def f(x):\n    return [1, 3]", "0", "[1, 3]")
     (got,) = grade_answers(sandbox, [(item, answer)])
     assert (got.reason or got.outcome) == expected
+
+
+def test_no_answer_raises(sandbox):
+    answers = [
+        "[" * 3000, "9**9**9", "0x" + "f" * 5000, "1+" * 3000 + "1", "\x00", "\ud800", "(yield)",
+        "await x", "f'{1!r}'", "x=1, x=2", "**{'a': 1}, **{'a': 2}", "1;2", "\\", "_call_(1)",
+        "float('nan')", "(lambda xs: xs.append(xs) or xs)([])", "exit()",
+    ]  # fmt: skip
+    items = (OUT, IN, WHOLE)
+    got = grade_answers(sandbox, list(itertools.product(items, answers)))
+    assert all(grade.outcome != "correct" and grade.reason for grade in got)
 
 
 def test_a_program_that_returns_what_equals_everything_is_wrong(sandbox):

@@ -35,7 +35,7 @@ class Prediction:
     kind: Kind
     code: str
     input: str
-    """Text of the argument list; hidden where it is to be predicted."""
+    """Text of the argument list, of literals or expressions; hidden where it is to be predicted."""
     output: str
     """Text of the value; hidden where it is to be predicted."""
 

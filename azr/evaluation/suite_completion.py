@@ -1,7 +1,7 @@
 """The job that tests a completed function: what its prompt, its test and an answer run as."""
 
 import ast
-import itertools
+import re
 import warnings
 from pathlib import Path
 
@@ -27,8 +27,13 @@ def completion_job(item: Completion, answer: str) -> Job:
 
 
 def _runnable(prompt: str) -> str:
-    """Returns the prompt as a program: its last function has a docstring alone, or no body yet."""
-    for text in (prompt, prompt.rstrip() + "\n    pass\n"):
+    """Returns the prompt as a program.
+
+    Its last function has a docstring alone, or no body yet, or one that breaks off: then what
+    stands in front of it.
+    """
+    begun = [match.start() for match in re.finditer(r"(?m)^(?=\S)", prompt)]
+    for text in (prompt, prompt.rstrip() + "\n    pass\n", *(prompt[:at] for at in begun[::-1])):
         if _parse(text) is not None:
             return text
     return ""
@@ -38,16 +43,22 @@ def without_repeats(setup: str, entry_point: str, answer: str) -> str:
     """Returns an answer without the definitions that it repeats from the prompt.
 
     The program runs those once, in front of test and answer, so that a class is the same to both.
-    Looked for in front of all that is the answer's own, comments and docstrings not heeded; imports
-    stay, for the answer gets modules of its own. Lines keep their numbers.
+    Comments and docstrings are not heeded. Behind a statement that binds one of the prompt's names
+    anew a definition may mean something else, and stays; imports stay, for the answer gets modules
+    of its own. Lines keep their numbers.
     """
     answer = answer.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads them
     given, tree = _parse(setup), _parse(answer)
     if given is None or tree is None:
         return answer
-    known = {_dump(node) for node in given.body if getattr(node, "name", None) != entry_point}
-    own = [n for n in tree.body if not isinstance(n, ast.Import | ast.ImportFrom | ast.Expr)]
-    repeated = list(itertools.takewhile(lambda node: _dump(node) in known, own))
+    known = {_dump(node): _bound(node) for node in given.body if _bound(node) - {entry_point}}
+    names = set().union(*known.values())
+    repeated = []
+    for node in tree.body:
+        if _dump(node) in known:
+            repeated.append(node)
+        elif _bound(node) & names:
+            break
     lines = answer.encode().split(b"\n")  # columns are bytes of UTF-8
     for node in reversed(repeated):
         first, last = node.lineno - 1, node.end_lineno - 1
@@ -72,8 +83,16 @@ def _parse(text: str) -> ast.Module | None:
     return tree
 
 
+def _bound(node: ast.stmt) -> set[str]:
+    """Returns the names that a statement of a module binds, those of imports left out."""
+    if isinstance(node, _DEFINITIONS):
+        return {node.name}
+    names = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+    return {name.id for name in names if isinstance(name.ctx, ast.Store)}
+
+
 def _dump(node: ast.stmt) -> str:
     try:
         return ast.dump(node)
-    except RecursionError:
-        return f"line {node.lineno}, too deep"
+    except (RecursionError, ValueError):  # too deep; an integer that Python does not write
+        return f"line {node.lineno}"

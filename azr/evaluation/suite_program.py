@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
+from re import Match, Pattern
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 
 BUILTINS = vars(__builtins__) if type(__builtins__) is ModuleType else __builtins__
@@ -37,7 +38,7 @@ ATOMS = {
     id(kind)
     for kind in (
         type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...),
-        type(NotImplemented), Decimal,
+        type(NotImplemented), object, Decimal, Pattern, Match,
     )
 }  # fmt: skip
 SEQUENCES = {id(kind) for kind in (list, tuple, set, frozenset, deque)}
@@ -188,11 +189,16 @@ def is_trusted(value):
                 left.append(state_of(value, "__dict__"))
             elif kind is defaultdict:
                 left.append(value.default_factory)
-        elif id(kind) in classes:
+        elif is_known(kind):
             left += parts(value, kind)
         elif not (id(value) in values or is_static(value)):
             return False
     return True
+
+
+def is_known(kind):
+    """Returns whether instances of a class reach the test as they are, if what they hold does."""
+    return id(kind) in classes or (is_static(kind) and inherits(kind, BaseException))
 
 
 def is_static(value):
@@ -240,7 +246,7 @@ def converted(value, done):
     if id(value) in done:
         return done[id(value)][1]
     kind = type(value)
-    if id(kind) in classes:
+    if is_known(kind):
         return cleaned(value, kind, done)
     if id(kind) in FUNCTIONS:
         return checked(value)
@@ -305,14 +311,18 @@ def cleaned(value, kind, done):
         except AttributeError:
             pass
     items = base_items(value, kind)
-    if items and inherits(kind, tuple):
+    fixed = exception_args(value) if inherits(kind, BaseException) else ()
+    if inherits(kind, tuple):
         value = tuple.__new__(kind, [converted(item, done) for item in items])
-    elif items and inherits(kind, list):
+    elif inherits(kind, list):
         list.__setitem__(value, slice(None), [converted(item, done) for item in items])
-    elif items and inherits(kind, dict):
+    elif inherits(kind, dict):
+        fixed = [key for key, _ in items]
         for key, held in items:
             dict.__setitem__(value, key, converted(held, done))
-    if not is_trusted(value):
+    else:
+        fixed = [*fixed, *items]
+    if type(state) is not dict or not is_trusted(fixed):
         raise TypeError("the function returned a value of no built-in type")
     return value
 

@@ -1,12 +1,12 @@
 """How an item of a suite is asked, and how its answer is found in a response.
 
 Styles "r1" and "chat" ask in words and read the envelope of `azr.tasks.envelope`, with one fenced
-block inside; predictions are asked and read exactly as the family `program` does in training. Style
-"completion" lets a base model go on writing the program:
+block inside; predictions are asked exactly as the family `program` does in training, and may be
+answered by expressions. Style "completion" lets a base model go on writing the program:
 
-    output       code, `assert f(input) ==`        its line is a literal
+    output       code, `assert f(input) ==`        its line is an expression
     input        code, `assert output == f(`       its line is an argument list and `)`
-    completion   the prompt as it stands           its text, up to a line that begins something else
+    completion   the prompt as it stands           its text, up to where the function ends
 """
 
 from dataclasses import dataclass

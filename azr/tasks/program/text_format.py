@@ -177,7 +177,7 @@ def read_answer(task_type: str, text: str, finished: bool) -> str:
     Raises FormatError with a reason: those of the envelope, python_block, input_block,
     output_block, input_no_literal, output_no_literal.
     """
-    block = read_answer_block(task_type, text, finished)
+    block = _one(_answer(text, finished), _ANSWER_TAGS[task_type])
     if task_type == INDUCTION:
         return block
     if task_type == ABDUCTION:
@@ -189,8 +189,14 @@ def read_answer(task_type: str, text: str, finished: bool) -> str:
 
 
 def read_answer_block(task_type: str, text: str, finished: bool) -> str:
-    """Returns what the one block of a solver's answer holds; raises FormatError as above."""
-    return _one(_answer(text, finished), _ANSWER_TAGS[task_type])
+    """Returns what the one block of a solver's answer holds, whatever it is.
+
+    An input block may hold nothing, for a program without parameters. Raises FormatError as above.
+    """
+    answer = _answer(text, finished)
+    if task_type == ABDUCTION and fences(answer, "input") == [""]:
+        return ""
+    return _one(answer, _ANSWER_TAGS[task_type])
 
 
 def _answer(text: str, finished: bool) -> str:
