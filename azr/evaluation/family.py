@@ -76,6 +76,7 @@ def grade_tasks(
     prompts = [environment.solve_prompt(task, config.task.style) for _, _, task in wanted]
     ids = prompt_ids(tokenizer, prompts, config.task.style)
     ends = end_ids(tokenizer, engine.model)
+    stops = STOP_STRINGS if config.task.style in TEXT_STYLES else ()
     requests = []
     for temperature, n in ((0.0, 1), (1.0, config.eval.samples)):
         sampling = {
@@ -83,7 +84,7 @@ def grade_tasks(
                 temperature=temperature,
                 max_new_tokens=response_tokens(config, environment, "solve", t),
                 stop_token_ids=ends,
-                stop_strings=STOP_STRINGS if config.task.style in TEXT_STYLES else (),
+                stop_strings=stops,
             )
             for t in config.task.types
         }
@@ -91,15 +92,14 @@ def grade_tasks(
             key = make_key(config.run.seed, step, "eval", split, task.type, index)
             requests.append(Request(token_ids=prompt, sampling=sampling[task.type], key=key, n=n))
     samples = sorted(engine.generate(requests), key=lambda s: (s.request, s.index))
+    texts = response_texts(tokenizer, [s.token_ids for s in samples], ends, stops)
     answers = [
         Answer(
             task=wanted[s.request % len(wanted)][2],
             text=text,
             finished=s.finish_reason == "stop",
         )
-        for s, text in zip(
-            samples, response_texts(tokenizer, [s.token_ids for s in samples], ends), strict=True
-        )
+        for s, text in zip(samples, texts, strict=True)
     ]
     outcomes: list[list[str]] = [[] for _ in requests]
     for sample, grade in zip(samples, _grades(environment, answers), strict=True):

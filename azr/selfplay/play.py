@@ -311,7 +311,8 @@ class SelfPlay:
 
         def hand_over() -> float:
             start = perf_counter()
-            texts = response_texts(self.tokenizer, [s.token_ids for s in waiting], self.ends)
+            responses = [s.token_ids for s in waiting]
+            texts = response_texts(self.tokenizer, responses, self.ends, self._stops())
             chunks.append((waiting, texts, submit(waiting, texts)))
             return perf_counter() - start
 
@@ -344,8 +345,11 @@ class SelfPlay:
             min_p=r.min_p,
             max_new_tokens=response_tokens(self.config, self.environment, role, task_type),
             stop_token_ids=self.ends,
-            stop_strings=STOP_STRINGS if self.config.task.style in TEXT_STYLES else (),
+            stop_strings=self._stops(),
         )
+
+    def _stops(self) -> tuple[str, ...]:
+        return STOP_STRINGS if self.config.task.style in TEXT_STYLES else ()
 
     def _remember(self, key: str) -> None:
         self.recent_keys.append(key)
