@@ -409,12 +409,12 @@ def long_integer(rng: random.Random) -> Program:
 
 ALONE = [[()]]
 SOURCES = (
-    (60, model_like, ALONE),
+    (63, model_like, ALONE),
     (13, from_template, [[("syntax", i) for i in range(len(SYNTAX))]]),
-    (3, from_template, [[("shell", i) for i in range(len(SHELL))]]),
+    (1, from_template, [[("shell", i) for i in range(len(SHELL))]]),
     (10, library, [[(module, name) for name in public(module)] for module in (*LIBRARY, *OFTEN * 4)]),
     (5, method, [[(kind, n) for n in dir(kind) if n not in UNCALLED_METHODS] for kind in RECEIVERS]),
-    (3, builtin, [[(name,) for name in BUILTINS]]),
+    (2, builtin, [[(name,) for name in BUILTINS]]),
     (1, codec, [[(name,) for name in names] for names in (CODECS, encodings.aliases.aliases)]),
     (3, formatted, ALONE),
     (2, long_integer, ALONE),

@@ -36,6 +36,7 @@ ALLOWED = (
     "types",
     "typing",
     "unicodedata",
+    "warnings",
 )
 """Modules of the standard library that run without files, clocks, randomness and processes."""
 
@@ -55,7 +56,7 @@ FACADES: dict[str, frozenset[str]] = {
 here than elsewhere, or leads to a clock. The use of it is the program's outcome."""
 
 INTERNAL = (
-    *("_decimal", "copyreg", "typing", "unicodedata", "warnings"),
+    *("_decimal", "copyreg", "linecache", "typing", "unicodedata", "warnings"),
     *(("_pylong",) if sys.version_info >= (3, 12) else ()),
     *(("_pydecimal",) if sys.version_info >= (3, 13) else ()),
 )

@@ -113,6 +113,23 @@ def streams(io):
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BytesIO(), "utf-8")
 
 
+def fix_warnings(warnings, linecache):
+    """Has warnings take the ways that they take elsewhere, to a stream that swallows them."""
+    linecache.updatecache = lambda filename, module_globals=None: []  # no source is to be had
+    sys.modules["tracemalloc"] = types.SimpleNamespace(
+        is_tracing=lambda: False, get_object_traceback=lambda source: None
+    )
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+
+
+def unraisable(report, /):
+    """Swallows what happens in a `__del__`."""
+    if type(report).__name__ != "UnraisableHookArgs":
+        raise TypeError("sys.unraisablehook argument type must be UnraisableHookArgs")
+
+
 def refused_first(refuse, name, call, *args, **kwargs):
     """Calls what no program gets, which the layers around it see to; its outcome says so."""
     refuse(name)
@@ -234,7 +251,7 @@ def prepare(sandbox, config):
     """Loads what programs need, and makes this interpreter one that they cannot mark."""
     io, refuse = importlib.import_module("io"), sandbox.refuse
     streams(io)
-    sys.unraisablehook = lambda unraisable: None
+    sys.unraisablehook = unraisable
     fix_encodings(refuse)
     internal = {name: importlib.import_module(name) for name in config["internal"]}
     allowed = {name: importlib.import_module(name) for name in config["allowed"]}
@@ -257,7 +274,9 @@ def prepare(sandbox, config):
     sandbox.watch_identity()
     if "random" in config["forgotten"]:  # and `statistics` has it
         statistics = sys.modules["statistics"]
-        statistics.random = facade(statistics.random, dir(statistics.random), refuse)
+        withheld = {*dir(statistics.random)} - {"Random"}  # which is asked for with a seed
+        statistics.random = facade(statistics.random, withheld, refuse)
+    fix_warnings(sys.modules["warnings"], sys.modules["linecache"])
     sys.argv[:] = [""]
     sys.orig_argv.clear()
     sys.path.clear()
