@@ -236,7 +236,12 @@ def test_model_text_cannot_become_code():
     assert executes_text("import pickle\nx = eval('1')") == {"pickle", "eval"}
     assert executes_text("model.eval(); torch.compile(f); re.compile('a')") == set()
     found = {module: executes_text(text) for module, (_, text) in tree().items()}
-    assert {module: names for module, names in found.items() if names} == {}
+    assert {module: names for module, names in found.items() if names} == {
+        # The sandbox's own program, from its file; read back by the process that it is for.
+        "azr.sandbox.process": {"compile", "marshal"},
+        # The text of a job, never imported: what it runs, it runs inside the sandbox.
+        "azr.evaluation.suite_program": {"exec"},
+    }
 
 
 def loaded_by(code: str) -> set[str]:

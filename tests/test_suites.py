@@ -320,6 +320,12 @@ def asserting(*lines):
 
 
 HONEST = {
+    "a recursion limit of its own": ("import sys\n\ndef down(n):\n", "down",
+        "    sys.setrecursionlimit(10**6)\n    return n and 1 + down(n - 1)\n",
+        asserting("assert candidate(5000) == 5000")),
+    "a lowered recursion limit": ("import sys\n\ndef down(n):\n", "down",
+        "    sys.setrecursionlimit(200)\n    return n and 1 + down(n - 1)\n",
+        asserting("assert candidate(500) == 500")),
     "a dataclass": (POINT, "mirror", "    return Point(p.y, p.x)\n", asserting(
         "assert candidate(Point(1, 2)) == Point(2, 1)", "assert candidate(Point(1, 2)).x == 2")),
     "a wrong dataclass": (POINT, "mirror", "    return Point(p.x, p.y)\n", asserting(
@@ -404,7 +410,7 @@ HONEST = {
         "    # nor gi_frame, nor __globals__\n    return '__code__' and 2 * n\n",
         asserting("assert candidate(2) == 4")),
     "a deep recursion": ("def down(n):\n", "down",
-        "    return 0 if n == 0 else 1 + down(n - 1)\n", asserting("assert candidate(990) == 990")),
+        "    return 0 if n == 0 else 1 + down(n - 1)\n", asserting("assert candidate(980) == 980")),
     "too deep a recursion": ("def down(n):\n", "down",
         "    return 0 if n == 0 else 1 + down(n - 1)\n", asserting("assert candidate(999) == 999")),
 }  # fmt: skip
