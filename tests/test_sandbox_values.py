@@ -28,7 +28,7 @@ def check(sandbox, programs: list[Program], share: float = SHARE) -> None:
 
 
 def test_programs_give_what_cpython_gives(sandbox):
-    check(sandbox, generate(250, seed=0))
+    check(sandbox, generate(250, seed=0), share=0.98)  # few, so chance counts; soak asks for more
 
 
 def test_every_template_gives_what_cpython_gives(sandbox):
