@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from azr.config import ConfigError
+from azr.tasks.program.syntax import parse_silently
 from azr.tasks.program.values import NoLiteral, read_literal
 
 Kind = Literal["output", "input", "completion"]
@@ -148,7 +149,9 @@ def _predictions(row: Mapping[str, Any], name: str) -> list[Prediction]:
 
 def _completion(row: Mapping[str, Any], name: str) -> list[Completion]:
     try:
-        functions = [n.name for n in ast.parse(row["test"]).body if isinstance(n, ast.FunctionDef)]
+        functions = [
+            n.name for n in parse_silently(row["test"]).body if isinstance(n, ast.FunctionDef)
+        ]
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ValueError(f"test is no Python: {error}") from error
     if "check" not in functions:

@@ -6,7 +6,8 @@ control token's name that its training texts held, or with prose. None of these 
 
 import ast
 import re
-import warnings
+
+from azr.tasks.program.syntax import parse_silently
 
 BODY_ENDS = (
     "\nclass ", "\ndef ", "\n#", "\nif ", "\nprint", "\nassert", "\n@", "\n```",
@@ -65,18 +66,12 @@ def _kept(head: str, body: str) -> int:
         if budget < 0:
             return -1
         try:
-            return _until_stray(head, body[:end], _parse(program))
+            return _until_stray(head, body[:end], parse_silently(program))
         except SyntaxError as error:
             last_line = error.lineno or last_line
         except _PARSE_ERRORS:
             continue
     return -1
-
-
-def _parse(program: str) -> ast.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
-        return ast.parse(program)
 
 
 def _until_stray(head: str, body: str, tree: ast.Module) -> int:

@@ -2,11 +2,11 @@
 
 import ast
 import re
-import warnings
 from pathlib import Path
 
 from azr.evaluation.suite import Completion
 from azr.sandbox import Job
+from azr.tasks.program.syntax import parse_silently
 
 PASSED = "passed"
 
@@ -72,9 +72,7 @@ def without_repeats(setup: str, entry_point: str, answer: str) -> str:
 def _parse(text: str) -> ast.Module | None:
     """Returns the syntax tree without docstrings, None where there is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
-            tree = ast.parse(text)
+        tree = parse_silently(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
     for node in ast.walk(tree):

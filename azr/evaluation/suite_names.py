@@ -7,7 +7,8 @@ A program that spells such names in pieces gets by; what it could do then is tol
 import ast
 import builtins
 import re
-import warnings
+
+from azr.tasks.program.syntax import parse_silently
 
 REACHING = frozenset(
     "gi_frame cr_frame ag_frame tb_frame f_back f_globals f_locals f_builtins f_code "
@@ -33,9 +34,7 @@ def reaches(program: str) -> bool:
     up by their texts at all.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
-            nodes = list(ast.walk(ast.parse(program)))
+        nodes = list(ast.walk(parse_silently(program)))
     except SyntaxError:
         return False  # it cannot run either
     except (ValueError, MemoryError, RecursionError):

@@ -4,8 +4,8 @@ import ast
 import functools
 import hashlib
 import sys
-import warnings
 
+from azr.tasks.program.syntax import parse_silently
 from azr.tasks.program.values import UNWRITTEN
 
 MAX_CODE_CHARS = 8_000
@@ -28,9 +28,7 @@ def parse_module(code: str) -> ast.Module:
     if len(code) > MAX_CODE_CHARS:
         raise UnreadableCode("too long")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
-            tree = ast.parse(code)
+        tree = parse_silently(code)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise UnreadableCode(type(error).__name__) from None
     if depth(tree) > MAX_DEPTH:

@@ -8,7 +8,8 @@ import ast
 import cmath
 import functools
 import re
-import warnings
+
+from azr.tasks.program.syntax import parse_silently
 
 MAX_CHARS = 8_000
 MAX_NESTING = 32
@@ -54,9 +55,7 @@ def parse_expression(text: str) -> ast.expr:
         if depth > MAX_NESTING:
             raise NoLiteral(f"nested deeper than {MAX_NESTING}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unknown escapes, in text that is not ours
-            return ast.parse(text.strip(), mode="eval").body
+        return parse_silently(text.strip(), mode="eval").body
     except _PARSE_ERRORS as error:
         raise NoLiteral(type(error).__name__) from None
 
