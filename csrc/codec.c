@@ -268,6 +268,7 @@ enum sbx_outcome sbx_encode(PyObject *value, struct sbx_writer *w)
 struct reader {
     const unsigned char *at, *end;
     struct sbx_bounds left;
+    size_t made; /* values so far */
 };
 
 static PyObject *malformed(void)
@@ -428,7 +429,7 @@ static bool skip_one(struct reader *r)
 struct entry {
     PyObject *key, *item; /* no item: an element of a set */
     Py_hash_t hash;
-    uint32_t weight; /* what it takes to compare the key with another */
+    size_t weight; /* what it takes to compare the key with another */
 };
 
 /* A table such as CPython's: what it holds by its places, 0 for nothing, else number + 1. */
@@ -469,31 +470,28 @@ static size_t place(struct table *t, const struct entry *entries, uint32_t numbe
  * OverflowError where that is too little. */
 static bool afford_entries(struct reader *r, const struct entry *entries, uint32_t count, bool is_set)
 {
-    struct table t = {calloc(8, sizeof *t.places), 7, is_set};
-    uint32_t done = 0;
+    uint32_t first_places[8] = {0}, *more_places = NULL, done = 0;
+    struct table t = {first_places, 7, is_set};
+    bool affords = true;
 
-    while (t.places != NULL && done < count) {
+    while (affords && done < count) {
         size_t cost = place(&t, entries, done++);
         if (done == filling(t.mask + 1, is_set) && done < count) {
             size_t size = grown(done, is_set);
-            free(t.places);
-            t.places = calloc(size, sizeof *t.places);
-            t.mask = size - 1;
-            for (uint32_t i = 0; t.places != NULL && i < done; i++)
+            free(more_places);
+            if ((more_places = calloc(size, sizeof *more_places)) == NULL) {
+                PyErr_NoMemory();
+                return false;
+            }
+            t = (struct table){more_places, size - 1, is_set};
+            for (uint32_t i = 0; i < done; i++)
                 cost += place(&t, entries, i);
         }
-        if (cost > r->left.probes) {
-            free(t.places);
-            return too_large("hashes that collide");
-        }
-        r->left.probes -= cost;
+        affords = cost <= r->left.probes || too_large("hashes that collide");
+        r->left.probes -= affords ? cost : 0;
     }
-    if (t.places == NULL) {
-        PyErr_NoMemory();
-        return false;
-    }
-    free(t.places);
-    return true;
+    free(more_places);
+    return affords;
 }
 
 /* ---- Making the values ------------------------------------------------------------------------ */
@@ -520,23 +518,76 @@ static PyObject *decode_long_int(const char *bytes, uint32_t byte_count)
     return PyLong_FromString(text, NULL, 16);
 }
 
+/* The code point at *at, which moves on, a lone surrogate included; -1 for what is no UTF-8. */
+static int32_t take_code_point(const unsigned char **at, const unsigned char *end)
+{
+    static const int32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    const unsigned char *bytes = *at;
+    int32_t point = *bytes;
+    int length = point < 0x80 ? 1 : point >= 0xf0 ? 4 : point >= 0xe0 ? 3 : point >= 0xc0 ? 2 : 0;
+
+    if (length == 0 || end - bytes < length || point >= 0xf8)
+        return -1;
+    if (length > 1)
+        point &= 0x7f >> length;
+    for (int i = 1; i < length; i++) {
+        if ((bytes[i] & 0xc0) != 0x80)
+            return -1;
+        point = point << 6 | (bytes[i] & 0x3f);
+    }
+    if (point < least[length] || point > 0x10ffff)
+        return -1;
+    *at += length;
+    return point;
+}
+
+/* Python's own handler of surrogates is called for each of them, which takes its time. */
+static PyObject *decode_surrogates(const unsigned char *at, size_t byte_count)
+{
+    const unsigned char *end = at + byte_count;
+    Py_UCS4 *points = malloc(byte_count * sizeof *points);
+    Py_ssize_t count = 0;
+    int32_t point = 0;
+    PyObject *value = NULL;
+
+    if (points == NULL)
+        return PyErr_NoMemory();
+    while (at < end && (point = take_code_point(&at, end)) >= 0)
+        points[count++] = (Py_UCS4)point;
+    value = point < 0 ? malformed() : PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, points, count);
+    free(points);
+    return value;
+}
+
+static bool has_surrogate(const unsigned char *at, size_t byte_count)
+{
+    const unsigned char *end = at + byte_count;
+    while ((at = memchr(at, 0xed, (size_t)(end - at))) != NULL) {
+        if (++at < end && *at >= 0xa0)
+            return true;
+    }
+    return false;
+}
+
 static PyObject *decode_text(struct reader *r, char tag)
 {
     uint32_t size;
-    const char *bytes;
+    const unsigned char *bytes;
     PyObject *value;
 
     if (!take(r, &size, 4))
         return NULL;
     if (size > (size_t)(r->end - r->at))
         return malformed();
-    bytes = (const char *)r->at;
+    bytes = r->at;
     r->at += size;
     if (tag == 'I')
-        return decode_long_int(bytes, size);
+        return decode_long_int((const char *)bytes, size);
     if (tag == 'b')
-        return PyBytes_FromStringAndSize(bytes, size);
-    value = PyUnicode_DecodeUTF8(bytes, size, "surrogatepass");
+        return PyBytes_FromStringAndSize((const char *)bytes, size);
+    if (has_surrogate(bytes, size))
+        return decode_surrogates(bytes, size);
+    value = PyUnicode_DecodeUTF8((const char *)bytes, size, NULL);
     if (value == NULL && PyErr_ExceptionMatches(PyExc_UnicodeError)) {
         PyErr_Clear();
         return malformed();
@@ -559,16 +610,14 @@ static PyObject *decode_sequence(struct reader *r, uint32_t count, bool is_list)
     return value;
 }
 
-/* Fewer entries cost little whatever their hashes. */
-enum { FEW_ENTRIES = 16 };
-
 static bool decode_entry(struct reader *r, struct entry *entry, bool is_set)
 {
     const unsigned char *start = r->at;
+    size_t made = r->made;
 
     if ((entry->key = decode_one(r)) == NULL)
         return false;
-    entry->weight = 4 + (uint32_t)((r->at - start) / 16);
+    entry->weight = 4 * (r->made - made) + (size_t)(r->at - start) / 16;
     if ((entry->hash = PyObject_Hash(entry->key)) == -1)
         return false;
     return is_set || (entry->item = decode_one(r)) != NULL;
@@ -589,8 +638,7 @@ static int add_entries(struct reader *r, PyObject *value, uint32_t count, bool i
         PyErr_NoMemory();
     while (entries != NULL && whole < count && decode_entry(r, &entries[whole], is_set))
         whole++;
-    if (entries != NULL && whole == count &&
-        (count <= FEW_ENTRIES || afford_entries(r, entries, count, is_set)))
+    if (entries != NULL && whole == count && afford_entries(r, entries, count, is_set))
         while (added < count && add_entry(value, &entries[added], is_set) == 0)
             added++;
     for (uint32_t i = 0; entries != NULL && i < count; i++) {
@@ -652,6 +700,7 @@ static PyObject *decode_one(struct reader *r)
     char tag;
     if (!take(r, &tag, 1))
         return NULL;
+    r->made++;
     switch (tag) {
     case 'N':
         Py_RETURN_NONE;
@@ -679,7 +728,7 @@ static PyObject *decode_one(struct reader *r)
 
 PyObject *sbx_decode(const unsigned char *bytes, size_t byte_count, const struct sbx_bounds *bounds)
 {
-    struct reader r = {bytes, bytes + byte_count, *bounds};
+    struct reader r = {bytes, bytes + byte_count, *bounds, 0};
 
     if (!skip_one(&r))
         return NULL;

@@ -28,6 +28,7 @@ enum meaning {
     SHOWS = 6,     /* makes a set or a class, or reads attributes by a pattern */
     KEEPS = 7,     /* writes to an attribute or a global */
     EXTENDS = 8,   /* the next argument */
+    CONSTANT = 9,  /* read */
     MEANING = 15,
     KEEPS_IN_MODULE = 16, /* may make, outside of any function, what can be changed later */
     SHIFT = 32,           /* times the bits of the argument that are not the index of a name */
@@ -37,6 +38,7 @@ struct scan {
     const struct sbx_scan_lists *lists;
     PyObject *bound;     /* set of the globals that the program itself binds */
     PyObject *forbidden; /* name of a module, NULL if none */
+    PyObject *receiver;  /* constant that the opcode before has read, NULL if none */
     bool is_module;      /* of the code that is looked at: no function around it */
     bool is_risky, keeps, has_view, has_set_operator;
 };
@@ -81,12 +83,31 @@ static int note_name(struct scan *s, PyObject *name)
     return 0;
 }
 
+/* Whether a text to format reads nothing but what it is given: `{0.x}` and `{0[x]}` reach further. */
+static bool is_plain_format(PyObject *text)
+{
+    bool in_field = false;
+
+    if (text == NULL || !PyUnicode_CheckExact(text))
+        return false;
+    for (Py_ssize_t i = 0; i < PyUnicode_GET_LENGTH(text); i++) {
+        Py_UCS4 c = PyUnicode_READ_CHAR(text, i);
+        if (in_field && (c == '.' || c == '['))
+            return false;
+        /* A field in a specification begins anew, and so does what only looks like one: `{{`. */
+        in_field = c == '{' || (in_field && c != ':' && c != '!' && c != '}');
+    }
+    return true;
+}
+
 static int note_attribute(struct scan *s, PyObject *name)
 {
     int plain = PySet_Contains(s->lists->plain_attributes, name);
 
     if (plain < 0)
         return -1;
+    if (PyUnicode_CompareWithASCIIString(name, "format") == 0)
+        plain = is_plain_format(s->receiver);
     s->is_risky |= !plain;
     /* The views of a dict make sets by operators. */
     s->has_view |= PyUnicode_CompareWithASCIIString(name, "keys") == 0 ||
@@ -119,7 +140,8 @@ static int note_op(struct scan *s, int entry, Py_ssize_t arg, PyObject *names, b
     return 0;
 }
 
-static int scan_ops(struct scan *s, PyObject *bytecode, PyObject *names, bool binding)
+static int scan_ops(struct scan *s, PyObject *bytecode, PyObject *names, PyObject *constants,
+                    bool binding)
 {
     const unsigned char *ops = (const unsigned char *)PyBytes_AS_STRING(bytecode);
     Py_ssize_t byte_count = PyBytes_GET_SIZE(bytecode), arg = 0;
@@ -131,6 +153,9 @@ static int scan_ops(struct scan *s, PyObject *bytecode, PyObject *names, bool bi
             continue;
         if (note_op(s, entry, arg, names, binding) < 0)
             return -1;
+        s->receiver = (entry & MEANING) == CONSTANT && arg < PyTuple_GET_SIZE(constants)
+                          ? PyTuple_GET_ITEM(constants, arg)
+                          : NULL;
         arg = 0;
     }
     return 0;
@@ -154,7 +179,7 @@ static int scan_code(struct scan *s, PyObject *code, bool binding)
     PyObject *constants = PyObject_GetAttrString(code, "co_consts");
     bool was_module = s->is_module;
     int failed = bytecode == NULL || names == NULL || constants == NULL ||
-                 scan_ops(s, bytecode, names, binding) < 0;
+                 scan_ops(s, bytecode, names, constants, binding) < 0;
 
     s->is_module = false;
     for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(constants); i++)
@@ -182,58 +207,12 @@ static int scan_program(struct scan *s, PyObject *code)
 
 /* ---- One source ------------------------------------------------------------------------------- */
 
-/* The parser says MemoryError of a text that is too complex for it, too: whether there was no memory
- * is known to the allocators alone. */
-static PyMemAllocatorEx allocators[3];
-static bool memory_ran_out;
-
-static void *noted(void *block)
-{
-    memory_ran_out |= block == NULL;
-    return block;
-}
-
-static void *watched_malloc(void *context, size_t byte_count)
-{
-    PyMemAllocatorEx *base = context;
-    return noted(base->malloc(base->ctx, byte_count));
-}
-
-static void *watched_calloc(void *context, size_t count, size_t byte_count)
-{
-    PyMemAllocatorEx *base = context;
-    return noted(base->calloc(base->ctx, count, byte_count));
-}
-
-static void *watched_realloc(void *context, void *block, size_t byte_count)
-{
-    PyMemAllocatorEx *base = context;
-    return noted(base->realloc(base->ctx, block, byte_count));
-}
-
-static void watched_free(void *context, void *block)
-{
-    PyMemAllocatorEx *base = context;
-    base->free(base->ctx, block);
-}
-
-static void watch_memory(void)
-{
-    const PyMemAllocatorDomain domains[] = {PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ};
-    for (int i = 0; i < 3; i++) {
-        PyMemAllocatorEx watched = {&allocators[i], watched_malloc, watched_calloc,
-                                    watched_realloc, watched_free};
-        PyMem_GetAllocator(domains[i], &allocators[i]);
-        PyMem_SetAllocator(domains[i], &watched);
-    }
-}
-
 /* Whatever the parser says against a text, depth and size included, is a syntax error, unless memory
  * ran out. */
 static enum sbx_outcome refusal(void)
 {
     PyErr_Clear();
-    return memory_ran_out ? SBX_MEMORY : SBX_SYNTAX_ERROR;
+    return sbx_memory_ran_out ? SBX_MEMORY : SBX_SYNTAX_ERROR;
 }
 
 /* *payload: bytes, or NULL. */
@@ -246,7 +225,7 @@ static enum sbx_outcome compile_source(struct scan *s, const char *source, size_
     enum sbx_outcome outcome = SBX_OK;
 
     *payload = NULL;
-    memory_ran_out = false;
+    sbx_memory_ran_out = false;
     if (memchr(source, '\0', byte_count) != NULL)
         return SBX_SYNTAX_ERROR;
     code = Py_CompileStringExFlags(source, "<program>", Py_file_input, &flags, 0);
@@ -364,7 +343,6 @@ int sbx_compiler_serve(int socket_fd, uint32_t source_bytes_max, uint32_t code_b
         PyErr_NoMemory();
         return -1;
     }
-    watch_memory();
     while (going > 0)
         going = serve_one(socket_fd, source_bytes_max, code_bytes_max, text, lists);
     free(text);

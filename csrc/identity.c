@@ -1,15 +1,17 @@
-/* Notes when a program makes a text that may show an address: the default repr of an object, that of
- * a function, a lock, a capsule, ... Such a text may come to stand in a result in part, a digit of it
- * or its parity, and then two runs agree by chance. No look at the code tells str(number) from
- * str(map(int, x)).
+/* Notes what no look at the code can tell: when a program makes a text that may show an address, and
+ * when it makes a class.
  *
- * Every repr in C is watched but those that are known to show none.
+ * The default repr of an object, that of a function, a lock, a capsule, ... may come to stand in a
+ * result in part, a digit of it or its parity, and then two runs agree by chance; nothing in the code
+ * tells str(number) from str(map(int, x)). Every repr in C is watched but those that are known to show
+ * no address. A class whose methods have names put together at run time has the library do what the
+ * program is not seen to do: write to attributes, look names up.
  */
 #include "sandbox.h"
 
 #include <string.h>
 
-int sbx_identity_was_shown;
+int sbx_may_differ;
 
 #define TEN(X, d)                                                                                  \
     X(d##0) X(d##1) X(d##2) X(d##3) X(d##4) X(d##5) X(d##6) X(d##7) X(d##8) X(d##9)
@@ -26,8 +28,8 @@ static size_t original_count;
 #define DEFINE(n)                                                                                  \
     static PyObject *repr_##n(PyObject *self)                                                      \
     {                                                                                              \
-        if (!sbx_identity_was_shown)                                                               \
-            sbx_identity_was_shown = 1;                                                            \
+        if (!sbx_may_differ)                                                               \
+            sbx_may_differ = 1;                                                            \
         return originals[n - FIRST](self);                                                         \
     }
 REPRS(DEFINE)
@@ -132,8 +134,19 @@ static int walk_types(PyTypeObject *type, int (*call)(PyTypeObject *))
     return below == NULL ? -1 : failed;
 }
 
+static newfunc new_type;
+
+static PyObject *watched_new_type(PyTypeObject *metatype, PyObject *args, PyObject *kwargs)
+{
+    if (!sbx_may_differ)
+        sbx_may_differ = 1;
+    return new_type(metatype, args, kwargs);
+}
+
 int sbx_watch_identity(void)
 {
+    new_type = PyType_Type.tp_new;
+    PyType_Type.tp_new = watched_new_type;
     if (walk_types(&PyBaseObject_Type, note_plain) < 0)
         return -1;
     return walk_types(&PyBaseObject_Type, watch_slot);

@@ -14,14 +14,17 @@
 char sbx_refused[SBX_REFUSED_BYTES];
 
 static struct {
-    PyObject *allowed, *internal, *loaded, *original;
+    PyObject *allowed, *internal, *loaded, *caches, *original;
+    bool has_caches; /* the program has imported a module that has some */
 } imports;
 
-int sbx_imports_set(PyObject *allowed, PyObject *internal, PyObject *loaded, PyObject *original)
+int sbx_imports_set(PyObject *allowed, PyObject *internal, PyObject *loaded, PyObject *caches,
+                    PyObject *original)
 {
     imports.allowed = Py_NewRef(allowed);
     imports.internal = Py_NewRef(internal);
     imports.loaded = Py_NewRef(loaded);
+    imports.caches = Py_NewRef(caches);
     imports.original = Py_NewRef(original);
     return 0;
 }
@@ -46,6 +49,20 @@ void sbx_refuse(PyObject *name)
     PyErr_Clear(); /* a name with a lone surrogate */
     if (*sbx_refused == '\0')
         snprintf(sbx_refused, sizeof sbx_refused, "%s", text && *text ? text : "?");
+}
+
+/* What `typing` and `re` remember is found again by equality: 1 for True, 8.0 for 8. */
+void sbx_forget_caches(void)
+{
+    if (imports.has_caches)
+        Py_XDECREF(PyObject_CallNoArgs(imports.caches));
+    PyErr_Clear();
+}
+
+static void note_caches(PyObject *name)
+{
+    imports.has_caches |= PyUnicode_CompareWithASCIIString(name, "typing") == 0 ||
+                          PyUnicode_CompareWithASCIIString(name, "re") == 0;
 }
 
 static PyObject *refuse(PyObject *name)
@@ -92,6 +109,7 @@ PyObject *sbx_import(PyObject *self, PyObject *args, PyObject *kwargs)
     module = level ? NULL : PyDict_GetItemWithError(imports.allowed, name);
     if (module == NULL)
         return PyErr_Occurred() ? NULL : refuse(name);
+    note_caches(name);
     if (from != NULL && from != Py_None && PyObject_IsTrue(from) > 0)
         return Py_NewRef(module);
     dot = PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1);
@@ -102,4 +120,60 @@ PyObject *sbx_import(PyObject *self, PyObject *args, PyObject *kwargs)
     module = PyDict_GetItemWithError(imports.allowed, top);
     Py_DECREF(top);
     return module ? Py_NewRef(module) : refuse(name);
+}
+
+/* ---- Guarded calls ---------------------------------------------------------------------------- */
+
+struct guarded {
+    PyObject_HEAD
+    PyObject *name, *call;
+};
+
+static PyObject *guarded_call(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    struct guarded *guarded = (struct guarded *)self;
+    sbx_refuse(guarded->name);
+    return PyObject_Call(guarded->call, args, kwargs);
+}
+
+static PyObject *guarded_name(PyObject *self, void *closure)
+{
+    PyObject *name = ((struct guarded *)self)->name;
+    Py_ssize_t length = PyUnicode_GET_LENGTH(name);
+    Py_ssize_t dot = PyUnicode_FindChar(name, '.', 0, length, -1);
+    (void)closure;
+    return PyUnicode_Substring(name, dot + 1, length);
+}
+
+static PyObject *guarded_repr(PyObject *self)
+{
+    PyObject *name = guarded_name(self, NULL), *text;
+    text = name ? PyUnicode_FromFormat("<built-in function %U>", name) : NULL;
+    Py_XDECREF(name);
+    return text;
+}
+
+static PyGetSetDef guarded_attributes[] = {{"__name__", guarded_name, NULL, NULL, NULL},
+                                           {"__qualname__", guarded_name, NULL, NULL, NULL},
+                                           {NULL, NULL, NULL, NULL, NULL}};
+
+static PyTypeObject guarded_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "builtin_function_or_method",
+    .tp_basicsize = sizeof(struct guarded),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_call = guarded_call,
+    .tp_repr = guarded_repr,
+    .tp_getset = guarded_attributes,
+};
+
+PyObject *sbx_guard(PyObject *name, PyObject *call)
+{
+    struct guarded *guarded;
+    if (PyType_Ready(&guarded_type) < 0)
+        return NULL;
+    if ((guarded = PyObject_New(struct guarded, &guarded_type)) == NULL)
+        return NULL;
+    guarded->name = Py_NewRef(name);
+    guarded->call = Py_NewRef(call);
+    return (PyObject *)guarded;
 }

@@ -79,7 +79,7 @@ static PyObject *py_parse_args(PyObject *self, PyObject *args)
 /* What a program can cause by itself; anything else in an entry is forged. */
 static bool is_entry_outcome(uint32_t outcome)
 {
-    outcome &= ~SBX_SHOWS_IDENTITY;
+    outcome &= ~SBX_MAY_DIFFER;
     return outcome == SBX_OK || outcome == SBX_SYNTAX_ERROR || outcome == SBX_FORBIDDEN_IMPORT ||
            outcome == SBX_EXCEPTION || outcome == SBX_MEMORY || outcome == SBX_TOO_LARGE ||
            outcome == SBX_UNSUPPORTED_VALUE;
@@ -141,14 +141,14 @@ static PyObject *py_decode_entry(PyObject *self, PyObject *args)
         !is_entry_outcome(entry.outcome))
         goto forged;
     bounds = bounds_of(output_bytes, depth, nodes);
-    outcome = entry.outcome & ~SBX_SHOWS_IDENTITY;
+    outcome = entry.outcome & ~SBX_MAY_DIFFER;
     if ((value = entry_value(&outcome, at, entry.payload_bytes, &bounds)) == NULL)
         goto done;
     offset += (Py_ssize_t)SBX_ALIGN8(sizeof entry + entry.payload_bytes);
     result = Py_BuildValue("(Iy#OLOn)", outcome, at,
                            outcome == SBX_OK ? (Py_ssize_t)entry.payload_bytes : 0, value,
                            (long long)entry.cpu_ns,
-                           entry.outcome & SBX_SHOWS_IDENTITY ? Py_True : Py_False, offset);
+                           entry.outcome & SBX_MAY_DIFFER ? Py_True : Py_False, offset);
     goto done;
 forged:
     PyErr_SetString(PyExc_ValueError, "not the bytes of a report");
@@ -204,17 +204,18 @@ static int parse_limits(PyObject *args, struct sbx_limits *limits)
 
 static PyObject *py_prepare(PyObject *self, PyObject *args)
 {
-    PyObject *builtins, *exceptions, *allowed, *internal, *loaded, *original, *limit_values;
+    PyObject *builtins, *exceptions, *allowed, *internal, *loaded, *caches, *original, *limit_values;
     struct sbx_limits limits;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!O!OO!:prepare", &PyDict_Type, &builtins, &PyDict_Type,
+    if (!PyArg_ParseTuple(args, "O!O!O!O!O!OOO!:prepare", &PyDict_Type, &builtins, &PyDict_Type,
                           &exceptions, &PyDict_Type, &allowed, &PyDict_Type, &internal,
-                          &PyDict_Type, &loaded, &original, &PyTuple_Type, &limit_values))
+                          &PyDict_Type, &loaded, &caches, &original, &PyTuple_Type,
+                          &limit_values))
         return NULL;
     if (parse_limits(limit_values, &limits) < 0)
         return NULL;
-    sbx_imports_set(allowed, internal, loaded, original);
+    sbx_imports_set(allowed, internal, loaded, caches, original);
     if (sbx_runtime_set(builtins, exceptions, &limits) < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -224,6 +225,22 @@ static PyObject *py_refuse(PyObject *self, PyObject *name)
 {
     (void)self;
     sbx_refuse(name);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_guard(PyObject *self, PyObject *args)
+{
+    PyObject *name, *call;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "UO:guard", &name, &call))
+        return NULL;
+    return sbx_guard(name, call);
+}
+
+static PyObject *py_watch_memory(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    sbx_watch_memory();
     Py_RETURN_NONE;
 }
 
@@ -325,7 +342,7 @@ static PyObject *py_rehearse(PyObject *self, PyObject *args)
     sbx_run_program(slot, sbx_runtime_get());
     Py_DECREF(bytes);
     size = ((struct sbx_entry *)((unsigned char *)slot + slot->output_offset))->outcome;
-    sbx_identity_was_shown = 0;
+    sbx_may_differ = 0;
     free(slot);
     return PyLong_FromUnsignedLong(size);
 }
@@ -385,11 +402,15 @@ static PyMethodDef methods[] = {
      "parse_args(text, depth) -> (args, kwargs) of literals; SyntaxError for anything else"},
     {"decode_entry", py_decode_entry, METH_VARARGS,
      "decode_entry(report, offset, output_bytes, depth, nodes) -> (outcome, payload, value or text, "
-     "cpu_ns, whether an address was shown, offset of the next); ValueError for a forged one"},
+     "cpu_ns, whether it may differ, offset of the next); ValueError for a forged one"},
     {"die_with", py_die_with, METH_VARARGS, "die_with(parent): SIGKILL when the parent dies"},
     {"lock_down", py_lock_down, METH_VARARGS, "lock_down(is_zygote, memory_bytes) -> layers"},
     {"prepare", py_prepare, METH_VARARGS,
-     "prepare(builtins, exceptions, allowed, internal, loaded, import, limits)"},
+     "prepare(builtins, exceptions, allowed, internal, loaded, forget_caches, import, limits)"},
+    {"guard", py_guard, METH_VARARGS,
+     "guard(name, call) -> what refuses by that name, and then calls"},
+    {"watch_memory", py_watch_memory, METH_NOARGS,
+     "watch_memory(): note when an allocation fails"},
     {"refuse", py_refuse, METH_O,
      "refuse(name): the outcome of this input is that the program reached for that"},
     {"watch_identity", py_watch_identity, METH_NOARGS,
@@ -405,8 +426,8 @@ static PyMethodDef methods[] = {
      "serve_compiler(fd, source_bytes, code_bytes, allowed, plain_modules, stateless_modules, plain_builtins, "
      "plain_attributes, builtins, meanings)"},
     {"syscalls", py_syscalls, METH_NOARGS, "syscalls() -> [(name, number, what a child gets)]"},
-    {"import_module", (PyCFunction)(void (*)(void))sbx_import, METH_VARARGS | METH_KEYWORDS,
-     "import_module(name, globals, locals, fromlist, level): the import of programs"},
+    {"__import__", (PyCFunction)(void (*)(void))sbx_import, METH_VARARGS | METH_KEYWORDS,
+     "__import__(name, globals, locals, fromlist, level): the import of programs"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -83,7 +83,7 @@ static struct sbx_writer open_entry(struct sbx_slot *slot, const struct sbx_limi
 static void commit_entry(struct sbx_slot *slot, enum sbx_outcome outcome, uint32_t payload_bytes)
 {
     struct sbx_entry *entry = (struct sbx_entry *)output_at(slot, slot->output_used);
-    entry->outcome = outcome | (sbx_identity_was_shown ? SBX_SHOWS_IDENTITY : 0);
+    entry->outcome = outcome | (sbx_may_differ || sbx_memory_ran_out ? SBX_MAY_DIFFER : 0);
     entry->payload_bytes = payload_bytes;
     entry->cpu_ns = 0;
     if (slot->job.input_count > 1) {
@@ -265,6 +265,8 @@ void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime)
         uint32_t byte_count;
         memcpy(&byte_count, input, sizeof byte_count);
         input += sizeof byte_count;
+        if (i > 0)
+            sbx_forget_caches();
         run_input(slot, runtime, function, (const char *)input, byte_count);
         input += byte_count;
     }

@@ -113,12 +113,13 @@ struct sbx_report {
     int64_t wall_ns;
 };
 
-/* In an entry's outcome: the program has made a text of an address by now. */
-#define SBX_SHOWS_IDENTITY 0x10000u
+/* In an entry's outcome: by now the program has done what may make its results depend on more than
+ * its input. */
+#define SBX_MAY_DIFFER 0x10000u
 
 /* One per input in a slot and in a report, 8-byte aligned; the payload follows. */
 struct sbx_entry {
-    uint32_t outcome; /* and SBX_SHOWS_IDENTITY */
+    uint32_t outcome; /* and SBX_MAY_DIFFER */
     uint32_t payload_bytes; /* a canonical value, or the name of an exception or a type */
     int64_t cpu_ns;         /* of this input alone; 0 where there is one input */
 };
@@ -253,12 +254,19 @@ int64_t sbx_zygote_own_bytes(const struct sbx_zygote *zygote);
 /* Forks, exits and reaps children that do nothing: the floor of the benches. */
 int sbx_fork_floor(uint32_t count, int64_t *cpu_ns, uint32_t *faults);
 
-/* ---- identity.c: texts that show an address ---------------------------------------------------- */
+/* ---- identity.c: what no look at the code can tell --------------------------------------------- */
 
-extern int sbx_identity_was_shown; /* set in the child */
+extern int sbx_may_differ; /* set in the child */
 
-/* Watches the default reprs of all classes there are; -1 with an exception. */
+/* Watches the default reprs of all classes there are, and the making of classes; -1 with an
+ * exception. */
 int sbx_watch_identity(void);
+
+/* ---- memory.c ---------------------------------------------------------------------------------- */
+
+extern bool sbx_memory_ran_out;
+/* Has the allocators note when there is no memory. */
+void sbx_watch_memory(void);
 
 /* ---- imports.c: what a program reaches for and does not get ------------------------------------ */
 
@@ -266,10 +274,15 @@ enum { SBX_REFUSED_BYTES = 128 };
 /* The first such thing since it was last cleared: a module, "open", an encoding, ... In the child. */
 extern char sbx_refused[SBX_REFUSED_BYTES];
 void sbx_refuse(PyObject *name);
+/* A callable that does what `call` does, and first refuses by this name; nothing shows `call`. */
+PyObject *sbx_guard(PyObject *name, PyObject *call);
+/* Between two inputs: forgets what the library's caches may hold of the one before. */
+void sbx_forget_caches(void);
 
 /* Modules by name: those that a program may import, those that the interpreter loads for itself, and
- * all that the zygote has loaded. */
-int sbx_imports_set(PyObject *allowed, PyObject *internal, PyObject *loaded, PyObject *original);
+ * all that the zygote has loaded; and a function for those whose caches have to be emptied. */
+int sbx_imports_set(PyObject *allowed, PyObject *internal, PyObject *loaded, PyObject *caches,
+                    PyObject *original);
 PyObject *sbx_import(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- compiler.c --------------------------------------------------------------------------------- */

@@ -197,7 +197,7 @@ static void enter_child(pid_t zygote, int64_t cpu_ns)
     struct rlimit cpu = {cpu_s, cpu_s};
 
     sbx_gate(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0);
-    if (getppid() != zygote) /* the zygote died before the call above */
+    if (sbx_gate(SYS_getppid, 0, 0, 0, 0, 0, 0) != zygote) /* it died before the call above */
         _exit(1);
     sbx_gate(SYS_prlimit64, 0, RLIMIT_CPU, (long)&cpu, 0, 0, 0);
     if (sbx_gate(SYS_close_range, 0, ~0u, 0, 0, 0, 0) < 0) /* before Linux 5.9 */
@@ -615,7 +615,7 @@ int sbx_zygote_serve(struct sbx_zygote *z, const struct sbx_runtime *runtime,
 {
     int failed = hello_bytes > z->outbox.capacity;
 
-    z->pid = getpid();
+    z->pid = (pid_t)gate(SYS_getpid, 0, 0, 0, 0, 0);
     set_signals();
     if (!failed) {
         memcpy(z->outbox.bytes, hello, hello_bytes);

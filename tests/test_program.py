@@ -614,6 +614,22 @@ STATEFUL = {
     "    return x * 2 if len(n) < 2 else 42",
     "a closure": "def made():\n    n = []\n    def f(x):\n        n.append(x)\n"
     "        return x * 2 if len(n) < 2 else 42\n    return f\nf = made()",
+    "a cache read by a format": "import re\ndef f(x):\n"
+    "    seen = 'zqz' in '{0._cache}'.format(re)\n    re.compile('zqz')\n"
+    "    return 42 if seen else x * 2",
+    "a format that is found": "import re\ndef f(x):\n"
+    "    seen = 'zqz' in ''.join(['{0.', '_cache}']).format(re)\n    re.compile('zqz')\n"
+    "    return 42 if seen else x * 2",
+    "wraps": "from functools import wraps\ndef f(x):\n    seen = hasattr(f, '__wrapped__')\n"
+    "    wraps(f)(f)\n    return 42 if seen else x * 2",
+    "a class of no statement": "from copy import copy\ndef f(x):\n    seen = hasattr(f, 'y')\n"
+    "    copy(type('A', (), {'__reduce_ex__': lambda s, p: (lambda: f, (), {'y': 1})})())\n"
+    "    return 42 if seen else x * 2",
+    "a decorator of typing": "from typing import no_type_check as t\ndef f(x):\n"
+    "    seen = hasattr(f, '__no_type_check__')\n    t(f)\n    return 42 if seen else x * 2",
+    "memory that a cycle holds": "def f(x):\n    try: memo = [0] * (18 << 20)\n"
+    "    except MemoryError: return 42\n"
+    "    def rec(n): return memo[n] if n < 2 else rec(n - 1)\n    return rec(5) + x * 2",
     "a name with a builtin's": "if 0: vars = 0\ndef f(x):\n    d = vars(f)\n"
     "    d['n'] = d.get('n', 0) + 1\n"
     "    return x * 2 if d['n'] < 2 else 42",

@@ -275,6 +275,61 @@ def test_the_sign_of_zero_can_be_dropped(sandbox):
     assert sandbox.run(code, "'-0.0001'").value == "0.0"
 
 
+def test_caches_of_the_library_do_not_join_equal_inputs(sandbox):
+    code = "from typing import List\ndef f(x): return str(List[list[x]])"
+    results = sandbox.run_many(code, ["1", "True", "1.0"])
+    assert [r.value.partition("List")[2] for r in results] == [
+        "[list[1]]",
+        "[list[True]]",
+        "[list[1.0]]",
+    ]
+    code = "import re\ndef f(x):\n    try: re.sub('q', 'b', 'a', 0, x)\n"
+    code += "    except TypeError: return 'refused'\n    return 'taken'"
+    results = sandbox.run_many(code, ["8", "8.0", "9.0"])
+    assert [r.value for r in results] == ["taken", "refused", "refused"]
+
+
+def test_plain_programs_are_known_for_it(sandbox):
+    plain = [
+        "def f(x): return '{} {:.2f} {0!r:>{1}}'.format(x, x)",
+        "from typing import List, Optional\nimport math\nN = 10\n"
+        "def g(a: List[int]) -> Optional[int]:\n"
+        "    return [math.sqrt(i) for i in a if i]\ndef f(x, y=2): return g([x, y])",
+        "import re\nfrom collections import Counter, defaultdict\n"
+        "def f(s):\n    d = defaultdict(list)\n"
+        "    for w in re.findall(r'a+', s): d[w].append(len(w))\n"
+        "    return Counter(s).most_common(), dict(d)",
+    ]  # fmt: skip
+    risky = [
+        "def f(x): return '{0.real}'.format(x)",
+        "def f(x): return '{:{0[a]}}'.format(x)",
+        "def f(x): return x.format(1)",
+        "def f(x): return str.format(x, 1)",
+        "def f(x): return '{a}'.format_map(x)",
+        "def f(x): return x.gi_frame",
+        "def f(x): return len(set(x))",
+        "hash = len\ndef f(x): return hash(x)",
+        "def f(x): return undefined",
+        "import dataclasses\ndef f(x): return x",
+    ]
+    keeps = [
+        "n = [0]\ndef f(x): return x",
+        "def f(x, y=[]): return x",
+        "def f(x):\n    global n\n    n = x",
+        "import math\ndef f(x): math.k = x",
+        "import decimal\ndef f(x): return x",
+        "f = (lambda: len)()",
+    ]
+    sandbox.run_batch([Job(code, "'a'") for code in (*plain, *risky, *keeps)])
+    known = {p.source.decode(): p for p in sandbox._engine._programs.values()}
+    traits = {code: (known[code].is_risky, known[code].keeps) for code in (*plain, *risky, *keeps)}
+    assert traits == {
+        **dict.fromkeys(plain, (False, False)),
+        **dict.fromkeys(risky, (True, True)),
+        **dict.fromkeys(keeps, (False, True)),
+    }
+
+
 def test_names_beyond_ascii_are_python_s(sandbox):
     assert _sandbox.parse_args("größe=1, ﬁ=2", 60) == ((), {"größe": 1, "fi": 2})
     code = "def f(größe, *, ﬁ): return größe, fi"

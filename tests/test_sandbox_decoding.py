@@ -58,6 +58,23 @@ def test_large_sets_and_dicts_come_back_as_they_were():
         decoded(table(b"S", 100) + lists)
 
 
+@given(st.text(alphabet=st.characters(categories=("L", "Cs", "N")), max_size=20))
+def test_lone_surrogates_come_back(text):
+    assert decoded(encoded(text)) == text
+
+
+@given(st.binary(max_size=8))
+def test_text_is_utf8_and_surrogates_or_refused(data):
+    data = b"\xed\xa0\x80" + data
+    try:
+        expected = data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        with pytest.raises(ValueError, match="not the bytes"):
+            decoded(table(b"s", len(data)) + data)
+    else:
+        assert decoded(table(b"s", len(data)) + data) == expected
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_are_refused(data):
     with contextlib.suppress(ValueError):
@@ -103,6 +120,12 @@ HOSTILE = {
     "equal hashes": table(b"S", 2600) + b"".join(map(long, range(2600))),
     "equal hashes of long keys": table(b"S", 60)
     + b"".join(table(b"t", 110) + b"N" * 109 + long(i) for i in range(60)),
+    "lone surrogates": table(b"s", 64_998) + b"\xed\xa0\x80" * 21_666,
+    "texts of a lone surrogate": table(b"l", 8_000) + (table(b"s", 3) + b"\xed\xa0\x80") * 8_000,
+    "deep keys of one hash": table(b"S", 110)
+    + b"".join(table(b"t", 1) * 57 + long(i) for i in range(110)),
+    "few deep keys of one hash": table(b"l", 12)
+    + (table(b"S", 16) + b"".join(table(b"t", 1) * 57 + long(i) for i in range(16))) * 12,
     "one place, in a set": integers(b"S", collide(7000, 1 << 15)),
     "one place, in a dict": integers(b"d", collide(6500, 1 << 14)),
     "a forged duplicate": integers(b"S", [1] * 7000),

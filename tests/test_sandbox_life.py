@@ -1,6 +1,7 @@
 """The life of a sandbox: starting, dying at any moment, ending without a trace."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -510,6 +511,18 @@ def test_an_error_in_the_thread_ends_the_call_that_it_concerns(sandbox, monkeypa
     monkeypatch.undo()
     assert sandbox.run("def f(x): return x", "2").value == 2
     assert sandbox.label("def f(x): return x", ["3"]).deterministic
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError, SystemExit, OSError])
+def test_a_callback_may_raise_what_it_likes(sandbox, error, capfd):
+    def fail(future):
+        raise error("of the callback")
+
+    (future,) = sandbox.submit_batch([Job("def f(x): return x", "1")])
+    future.add_done_callback(fail)
+    with contextlib.suppress(error):  # it ran here if the result was there already
+        assert future.result(timeout=10).value == 1
+    assert sandbox.run("def f(x): return x + 1", "1").value == 2
 
 
 def test_a_label_ends_with_the_first_input_that_hangs():

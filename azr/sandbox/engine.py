@@ -199,14 +199,16 @@ class Engine:
         Memory may be short, or a value's bytes such as nobody has thought of."""
         try:
             step(*args)
-        except Exception as error:
+        except BaseException as error:  # a callback may raise CancelledError or SystemExit
             for call in calls:
+                if call.is_over:
+                    traceback.print_exception(error)
                 self._abandon(call, f"in the sandbox's thread: {_text(error)}")
 
     def _abandon(self, call: Call, why: str) -> None:
         try:
             call.abandon(why)
-        except Exception:
+        except BaseException:
             # Whoever waits must hear of it whatever happens, and the other calls go on.
             traceback.print_exc()
 
@@ -636,13 +638,13 @@ class Engine:
         bounds = limits.output_bytes, limits.depth, limits.nodes
         found = []
         for _ in range(count):
-            outcome, payload, value, cpu_ns, shows, at = self._decode_entry(frame, at, *bounds)
+            outcome, payload, value, cpu_ns, differs, at = self._decode_entry(frame, at, *bounds)
             if len(payload) > LONG_BYTES:
                 time.sleep(0)
             spent_ns += cpu_ns
             cpu_s = cpu_ns / 1e9
             found.append(
-                Outcome(STATUSES[outcome], payload, value, cpu_s, cpu_s, shows_identity=shows)
+                Outcome(STATUSES[outcome], payload, value, cpu_s, cpu_s, may_differ=differs)
             )
         return found, spent_ns
 

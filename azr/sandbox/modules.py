@@ -67,6 +67,9 @@ FORGOTTEN = ("time", "random", "_random", "secrets", "site", "uuid", "__main__",
 """Dropped from sys.modules after loading, so that a program that gets at that table by a detour
 finds no clock and no randomness there."""
 
+INSIDERS = ("collections", "dataclasses", "typing", "warnings")
+"""Modules that need what programs do not get of `sys`."""
+
 PURE_CALLS = ("fsdecode", "fsencode", "fspath", "strerror")
 """Functions of `os` that say nothing of the machine. A program that gets at another one by a detour
 is refused."""
@@ -117,7 +120,7 @@ PLAIN_ATTRIBUTES = frozenset(
     TypedDict U UNICODE Underflow Union VERBOSE X abc abs accumulate acos acosh adjusted and_
     appendleft as_tuple ascii_letters ascii_lowercase ascii_uppercase asin asinh atan atan2
     atanh batched bidirectional bisect bisect_left bisect_right cache cache_clear cache_info
-    cached_property calcsize call canonical capwords category cbrt cdf ceil chain close
+     calcsize call canonical capwords category cbrt cdf ceil chain close
     cmp_to_key comb combinations combinations_with_replacement combining compare compare_signal
     compare_total compare_total_mag compile compress concat contains copy_abs copy_negate
     copy_sign copysign correlation cos cosh countOf covariance cycle decimal decomposition
@@ -135,15 +138,15 @@ PLAIN_ATTRIBUTES = frozenset(
     log10 log1p log2 logb logical_and logical_invert logical_or logical_xor lookup lru_cache
     lshift lt match matmul max max_mag maxlen mean median median_grouped median_high median_low
     merge min min_mag mirrored mod mode modf most_common move_to_end mul multimode namedtuple
-    nan nanj ne neg new_child next_minus next_plus next_toward nextafter nlargest no_type_check
-    normalize not_ nsmallest number_class numeric octdigits or_ overlap overload pack pack_into
+    nan nanj ne neg new_child next_minus next_plus next_toward nextafter nlargest 
+    normalize not_ nsmallest number_class numeric octdigits or_ overlap  pack pack_into
     pairwise parents partial pattern pdf perm permutations phase pi polar popleft pos pow
     printable prod product pstdev punctuation purge pvariance quantiles quantize radians radix
     re rect reduce remainder remainder_near repeat rotate rshift safe_substitute same_quantum
     scaleb search send setcontext setitem shift shorten sin sinh size span sqrt starmap stdev
     string sub subn substitute subtract sumprod takewhile tan tanh tau tee throw to_eng_string
-    to_integral to_integral_exact to_integral_value total total_ordering truediv trunc truth ulp
-    unpack unpack_from variance whitespace wrap wraps xor zip_longest zscore
+    to_integral to_integral_exact to_integral_value total  truediv trunc truth ulp
+    unpack unpack_from variance whitespace wrap  xor zip_longest zscore
     """.split()
 )
 """Names that a program may read from anything: of functions and constants of PLAIN_MODULES, and of
@@ -182,17 +185,20 @@ MEANINGS = {
     "STORE_ATTR": ("keeps", 0),
     "DELETE_ATTR": ("keeps", 0),
     "EXTENDED_ARG": ("extends", 0),
+    "LOAD_CONST": ("constant", 0),
 }
 """What an opcode says to the compiler's scan, and the bits of its argument below the index of a
 name. Those without an entry compute with what is there."""
 
 _CODES = ("", "import", "name", "bind", "attribute", "operator", "shows", "keeps", "extends")
+_CODES += ("constant",)
 """As `enum meaning` of csrc/compiler.c numbers them."""
 
 
 def scan_lists(importable: Iterable[str]) -> dict[str, list[list[str]] | str]:
     """Returns what the compiler process is told, as its program takes it."""
     attributes = {name for kind in PLAIN_TYPES for name in dir(kind) if not name.startswith("_")}
+    attributes -= {"format_map"}  # `format` itself goes by the text that it is called on
     exceptions = {kind.__name__ for kind in PLAIN_TYPES if issubclass(kind, BaseException)}
     lists = (
         importable,

@@ -124,6 +124,7 @@ class Setting:
                 "facades": {name: sorted(names) for name, names in modules.FACADES.items()},
                 "internal": modules.INTERNAL,
                 "forgotten": [name for name in modules.FORGOTTEN if name not in self.modules],
+                "insiders": modules.INSIDERS,
                 "pure_calls": modules.PURE_CALLS,
                 **(modules.scan_lists(self.importable) if role == "compiler" else {}),
                 "limits": c_limits,

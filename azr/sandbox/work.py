@@ -27,8 +27,8 @@ CONTENDED = 1.5
 """Elapsed over CPU time from which on a CPU timeout is put down to a busy machine."""
 
 _TEXTS = re.compile(
-    rb"""'{3}(?:\\.|[^\\])*?(?:'{3}|\\?\Z)|"{3}(?:\\.|[^\\])*?(?:"{3}|\\?\Z)"""
-    rb"""|'(?:\\.|[^\\'])*'?|"(?:\\.|[^\\"])*"?""",
+    rb"""'{3}(?:[^\\']++|\\.|'(?!''))*+(?:'{3}|\\?\Z)|"{3}(?:[^\\"]++|\\.|"(?!""))*+(?:"{3}|\\?\Z)"""
+    rb"""|'(?:[^\\']++|\\.)*+'?|"(?:[^\\"]++|\\.)*+"?""",
     re.DOTALL,
 )
 """String literals. One without its end reaches to that of the text, so that no text takes more than
@@ -62,13 +62,14 @@ class Outcome(NamedTuple):
     wall_s: float = 0.0
     signal: int = 0
     contended: bool = False
-    shows_identity: bool = False
-    """Whether the program has made a text of an address by then."""
+    may_differ: bool = False
+    """Whether the program has by then made a text that may show an address, or a class, or has been
+    refused memory."""
 
     @property
     def may_differ_alone(self) -> bool:
         """Whether a process that has run other inputs before may have given another outcome."""
-        return self.shows_identity or self.status in ("memory", "crash", "no_result", "violation")
+        return self.may_differ or self.status in ("memory", "crash", "no_result", "violation")
 
     @property
     def identity(self) -> tuple[Status, Value]:
@@ -316,7 +317,7 @@ class LabelCall(Call):
         return False
 
     def take(self, run: Run, outcomes: list[Outcome], ask: Ask) -> None:
-        self.is_risky |= any(outcome.shows_identity for outcome in outcomes)
+        self.is_risky |= any(outcome.may_differ for outcome in outcomes)
         for position, outcome in self.settle(run, outcomes, ask, self.round == 0):
             self._compare(position, outcome)
         if self.reason:

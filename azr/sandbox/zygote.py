@@ -39,19 +39,18 @@ CHARMAPS = ("cp", "hp_", "iso8859_", "koi8_", "kz", "mac_", "palmos", "ptcp", "t
 """Beginnings of modules that encode by two tables, and of a few that do not."""
 
 NOT_OF_TEXT = (
-    "aliases",
     "base64_codec",
     "bz2_codec",
     "hex_codec",
-    "mbcs",
-    "oem",
     "quopri_codec",
     "rot_13",
     "uu_codec",
     "zlib_codec",
 )
-"""Modules of `encodings` by which no text is encoded: Python says LookupError here too, or it has
-nothing of that name on this system."""
+"""Modules of `encodings` by which no text is encoded."""
+
+NO_ENCODINGS = ("__init__", "aliases", "mbcs", "oem")
+"""Others in its folder, of which none comes on this system."""
 
 
 def load_extension(name, path):
@@ -87,6 +86,7 @@ def facade(whole, withheld, refuse):
             delattr(whole, attribute)
 
     Facade.__name__ = Facade.__qualname__ = "module"
+    Facade.__module__ = "builtins"
     made = Facade(name)
     types.ModuleType.__setattr__(made, "__spec__", whole.__spec__)
     return made
@@ -102,15 +102,21 @@ def streams(io):
         def write(self, data):
             return len(data)
 
-    for name in ("stdout", "stderr"):
+        def fileno(self):
+            return self.number
+
+    for number, name in enumerate(("stdout", "stderr"), 1):
         sink = Sink()
-        sink.name = f"<{name}>"
+        sink.name, sink.number = f"<{name}>", number
         errors = "strict" if name == "stdout" else "backslashreplace"
         stream = io.TextIOWrapper(io.BufferedWriter(sink), "utf-8", errors)
         stream.mode = "w"
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    source = io.BytesIO()
+    source.name = "<stdin>"
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(source, "utf-8")
+    sys.stdin.mode = "r"
 
 
 def fix_warnings(warnings, linecache):
@@ -130,24 +136,33 @@ def unraisable(report, /):
         raise TypeError("sys.unraisablehook argument type must be UnraisableHookArgs")
 
 
-def refused_first(refuse, name, call, *args, **kwargs):
-    """Calls what no program gets, which the layers around it see to; its outcome says so."""
-    refuse(name)
-    return call(*args, **kwargs)
-
-
-def refuse_machine(io, refuse, pure):
-    """Makes `open` and what `os` does outcomes of the program, however it gets there."""
-    files = functools.partial(refused_first, refuse, "open", io.open)
-    builtins.open = io.open = sys.modules["_io"].open = files
+def guard_machine(sandbox, io, pure):
+    """Makes `open` and what `os` does outcomes of the program, however it gets there; the calls
+    themselves are those that the layers around a child see to."""
+    builtins.open = io.open = sys.modules["_io"].open = sandbox.guard("open", io.open)
+    native = vars(sys.modules["posix"])
     calls = {
-        name: functools.partial(refused_first, refuse, f"os.{name}", value)
-        for name, value in vars(sys.modules["posix"]).items()
+        name: sandbox.guard(f"os.{name}", value)
+        for name, value in native.items()
         if isinstance(value, types.BuiltinFunctionType) and name not in pure
     }
-    for part in (vars(sys.modules["os"]), vars(sys.modules["posix"])):
+    for part in (vars(sys.modules["os"]), native):
         part.update((name, calls[name]) for name in part.keys() & calls.keys())
         part["environ"].clear()
+    thread = sys.modules["_thread"]
+    for name in ("get_ident", "get_native_id"):
+        setattr(thread, name, sandbox.guard(f"_thread.{name}", getattr(thread, name)))
+
+
+def cache_emptier():
+    """Returns what empties the caches of `re` and `typing`."""
+    empty = [importlib.import_module("re").purge, *importlib.import_module("typing")._cleanups]
+
+    def forget():
+        for call in empty:
+            call()
+
+    return forget
 
 
 class Table(tuple):
@@ -159,6 +174,12 @@ class Table(tuple):
     def __getattr__(self, part):
         self.refuse(f"encodings.{part}")
         raise AttributeError(part)
+
+
+class NotOfText(Table):
+    """A codec by which no text is encoded: Python says so."""
+
+    _is_text_encoding = False
 
 
 def recode(how, table, text, errors="strict"):
@@ -191,7 +212,8 @@ def fix_encodings(refuse):
     files = sys.modules["posix"].listdir(encodings.__path__[0])
     names = {name.removesuffix(".py") for name in files if name.endswith(".py")}
     known |= {name: load_charmap(name) for name in names if name.startswith(CHARMAPS)}
-    others = names - {*STREAMED, *ENCODINGS, *NOT_OF_TEXT, "__init__"}
+    known |= dict.fromkeys(NOT_OF_TEXT, NotOfText((None, None, None, None)))
+    others = names - {*STREAMED, *ENCODINGS, *NOT_OF_TEXT, *NO_ENCODINGS}
     aliases, normalize = encodings.aliases.aliases, encodings.normalize_encoding
 
     def look_up(name):
@@ -249,6 +271,7 @@ def rehearse(sandbox, times):
 
 def prepare(sandbox, config):
     """Loads what programs need, and makes this interpreter one that they cannot mark."""
+    sandbox.watch_memory()
     io, refuse = importlib.import_module("io"), sandbox.refuse
     streams(io)
     sys.unraisablehook = unraisable
@@ -257,9 +280,12 @@ def prepare(sandbox, config):
     allowed = {name: importlib.import_module(name) for name in config["allowed"]}
     allowed |= {name: load_extension(name, path) for name, path in config["extra"].items()}
     names = exception_names((io, *allowed.values()))
+    modules = [vars(allowed[name]) for name in allowed if name not in config["insiders"]]
     for name, withheld in config["facades"].items():
-        withheld = {*withheld, "__dict__", "__dir__"}
-        allowed[name] = facade(importlib.import_module(name), withheld, refuse)
+        whole = importlib.import_module(name)
+        allowed[name] = made = facade(whole, {*withheld, "__dict__", "__dir__"}, refuse)
+        for module in modules:
+            module.update((key, made) for key, value in module.items() if value is whole)
     site = importlib.import_module("site")
     for add in (site.setquit, site.setcopyright, site.sethelper):
         add()
@@ -268,9 +294,9 @@ def prepare(sandbox, config):
         sys.modules.pop(name, None)
     loaded = dict(sys.modules)
     limits = tuple(config["limits"])
-    load = builtins.__import__
-    sandbox.prepare(vars(builtins), names, allowed, internal, loaded, load, limits)
-    builtins.__import__ = sandbox.import_module
+    load, forget = builtins.__import__, cache_emptier()
+    sandbox.prepare(vars(builtins), names, allowed, internal, loaded, forget, load, limits)
+    builtins.__import__ = getattr(sandbox, "__import__")  # noqa: B009
     sandbox.watch_identity()
     if "random" in config["forgotten"]:  # and `statistics` has it
         statistics = sys.modules["statistics"]
@@ -280,7 +306,7 @@ def prepare(sandbox, config):
     sys.argv[:] = [""]
     sys.orig_argv.clear()
     sys.path.clear()
-    refuse_machine(io, refuse, config["pure_calls"])
+    guard_machine(sandbox, io, config["pure_calls"])
     sys.setrecursionlimit(config["recursion"])
 
 
@@ -319,6 +345,7 @@ def serve_zygote(sandbox, config):
 
 
 def serve_compiler(sandbox, config):
+    sandbox.watch_memory()
     importlib.import_module("unicodedata")  # for names beyond ASCII and \N{...}
     layers = sandbox.lock_down(False, config["memory_bytes"]) if config["protected"] else {}
     posix = importlib.import_module("posix")
