@@ -61,8 +61,9 @@ void sbx_forget_caches(void)
 
 static void note_caches(PyObject *name)
 {
-    imports.has_caches |= PyUnicode_CompareWithASCIIString(name, "typing") == 0 ||
-                          PyUnicode_CompareWithASCIIString(name, "re") == 0;
+    if (PyUnicode_CompareWithASCIIString(name, "typing") == 0 ||
+        PyUnicode_CompareWithASCIIString(name, "re") == 0)
+        imports.has_caches = true; /* written only then: the page is the zygote's as long */
 }
 
 static PyObject *refuse(PyObject *name)

@@ -295,7 +295,7 @@ static PyObject *py_tidy(PyObject *self, PyObject *unused)
     (void)self, (void)unused;
     sbx_tidy();
     /* Every child writes to it. */
-    if (sbx_runtime_renew_module() < 0)
+    if (sbx_runtime_renew() < 0)
         return NULL;
     Py_RETURN_NONE;
 }

@@ -17,17 +17,41 @@ static struct sbx_runtime runtime_of_this_process;
 int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits)
 {
     runtime_of_this_process =
-        (struct sbx_runtime){Py_NewRef(builtins), Py_NewRef(exceptions), NULL, *limits};
-    return sbx_runtime_renew_module();
+        (struct sbx_runtime){Py_NewRef(builtins), Py_NewRef(exceptions), NULL, NULL, *limits};
+    return sbx_runtime_renew();
 }
 
-/* The old one stays: what is freed makes a gap. */
-int sbx_runtime_renew_module(void)
+/* With keys of their own: those that the interpreter shares lie on pages that no child should write
+ * to, as a reference does. */
+static PyObject *make_globals(PyObject *builtins)
+{
+    static const char *const names[] = {"__builtins__", "__name__", "__doc__", "__loader__",
+                                        "__package__", "__spec__"};
+    PyObject *globals = PyDict_New(), *name = PyUnicode_FromString("program");
+    int failed = globals == NULL || name == NULL;
+
+    for (size_t i = 0; !failed && i < sizeof names / sizeof *names; i++) {
+        PyObject *key = PyUnicode_FromString(names[i]);
+        failed = key == NULL ||
+                 PyDict_SetItem(globals, key, i == 0 ? builtins : i == 1 ? name : Py_None) < 0;
+        Py_XDECREF(key);
+    }
+    Py_XDECREF(name);
+    if (failed)
+        Py_CLEAR(globals);
+    return globals;
+}
+
+/* The old ones stay: what is freed makes a gap. */
+int sbx_runtime_renew(void)
 {
     PyObject *module = PyModule_New("program");
-    if (module == NULL || PyDict_SetItemString(PyImport_GetModuleDict(), "program", module) < 0)
+    PyObject *globals = make_globals(runtime_of_this_process.builtins);
+    if (module == NULL || globals == NULL ||
+        PyDict_SetItemString(PyImport_GetModuleDict(), "program", module) < 0)
         return -1;
     runtime_of_this_process.module = module;
+    runtime_of_this_process.globals = globals;
     return 0;
 }
 
@@ -160,7 +184,8 @@ static void commit_exception(struct sbx_slot *slot, const struct sbx_runtime *ru
         text = type ? exception_name(type, runtime) : "SystemError";
     for (uint32_t i = 0; i < count; i++)
         commit_text(slot, &runtime->limits, outcome, text);
-    *sbx_refused = '\0';
+    if (*sbx_refused)
+        *sbx_refused = '\0';
 }
 
 /* ---- One input -------------------------------------------------------------------------------- */
@@ -184,7 +209,8 @@ static void run_input(struct sbx_slot *slot, const struct sbx_runtime *runtime, 
 {
     PyObject *args, *kwargs, *value;
 
-    *sbx_refused = '\0'; /* freeing the value before may have asked for something */
+    if (*sbx_refused) /* freeing the value before has asked for something */
+        *sbx_refused = '\0';
     if (sbx_parse_args(text, byte_count, runtime->limits.depth, &args, &kwargs) < 0) {
         bool memory = PyErr_ExceptionMatches(PyExc_MemoryError);
         PyErr_Clear();
@@ -206,22 +232,12 @@ static void run_input(struct sbx_slot *slot, const struct sbx_runtime *runtime, 
 
 /* New globals, as the contents of the module that the zygote made: dataclasses and typing look there
  * for what an annotation names. Nothing here reads the module back. */
-static PyObject *make_globals(const struct sbx_runtime *runtime)
+static PyObject *open_globals(const struct sbx_runtime *runtime)
 {
-    static const char *const empty[] = {"__doc__", "__loader__", "__package__", "__spec__"};
-    PyObject *globals = PyDict_New();
-    if (globals == NULL)
-        return NULL;
-    if (PyDict_SetItemString(globals, "__builtins__", runtime->builtins) < 0)
-        return NULL;
-    if (PyDict_SetItemString(globals, "__name__", PyUnicode_FromString("program")) < 0)
-        return NULL;
-    /* Without them the builtins' own of these names would be seen. */
-    for (size_t i = 0; i < sizeof empty / sizeof *empty; i++)
-        if (PyDict_SetItemString(globals, empty[i], Py_None) < 0)
-            return NULL;
+    PyObject *globals = PyDict_Copy(runtime->globals);
     /* A module of its own would cost a child three page faults. The old contents stay. */
-    *_PyObject_GetDictPtr(runtime->module) = Py_NewRef(globals);
+    if (globals != NULL)
+        *_PyObject_GetDictPtr(runtime->module) = Py_NewRef(globals);
     return globals;
 }
 
@@ -233,7 +249,7 @@ static PyObject *load(const struct sbx_slot *slot, const struct sbx_runtime *run
     code = PyMarshal_ReadObjectFromString((const char *)slot->job_bytes, slot->job.code_bytes);
     if (code == NULL)
         goto end;
-    if ((globals = make_globals(runtime)) == NULL)
+    if ((globals = open_globals(runtime)) == NULL)
         goto end;
     if ((done = PyEval_EvalCode(code, globals, globals)) == NULL)
         goto end;

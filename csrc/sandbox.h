@@ -213,12 +213,13 @@ struct sbx_runtime {
     PyObject *builtins;   /* dict of the program's builtins */
     PyObject *exceptions; /* dict: exception class -> its name */
     PyObject *module;     /* that sys.modules has by the name of programs */
+    PyObject *globals;    /* dict that a program's own is a copy of */
     struct sbx_limits limits;
 };
 
 int sbx_runtime_set(PyObject *builtins, PyObject *exceptions, const struct sbx_limits *limits);
-/* Makes the module anew, so that it lies with what is allocated now. */
-int sbx_runtime_renew_module(void);
+/* Makes module and globals anew, so that they lie with what is allocated now. */
+int sbx_runtime_renew(void);
 struct sbx_runtime *sbx_runtime_get(void);
 /* Runs the slot's program; every input that ends has an entry afterwards. */
 void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime);

@@ -234,9 +234,8 @@ class Call(ABC):
         is close to a limit, on an otherwise idle sandbox; in a run that defines what the results
         are, where it may depend on what ran in that process before, in one of its own."""
         self.left -= 1
-        found = list(
-            zip(run.positions, outcomes, strict=False)
-        )  # what is not needed has no outcome
+        # What is not needed has no outcome.
+        found = list(zip(run.positions, outcomes, strict=False))
         if run.alone:
             return found
         close = [p for p, outcome in found if self.is_close(outcome)]
@@ -246,9 +245,11 @@ class Call(ABC):
             close += run.positions[len(found) :]
         if close:
             self.ask_for(ask, run.seed, close, run.shake, alone=True)
-        shared = defining and len(run.positions) > 1
-        unsure = [p for p, outcome in found if shared and outcome.may_differ_alone]
-        unsure = [p for p in unsure if p not in close]
+        unsure = []
+        if defining and len(run.positions) > 1:
+            unsure = [p for p, o in found if o.may_differ_alone and p not in close]
+        if not close and not unsure:
+            return found
         for p in unsure:
             self.ask_for(ask, run.seed, [p], run.shake)
         return [(p, outcome) for p, outcome in found if p not in close and p not in unsure]
