@@ -44,7 +44,7 @@ FACADES: dict[str, frozenset[str]] = {
     "io": frozenset(("FileIO", "OpenWrapper")),
     "sys": frozenset(
         """
-        __interactivehook__ _base_executable _current_exceptions _current_frames _getframe
+        __interactivehook__ _base_executable _home _current_exceptions _current_frames _getframe
         _getframemodulename _xoptions activate_stack_trampoline base_exec_prefix base_prefix
         breakpointhook dont_write_bytecode exec_prefix executable flags getallocatedblocks
         getrefcount meta_path modules orig_argv path path_hooks path_importer_cache prefix
