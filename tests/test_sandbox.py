@@ -109,6 +109,37 @@ def f(x):
     assert sandbox.run(code, "1").value == (2, True, "program")
 
 
+def test_what_the_library_asks_of_the_machine_is_no_refusal(sandbox):
+    code = """
+import contextlib, copy, dataclasses, enum, functools, io, json, statistics, textwrap, types, typing
+@dataclasses.dataclass(order=True)
+class P:
+    a: int
+    b: list = dataclasses.field(default_factory=list)
+class C(enum.Flag):
+    A = 1
+    B = 2
+@functools.singledispatch
+def g(x): return 'any'
+@g.register
+def _(x: int): return 'int'
+class N(typing.NamedTuple):
+    a: int = 1
+def f(x):
+    p = P(x)
+    p.b.append(p)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(KeyError):
+        print(p, C.A | C.B, g(1), g(''), N())
+    text = textwrap.fill(json.dumps(dataclasses.asdict(P(2)), indent=1), 10)
+    return out.getvalue(), text, statistics.median([x]), repr(copy.deepcopy(P(3, [P(4)])))
+"""
+    result = sandbox.run(code, "1")
+    assert (result.status, result.error) == ("ok", "")
+    printed, _, median, copied = result.value
+    assert printed.startswith("P(a=1, b=[...]) C.A|B int any N(a=1)") or "<C.B|A: 3>" in printed
+    assert median == 1 and copied == "P(a=3, b=[P(a=4, b=[])])"
+
+
 def test_a_program_may_lose_its_module(sandbox):
     code = "import dataclasses\ntable = dataclasses.sys.modules\n"
     code += "own = table.pop('program')\ntable.clear()\ndel own\ndef f(x): return g(x)\n"

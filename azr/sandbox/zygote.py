@@ -150,8 +150,7 @@ def guard_machine(sandbox, io, pure):
         part.update((name, calls[name]) for name in part.keys() & calls.keys())
         part["environ"].clear()
     thread = sys.modules["_thread"]
-    for name in ("get_ident", "get_native_id"):
-        setattr(thread, name, sandbox.guard(f"_thread.{name}", getattr(thread, name)))
+    thread.get_native_id = sandbox.guard("_thread.get_native_id", thread.get_native_id)
 
 
 def cache_emptier():
