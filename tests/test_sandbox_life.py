@@ -548,6 +548,16 @@ def test_a_compilation_ends_at_its_limit(monkeypatch):
         assert sandbox.stats().get("restarts", 0) == 0
 
 
+def test_a_source_that_takes_for_ever_to_compile_is_stopped(sandbox):
+    lines = ["def f():"]
+    for depth in range(1, 21):  # each `finally` is compiled twice, once for the way of an exception
+        lines += [" " * depth + "try: x", " " * depth + "finally:"]
+    bomb = "\n".join([*lines, " " * 21 + "y"])
+    result, other = sandbox.run_batch([Job(bomb, ""), Job("def f(): return 2", "")])
+    assert (result.status, result.error) == ("timeout_cpu", "compiling") and len(bomb) < 1000
+    assert other.value == 2
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_standard_stream_is_no_matter(closed, tmp_path):
     code = "from azr.sandbox import Sandbox\n"

@@ -204,7 +204,6 @@ class Process:
         """CPU nanoseconds and page faults of the bare children of `Setting.floor`."""
         self.error = ""
         self.has_answered = False
-        self.started_s = time.monotonic()
         self._begun = 0.0, 0.0
         """Elapsed and CPU time at which it began what it works at."""
         self._out = bytearray()

@@ -248,11 +248,10 @@ class Call(ABC):
         unsure = []
         if defining and len(run.positions) > 1:
             unsure = [p for p, o in found if o.may_differ_alone and p not in close]
-        if not close and not unsure:
-            return found
         for p in unsure:
             self.ask_for(ask, run.seed, [p], run.shake)
-        return [(p, outcome) for p, outcome in found if p not in close and p not in unsure]
+        again = {*close, *unsure}
+        return [(p, outcome) for p, outcome in found if p not in again]
 
 
 class PlainCall(Call):
