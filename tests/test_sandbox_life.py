@@ -554,8 +554,9 @@ def test_a_source_that_takes_for_ever_to_compile_is_stopped(sandbox):
         lines += [" " * depth + "try: x", " " * depth + "finally:"]
     bomb = "\n".join([*lines, " " * 21 + "y"])
     result, other = sandbox.run_batch([Job(bomb, ""), Job("def f(): return 2", "")])
-    assert (result.status, result.error) == ("timeout_cpu", "compiling") and len(bomb) < 1000
-    assert other.value == 2
+    # Which limit it meets first is a matter of the machine and of the Python.
+    assert (result.status, result.error) in [("timeout_cpu", "compiling"), ("memory", "")]
+    assert len(bomb) < 1000 and other.value == 2
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
