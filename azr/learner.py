@@ -4,7 +4,7 @@ Samples are packed without padding, and what they share runs through the model o
 the loss still counts every sample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,7 +17,14 @@ from transformers import PreTrainedModel
 from azr.config import LossConfig, OptimConfig
 from azr.errors import RunError
 from azr.keys import generator
-from azr.model.attention import PackedAttend, choose, gathered, head_weight, hidden_states
+from azr.model.attention import (
+    Backend,
+    PackedAttend,
+    choose,
+    gathered,
+    head_weight,
+    hidden_states,
+)
 from azr.model.recompute import recomputing
 from azr.optim import make_optimizer
 from azr.packing import Packed, pack
@@ -128,9 +135,9 @@ class Learner:
         denom = tokens if config.reduction == "token" else len(part)
         self.optimizer.zero_grad(set_to_none=True)
         metrics: list[dict[str, Tensor]] = []
-        for micro in self._micro_batches(batch, part):
+        for micro in micro_batches(batch, part, self.config.micro_batch_tokens):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
-            logprobs, entropy = self._logprobs(self.model, packed, with_entropy=True)
+            logprobs, entropy = self._logprobs(self.model, packed, return_entropy=True)
             if old is None:
                 old_logprobs = logprobs.detach()
             else:
@@ -138,7 +145,7 @@ class Learner:
             reference = None
             if self.reference is not None:
                 with torch.no_grad():
-                    reference, _ = self._logprobs(self.reference, packed, with_entropy=False)
+                    reference, _ = self._logprobs(self.reference, packed)
             loss, values = policy_loss(
                 logprobs,
                 old_logprobs,
@@ -178,54 +185,75 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         totals.add(calls, loss, norm)
 
-    def _micro_batches(self, batch: Sequence[Experience], part: list[int]) -> list[list[int]]:
-        """Returns the samples in groups of similar length within the token budget."""
-        lengths = {i: len(batch[i].prompt_ids) + len(batch[i].response_ids) for i in part}
-        # Samples of one prompt lie next to each other, so that they meet in one group.
-        order = sorted(
-            part,
-            key=lambda i: (
-                len(batch[i].prompt_ids), batch[i].prompt_ids, lengths[i], batch[i].response_ids
-            ),
-        )  # fmt: skip
-        groups: list[list[int]] = []
-        longest = 0
-        for i in order:
-            longest = max(longest, lengths[i])
-            # Counted as if padded: a bound that holds for every attention backend.
-            if groups and longest * (len(groups[-1]) + 1) <= self.config.micro_batch_tokens:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-                longest = lengths[i]
-        return groups
-
     def _logprobs(
-        self, model: PreTrainedModel, packed: Packed, *, with_entropy: bool
+        self, model: PreTrainedModel, packed: Packed, *, return_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns log-probs and entropies [n, L] of the response tokens of n samples."""
-        attend = PackedAttend(self.backend, packed.rows)
-        hidden_1ND = hidden_states(model, packed.ids, packed.positions, attend)
-        result = linear_token_logprobs(
-            gathered(hidden_1ND[0], packed.token_of_pair),
-            head_weight(model),
-            packed.target_of_pair,
+        return response_logprobs(
+            model,
+            packed,
+            self.backend,
             temperature=self.temperature,
-            return_entropy=with_entropy,
+            return_entropy=return_entropy,
         )
-        logprobs = result.logprobs[packed.pair_of_sample]
-        entropy = result.entropy[packed.pair_of_sample] if with_entropy else None
-        return logprobs, entropy
 
     @torch.no_grad()
     def _old_logprobs(self, batch: Sequence[Experience]) -> list[Tensor]:
         old: list[Tensor | None] = [None] * len(batch)
-        for micro in self._micro_batches(batch, list(range(len(batch)))):
+        budget = self.config.micro_batch_tokens
+        for micro in micro_batches(batch, range(len(batch)), budget):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
-            logprobs, _ = self._logprobs(self.model, packed, with_entropy=False)
+            logprobs, _ = self._logprobs(self.model, packed)
             for row, i in enumerate(micro):
                 old[i] = logprobs[row, : len(batch[i].response_ids)]
         return old
+
+
+def micro_batches(batch: Sequence[Experience], part: Iterable[int], budget: int) -> list[list[int]]:
+    """Returns the samples of a part in groups of similar length, each within `budget` tokens.
+
+    A sample that is longer has a group of its own.
+    """
+    lengths = {i: len(batch[i].prompt_ids) + len(batch[i].response_ids) for i in part}
+    # Samples of one prompt lie next to each other, so that they meet in one group.
+    order = sorted(
+        lengths,
+        key=lambda i: (
+            len(batch[i].prompt_ids), batch[i].prompt_ids, lengths[i], batch[i].response_ids
+        ),
+    )  # fmt: skip
+    groups: list[list[int]] = []
+    longest = 0
+    for i in order:
+        longest = max(longest, lengths[i])
+        # Counted as if padded: a bound that holds for every attention backend.
+        if groups and longest * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            longest = lengths[i]
+    return groups
+
+
+def response_logprobs(
+    model: PreTrainedModel,
+    packed: Packed,
+    backend: Backend,
+    *,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Returns log-probs and, if asked for, entropies [n, L] of the response tokens of n samples."""
+    attend = PackedAttend(backend, packed.rows)
+    hidden_1ND = hidden_states(model, packed.ids, packed.positions, attend)
+    result = linear_token_logprobs(
+        gathered(hidden_1ND[0], packed.token_of_pair),
+        head_weight(model),
+        packed.target_of_pair,
+        temperature=temperature,
+        return_entropy=return_entropy,
+    )
+    logprobs = result.logprobs[packed.pair_of_sample]
+    return logprobs, result.entropy[packed.pair_of_sample] if return_entropy else None
 
 
 def _read(metrics: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[dict[str, float]], float]:

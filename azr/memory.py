@@ -5,9 +5,10 @@ autograd keeps for one micro-batch; the logits' share is bounded by how the loss
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers import PretrainedConfig
@@ -17,29 +18,44 @@ from azr.model.attention import head_shape
 
 GIB = 2**30
 
+Phase = Literal["always", "warm-up", "self-play", "rollouts", "update"]
+"""Which parts are held together: `always` with `warm-up`; later `always` and `self-play`, with
+`rollouts` and `update` in turn."""
+
+CPU_SLACK = 1.5
+"""What resident memory grows by for each byte of activations on the CPU: malloc keeps the holes
+between the blocks of one pass, which do not fit those of the next (docs/notes.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of the plan, the option that changes it, and the phase of a step that holds it."""
+    """One part of the plan, the option that changes it, and the phase of a run that holds it."""
 
     name: str
     bytes: int
     option: str
-    phase: Literal["always", "rollouts", "update"] = "always"
+    phase: Phase = "always"
 
 
 def peak_bytes(plan: list[Part]) -> int:
-    """Returns the most that is held at once: rollouts and update take turns."""
-    held = {phase: sum(part.bytes for part in parts) for phase, parts in by_phase(plan).items()}
-    return held["always"] + max(held["rollouts"], held["update"])
+    """Returns the most that is held at once; see `Phase`."""
+    return sum(part.bytes for part in fullest(plan))
 
 
-def by_phase(plan: list[Part]) -> dict[str, list[Part]]:
-    """Returns the parts that are held always, in rollouts alone and in the update alone."""
-    return {
-        phase: [part for part in plan if part.phase == phase]
-        for phase in ("always", "rollouts", "update")
-    }
+def fullest(plan: list[Part]) -> list[Part]:
+    """Returns the parts that are held together when most is."""
+    of = by_phase(plan)
+    moments = (
+        of["always"] + of["warm-up"],
+        of["always"] + of["self-play"] + of["rollouts"],
+        of["always"] + of["self-play"] + of["update"],
+    )
+    return max(moments, key=lambda parts: sum(part.bytes for part in parts))
+
+
+def by_phase(plan: list[Part]) -> dict[Phase, list[Part]]:
+    """Returns the parts of each phase, in the order of the phases."""
+    return {phase: [p for p in plan if p.phase == phase] for phase in get_args(Phase)}
 
 
 def memory_plan(
@@ -48,11 +64,15 @@ def memory_plan(
     parameters: int,
     context_tokens: int,
     available: int | None = None,
+    warmup: Sequence["PackedTokens"] = (),
+    resident: int = 0,
 ) -> list[Part]:
     """Returns the parts; `context_tokens` is the longest prompt with its response.
 
-    The KV cache is planned for every slot at that length, or for what the other parts that
-    rollouts hold leave of the `available` bytes: completions that do not fit wait.
+    `warmup` are micro-batches of the format warm-up, where there is one; `resident` is what the
+    process holds already of the `available` bytes. The KV cache is planned for every slot at that
+    length, or for what the other parts that rollouts hold leave of the `available` bytes:
+    completions that do not fit wait.
     """
     text = architecture.get_text_config()
     width = {"float32": 4, "bfloat16": 2}[config.run.dtype]
@@ -68,26 +88,27 @@ def memory_plan(
     tokens = min(
         config.optim.micro_batch_tokens, (solved + types * c.proposals_per_type) * context_tokens
     )
-    # What a decoder layer keeps for its backward: about 12 tensors of the hidden size (norms,
-    # queries, keys, values, attention output, residuals) and 4 of the feed-forward size.
-    # Configurations like GPT-2's name no feed-forward size where it is four times the other.
-    ffn = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    layer = 12 * text.hidden_size + 4 * ffn
-    per_token = text.num_hidden_layers * layer
-    if config.optim.recompute:
-        # The input of every layer, and all of the one whose backward is under way.
-        per_token = text.num_hidden_layers * text.hidden_size + layer
     is_reference_kept = config.loss.kl != "none"
     # Rollout: fp32 logits, and where tokens are drawn by inversion fp32 log-probs and two fp64
     # tensors beside them. The fused kernel of CUDA, which does not truncate, holds nothing more.
     is_fused = config.run.device == "cuda" and not config.rollout.is_truncated
     logits = rows * text.vocab_size * (4 if is_fused else 4 + 4 + 8 + 8)
     parts = [
+        Part("this process so far", resident, "--run.device"),
         Part("weights", parameters * width, "--model.path, --run.dtype"),
+        *(_warmup_parts(config, text, parameters, warmup) if warmup else ()),
         *_optimizer_parts(config, parameters),
-        Part("frozen start model", parameters * width * is_reference_kept, "--loss.kl none"),
         Part(
-            "activations about", tokens * per_token * width, "--optim.micro-batch-tokens", "update"
+            "frozen start model",
+            parameters * width * is_reference_kept,
+            "--loss.kl none",
+            "self-play",
+        ),
+        Part(
+            "activations about",
+            _activations(config, text, tokens, tokens) * width,
+            "--optim.micro-batch-tokens",
+            "update",
         ),
         Part("logits peak about", logits, "--rollout.slots", "rollouts"),
     ]
@@ -95,7 +116,7 @@ def memory_plan(
     if config.rollout.cache_gib:
         kept = min(kept, int(config.rollout.cache_gib * GIB))
     if available is not None:
-        left = available - sum(part.bytes for part in parts if part.phase != "update")
+        left = available - sum(p.bytes for p in parts if p.phase not in ("warm-up", "update"))
         kept = min(kept, max(left, context_tokens * cache))
     parts.append(Part("KV cache", kept, "--rollout.slots", "rollouts"))
     return [part for part in parts if part.bytes]
@@ -112,9 +133,60 @@ def _optimizer_parts(config: Config, parameters: int) -> list[Part]:
         gradient, moments, copies, option = 2, 4, 0, "--model.path"
     return [
         Part("gradients", parameters * gradient, option, "update"),
-        Part("AdamW moments", parameters * moments, option),
-        Part("fp32 copies of weights", parameters * copies, option),
+        Part("AdamW moments", parameters * moments, option, "self-play"),
+        Part("fp32 copies of weights", parameters * copies, option, "self-play"),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """The size of a micro-batch."""
+
+    packed: int
+    """Tokens that go through the model: what rows share stands once."""
+    padded: int
+    """Tokens of its rows in full, filled up to the longest."""
+
+
+def _warmup_parts(
+    config: Config, text: PretrainedConfig, parameters: int, batches: Sequence[PackedTokens]
+) -> list[Part]:
+    """Returns what the format warm-up holds: an optimiser of its own, which is gone afterwards."""
+    width, gradient, moments = (4, 4, 8) if config.run.dtype == "float32" else (2, 2, 4)
+    # Tied weights gather two gradients, the head's and the embedding's, before they are added.
+    head = text.vocab_size * text.hidden_size * 4 * 2
+    kept = max(_activations(config, text, b.packed, b.padded) for b in batches) * width
+    slack = CPU_SLACK if config.run.device == "cpu" else 1.0
+    return [
+        Part("its gradients", parameters * gradient + head, "--model.path", "warm-up"),
+        Part("its AdamW moments", parameters * moments, "--model.path", "warm-up"),
+        Part("its activations about", int(kept * slack), "--optim.micro-batch-tokens", "warm-up"),
+    ]
+
+
+def _activations(config: Config, text: PretrainedConfig, packed: int, padded: int) -> int:
+    """Returns about how many numbers autograd keeps of a micro-batch.
+
+    Of a decoder layer that is about 8 tensors of the hidden size and 4 of the feed-forward size for
+    each packed token (norms, residuals, inputs of projections), and queries, keys, values and
+    output of attention, which may pad its rows.
+    """
+    # Configurations like GPT-2's name no feed-forward size where it is four times the other.
+    ffn = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = packed * (8 * text.hidden_size + 4 * ffn) + padded * 4 * text.hidden_size
+    if config.optim.recompute:
+        # The input of every layer, and all of the one whose backward is under way.
+        return text.num_hidden_layers * packed * text.hidden_size + layer
+    return text.num_hidden_layers * layer
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process holds on the host, 0 where it cannot be told."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return 0  # not Linux
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_bytes(device: str) -> int | None:
@@ -137,10 +209,8 @@ def check_fit(plan: list[Part], available: int | None, device: str) -> None:
     """Raises ConfigError naming the largest part and its option where the plan does not fit."""
     total = peak_bytes(plan)
     if available is not None and total > available:
-        # A smaller part of the phase that holds less would not help.
-        always, *phases = by_phase(plan).values()
-        fuller = max(phases, key=lambda parts: sum(part.bytes for part in parts))
-        largest = max(always + fuller, key=lambda part: part.bytes)
+        # A smaller part of a phase that holds less would not help.
+        largest = max(fullest(plan), key=lambda part: part.bytes)
         raise ConfigError(
             f"the run needs about {readable(total)} on {device}, and {readable(available)} "
             f"are free; the largest part is {largest.name} ({readable(largest.bytes)}): "

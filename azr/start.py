@@ -1,9 +1,10 @@
 """What stands before the first step: device, model, tokenizer, and the memory plan."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,8 +12,16 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from azr.config import Config, ConfigError, load_toml
 from azr.keys import generator, make_key
-from azr.learner import Learner
-from azr.memory import GIB, Part, available_bytes, check_fit, memory_plan
+from azr.learner import Learner, micro_batches
+from azr.memory import (
+    GIB,
+    PackedTokens,
+    Part,
+    available_bytes,
+    check_fit,
+    memory_plan,
+    resident_bytes,
+)
 from azr.model.attention import described, head_shape
 from azr.model.load import (
     check_words,
@@ -25,12 +34,13 @@ from azr.model.load import (
     parameter_count,
     tiny_config,
 )
-from azr.model.warmup import format_warmup
+from azr.packing import pack
 from azr.rollout import RolloutEngine
 from azr.selfplay import ROLES, SelfPlay, prompt_limit, response_tokens
 from azr.tasks import Environment
 from azr.tasks.envelope import CHAT, COMPACT, R1, TEXT_STYLES
 from azr.text import prompt_ids
+from azr.warmup import format_warmup, warmup_samples
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -108,6 +118,7 @@ def plan_memory(
     limit = None
     if config.model.path:
         architecture = load_architecture(config.model.path)
+        tokenizer = load_tokenizer(config.model.path)
         if config.task.style in TEXT_STYLES:
             limit = prompt_limit(config, architecture.get_text_config().max_position_embeddings)
     else:
@@ -116,14 +127,27 @@ def plan_memory(
         architecture = tiny_config(config.model, len(tokenizer))
     parameters = parameter_count(architecture)
     check_rate(config, parameters)
-    context = longest_context(config, environment, limit)
+    context = longest_context(config, environment, tokenizer, limit)
+    is_warmed = is_warmed_up(config) and not checkpoint
+    warmup = warmup_tokens(config, environment, tokenizer) if is_warmed else ()
+    # What is held already is in the plan as well, so that it tells what a monitor will show.
+    resident = resident_bytes() if config.run.device == "cpu" else 0
     available = available_bytes(config.run.device)
-    plan = memory_plan(config, architecture, parameters, context, available)
+    if available is not None:
+        available += resident
+    plan = memory_plan(
+        config, architecture, parameters, context, available, warmup=warmup, resident=resident
+    )
     check_fit(plan, available, config.run.device)
     return architecture, parameters, plan
 
 
-def longest_context(config: Config, environment: Environment, limit: int | None = None) -> int:
+def longest_context(
+    config: Config,
+    environment: Environment,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+) -> int:
     """Returns the tokens of the longest prompt with its longest response.
 
     Compact prompts are those of the family's own rows. Text prompts are those of its seed tasks,
@@ -136,11 +160,8 @@ def longest_context(config: Config, environment: Environment, limit: int | None 
         for task_type in config.task.types
     ]
     if config.task.style in TEXT_STYLES:
-        tokenizer = load_tokenizer(config.model.path)
         prompts = prompt_ids(tokenizer, _long_prompts(config, environment), config.task.style)
     else:
-        vocabulary = environment.vocabulary()
-        tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
         rows = environment.warmup_rows(generator("longest-context"), 512)
         prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     lengths = [len(prompt) for prompt in prompts]
@@ -191,17 +212,49 @@ def warm_up(
     environment: Environment,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_progress: Callable[[float, float], None] = lambda steps, loss: None,
 ) -> float:
     """Teaches a model the format of responses; returns the last loss in nats per token."""
 
-    def rows(step: int, n: int) -> list[tuple[str, str]]:
-        return environment.warmup_rows(generator(config.run.seed, "warmup", step), n)
+    with _naming_attention():
+        return format_warmup(
+            model,
+            tokenizer,
+            partial(_warmup_rows, config, environment),
+            config.warmup,
+            optim=config.optim,
+            attention=config.rollout.attention,
+            encode=partial(prompt_ids, tokenizer, style=config.task.style),
+            on_progress=on_progress,
+        )
 
-    def encode(prompts: Sequence[str]) -> list[tuple[int, ...]]:
-        return prompt_ids(tokenizer, prompts, config.task.style)
 
-    return format_warmup(model, tokenizer, rows, config.warmup, on_step, encode)
+def _warmup_rows(
+    config: Config, environment: Environment, step: int, n: int
+) -> list[tuple[str, str]]:
+    return environment.warmup_rows(generator(config.run.seed, "warmup", step), n)
+
+
+def is_warmed_up(config: Config) -> bool:
+    """Returns whether a new run begins with a format warm-up."""
+    return config.warmup.steps > 0 and (config.warmup.loaded or not config.model.path)
+
+
+def warmup_tokens(
+    config: Config, environment: Environment, tokenizer: PreTrainedTokenizerBase
+) -> list[PackedTokens]:
+    """Returns the micro-batches of the format warm-up's first step."""
+    samples = warmup_samples(
+        tokenizer,
+        _warmup_rows(config, environment, 0, config.warmup.batch_size),
+        partial(prompt_ids, tokenizer, style=config.task.style),
+    )
+    found = []
+    for micro in micro_batches(samples, range(len(samples)), config.optim.micro_batch_tokens):
+        packed = pack([samples[i] for i in micro], torch.device("cpu"))
+        padded = len(packed.rows.lengths) * packed.rows.longest
+        found.append(PackedTokens(packed=packed.ids.numel(), padded=padded))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from azr.config import (
     validate,
 )
 from azr.errors import RunError
-from azr.stopping import StopRequest
+from azr.stopping import StoppedEarly, StopRequest
 from azr.streams import open_standard_streams
 from azr.watchdog import Watchdog
 
@@ -72,7 +72,7 @@ def run(
     from azr.log import RunLog
     from azr.log.dashboards import check_installed
     from azr.report import refresh
-    from azr.selfplay import read_seeds, seeding_metrics, write_seeds
+    from azr.selfplay import read_seeds
     from azr.tasks import load_environment
 
     check_installed(config)
@@ -124,25 +124,11 @@ def run(
         if checkpoint:
             log.console.print(f"going on after step {step}, from {checkpoint.path}")
         else:
-            if config.warmup.loaded or not config.model.path:
-                start.warm_up(config, environment, model, tokenizer)
-            resuming.save_start(model, tokenizer, log.run_dir)
-            reference = start.frozen_copy(model) if config.loss.kl != "none" else None
-            trainee = start.assemble(config, environment, model, tokenizer, reference)
-            before = evaluate(config, environment, trainee.engine, tokenizer, 0)
-            seeding = trainee.selfplay.seed(given)
-            log.start(before, seeding_metrics(seeding))
-            log.samples(0, seeding.tasks, seeding.rows)
-            seeds = [task for _, _, task in seeding.tasks]
-            write_seeds(log.run_dir / "seeds.jsonl", environment, seeds)
-            if config.selfplay.seed_source == "model" and any(seeding.added.values()):
-                log.warn(
-                    0,
-                    f"the model proposed too few valid seeds in {config.selfplay.seed_rounds} "
-                    f"rounds (--selfplay.seed-rounds); the environment added {seeding.added}",
-                )
+            trainee = _begin(config, environment, model, tokenizer, log, given)
         engine, selfplay, learner = trainee.engine, trainee.selfplay, trainee.learner
         engine.on_progress = log.console.print
+        if stop:
+            stop.first_step()
 
         while step < config.steps and not (stop and stop.signal):
             step += 1
@@ -183,6 +169,44 @@ def run(
         log.close()
     seconds = time.monotonic() - started
     return RunSummary(log.run_dir, saved, step, seconds, dict(log.before), dict(log.latest))
+
+
+def _begin(config: Config, environment, model, tokenizer, log, given: list):
+    """Returns the trainee of a new run, warmed up, measured, and with its seeds."""
+    from azr import resume as resuming
+    from azr import start
+    from azr.errors import naming_memory_errors
+    from azr.evaluation import evaluate
+    from azr.selfplay import seeding_metrics, write_seeds
+
+    if start.is_warmed_up(config):
+        budget = "--optim.micro-batch-tokens"
+        with log.stage("format warm-up") as stage, naming_memory_errors("the warm-up", budget):
+
+            def warmed(steps: float, loss: float) -> None:
+                stage.tell(f"{steps:.1f} of {config.warmup.steps} steps, loss {loss:.3f}")
+
+            start.warm_up(config, environment, model, tokenizer, warmed)
+    resuming.save_start(model, tokenizer, log.run_dir)
+    reference = start.frozen_copy(model) if config.loss.kl != "none" else None
+    trainee = start.assemble(config, environment, model, tokenizer, reference)
+    engine = trainee.engine
+    with naming_memory_errors("rollouts", "--rollout.slots"):
+        with log.stage("evaluation of the start") as stage, engine.reporting(stage.tell):
+            before = evaluate(config, environment, engine, tokenizer, 0)
+        log.eval_s = stage.seconds
+        with log.stage("seeding") as stage, engine.reporting(stage.tell):
+            seeding = trainee.selfplay.seed(given, partial(log.early_samples, 0))
+    log.start(before, seeding_metrics(seeding))
+    log.samples(0, seeding.tasks, seeding.rows)
+    write_seeds(log.run_dir / "seeds.jsonl", environment, [task for _, _, task in seeding.tasks])
+    if config.selfplay.seed_source == "model" and any(seeding.added.values()):
+        log.warn(
+            0,
+            f"the model proposed too few valid seeds in {config.selfplay.seed_rounds} "
+            f"rounds (--selfplay.seed-rounds); the environment added {seeding.added}",
+        )
+    return trainee
 
 
 class _Clock:
@@ -275,7 +299,8 @@ def _dry_run(config: Config) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code.
 
-    0 done, 1 error, 2 bad usage or configuration, 75 saved after SIGTERM, 130 saved after Ctrl-C.
+    0 done, 1 error, 2 bad usage or configuration; stopped, and saved if there was a step, 75 by
+    SIGTERM or SIGHUP, 130 by Ctrl-C.
     """
     open_standard_streams()
     started = time.monotonic()
@@ -294,6 +319,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             notes = [("preset", str(preset.relative_to(Path.cwd()) if here else preset))]
             run(config, resume=run_dir, stop=stop, started=started, notes=notes)
             return stop.exit_code
+    except StoppedEarly:
+        print("azr: stopped before the first step", file=sys.stderr)
+        return stop.exit_code
     except ConfigError as error:
         print(f"azr: {error}", file=sys.stderr)
         return EXIT_USAGE

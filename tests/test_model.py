@@ -39,7 +39,7 @@ from azr.model.load import (
     save_model,
     tiny_config,
 )
-from azr.model.warmup import format_warmup
+from azr.warmup import format_warmup
 from azr.optim import AdamW
 from azr.tasks.prime import PrimeEnvironment
 

@@ -5,6 +5,7 @@ Everything that is shown, but for redraws, also goes to log.txt in the run direc
 
 import time
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -37,7 +38,7 @@ class RunConsole:
         )
         self._live: Live | None = None
         self._last_refresh = 0.0
-        self._spent: dict[str, float] = {}
+        self.spent: dict[str, float] = {}
         """Seconds by phase since the first step."""
 
     def print(self, *parts: object) -> None:
@@ -109,7 +110,7 @@ class RunConsole:
     ) -> None:
         """Shows a step: redraws the table, or prints a line at every `every` steps."""
         for name in (*PHASES, "step"):
-            self._spent[name] = self._spent.get(name, 0.0) + m[f"time/{name}_s"]
+            self.spent[name] = self.spent.get(name, 0.0) + m[f"time/{name}_s"]
         if step % self.every == 0 or step in (1, steps):
             line = self._line(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
             if self._log:
@@ -127,6 +128,19 @@ class RunConsole:
             self._last_refresh = now
             table = self._table(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
             self._live.update(table, refresh=True)
+
+    def pace(self, steps: int, left: int, seconds: float) -> None:
+        """Prints where the time of the first steps went, and when the rest will be done."""
+        total = self.spent["step"]
+        parts = (
+            f"{name} {self.spent[name]:.1f} s ({self.spent[name] / max(total, 1e-9):.0%})"
+            for name in PHASES
+        )
+        end = datetime.now() + timedelta(seconds=seconds)
+        self.print(
+            f"{steps} steps took {total:.1f} s: {', '.join(parts)}; "
+            f"{left} more will take about {_clock(seconds)}, until {end:%Y-%m-%d %H:%M}"
+        )
 
     def stop(self) -> None:
         """Leaves the live table standing and goes back to plain printing."""
@@ -187,8 +201,8 @@ class RunConsole:
         return Group(head, table, foot)
 
     def _split(self) -> str:
-        total = max(self._spent.get("step", 0.0), 1e-9)
-        return " ".join(f"{name} {self._spent.get(name, 0.0) / total:.0%}" for name in PHASES)
+        total = max(self.spent.get("step", 0.0), 1e-9)
+        return " ".join(f"{name} {self.spent.get(name, 0.0) / total:.0%}" for name in PHASES)
 
     # At the end
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from azr import __version__
 from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
-from azr.diagnosis import Diagnosis
+from azr.diagnosis import FIRST_STEPS, Diagnosis, FirstSamples
 from azr.errors import naming_disk_errors
 from azr.log.console import RunConsole
 from azr.log.curves import plot_learning_curve
@@ -19,6 +19,7 @@ from azr.log.dashboards import Dashboards
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
 from azr.log.run_dir import RunLock, create_run_dir, write_json
+from azr.log.stage import Stage
 from azr.machine import describe_machine
 from azr.memory import GIB, Part, peak_bytes
 
@@ -59,6 +60,9 @@ class RunLog:
         self.started = started - state.get("elapsed_s", 0.0)
         self._loop_started, self._first_step = time.monotonic(), state.get("step", 0)
         self._diagnosis = Diagnosis(config.task.types)
+        self._first_samples = FirstSamples(config)
+        self.eval_s = 0.0
+        """Seconds of the last evaluation."""
         self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
         self._last_step = self._first_step
         self._is_resumed = resumed is not None
@@ -111,6 +115,10 @@ class RunLog:
         self.console.warn(message)
         self.event(step, "warning", message)
 
+    def stage(self, name: str) -> Stage:
+        """Returns a context that shows how far something before the first step is."""
+        return Stage(self.console, name)
+
     def start(self, results: Accuracies, seeding: Mapping[str, float]) -> None:
         """Shows and records step 0: the start model beside chance, and the seeding."""
         self.before = self.latest = results
@@ -133,8 +141,14 @@ class RunLog:
         rows = list(samples)
         valid = [r for r in rows if r.outcome == "valid" and r.solve_rate is not None]
         self._proposals = (self._proposals + valid)[-SHOWN_FROM:]
+        self.early_samples(step, rows)
         if self._db:
             self._db.write(step, tasks, rows)
+
+    def early_samples(self, step: int, rows: Iterable[SampleRow]) -> None:
+        """Warns where what the model writes at first is of no use at all."""
+        for message in self._first_samples.observe(step, rows):
+            self.warn(step, message)
 
     def step(self, step: int, metrics: Mapping[str, float], accuracy: Accuracies | None) -> None:
         """Records and shows a step; `accuracy` where it was evaluated."""
@@ -159,8 +173,20 @@ class RunLog:
             self.config.task.types,
             self.universe,
         )
+        self.eval_s = row["time/eval_s"] if accuracy is not None else self.eval_s
+        if step == self._first_step + FIRST_STEPS < self.config.steps:
+            self._show_pace(step)
         for message in self._diagnosis.observe(row):
             self.warn(step, message)
+
+    def _show_pace(self, step: int) -> None:
+        """Says where the time of the first steps went, and when the run will end."""
+        left, every = self.config.steps - step, self.config.eval.every
+        evaluations = self.config.steps // every - step // every
+        evaluations += self.config.steps % every > 0
+        spent = self.console.spent
+        seconds = (spent["step"] - spent["eval"]) / FIRST_STEPS * left + evaluations * self.eval_s
+        self.console.pace(FIRST_STEPS, left, seconds)
 
     def save_bad_batch(self, step: int, batch: list[dict]) -> Path:
         """Writes a batch that could not be trained on, as JSON, for inspection."""

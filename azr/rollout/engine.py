@@ -8,6 +8,7 @@ its key, not of what else is in the batch.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,6 +112,18 @@ class RolloutEngine:
                 self.release()  # rows of the abandoned call still hold their places
             self.model.train(was_training)
             self._is_running = False
+
+    @contextmanager
+    def reporting(
+        self, on_progress: Callable[[Progress], None], every_s: float = 1.0
+    ) -> Iterator[None]:
+        """Within it `on_progress` is told at most every `every_s` seconds how far a call is."""
+        before = self.on_progress, self.progress_s
+        self.on_progress, self.progress_s = on_progress, every_s
+        try:
+            yield
+        finally:
+            self.on_progress, self.progress_s = before
 
     def release(self) -> None:
         """Gives the KV cache and captured graphs back; the next call takes them again.

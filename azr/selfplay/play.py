@@ -18,6 +18,7 @@ from azr.advantage import CellStatistics, task_relative_advantages
 from azr.buffer import Entry, TaskBuffer
 from azr.config import Config
 from azr.keys import generator, make_key
+from azr.log.run_db import SampleRow
 from azr.reward import proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
 from azr.selfplay.diversity import answer_counts, describe_proposals
@@ -61,12 +62,21 @@ class SelfPlay:
         self.recent_keys: list[str] = []
         """Keys of the last RECENT valid proposals of all types, oldest first."""
 
-    def seed(self, given: Sequence[Task] = ()) -> Seeding:
-        """Fills the buffers before the first update, with the tasks of a seed file if given."""
+    def seed(
+        self,
+        given: Sequence[Task] = (),
+        on_round: Callable[[list[SampleRow]], None] = lambda rows: None,
+    ) -> Seeding:
+        """Fills the buffers before the first update, with the tasks of a seed file if given.
+
+        `on_round` sees the proposals of each round.
+        """
 
         def propose(number: int, types: list[str]) -> list[Episode]:
             # Round r of seeding is step -r: its draws are nobody else's.
-            return self._propose(-number, types, Seconds())
+            proposals = self._propose(-number, types, Seconds())
+            on_round([e.row() for e in proposals])
+            return proposals
 
         return fill_buffers(
             self.config, self.environment, self.buffers, self.prompts.fits, propose, given

@@ -1,0 +1,95 @@
+"""Format warm-up: a model learns what a response looks like, and nothing else."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from azr.config import OptimConfig, WarmupConfig
+from azr.learner import Experience, micro_batches, response_logprobs
+from azr.model.attention import choose, head_weight
+from azr.model.recompute import recomputing
+from azr.optim import make_optimizer
+from azr.packing import pack
+from azr.rollout.cache import Geometry
+
+RAMP_STEPS = 20
+
+
+def format_warmup(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Callable[[int, int], list[tuple[str, str]]],
+    config: WarmupConfig,
+    *,
+    optim: OptimConfig | None = None,
+    attention: str = "auto",
+    encode: Callable[[Sequence[str]], Sequence[tuple[int, ...]]] | None = None,
+    on_progress: Callable[[float, float], None] = lambda steps, loss: None,
+) -> float:
+    """Trains on the responses of random rows; returns the last mean loss in nats per token.
+
+    `rows(step, n)` returns n (prompt, response) pairs whose responses are independent of their
+    prompts, so the best this can reach is the responses' own distribution. They are packed and
+    taken in micro-batches as the learner's samples are: of `optim` it has the tokens of one, and
+    whether layers are computed again. `encode` turns prompts into token ids; without it the
+    tokenizer does. After each micro-batch `on_progress` hears how many steps are done, in parts
+    by tokens, and the mean loss so far of the step. The rate ramps up, then falls linearly to 0.
+    """
+
+    run = optim or OptimConfig()
+    # "master" would leave its copies of bf16 weights behind: the run makes its own.
+    settings = OptimConfig(lr=config.lr, weight_decay=0.0, bf16_update="stochastic")
+    optimizer = make_optimizer(model, settings, seed=0)
+    weight = head_weight(model)
+    geometry = Geometry.of(model.config, weight.dtype)
+    backend = choose(attention, weight.device, geometry.dtype, geometry.head_size)
+    mean_loss = float("nan")
+    for step in range(config.steps):
+        ramp = min(1.0, (step + 1) / min(RAMP_STEPS, config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * ramp * (1 - step / config.steps)
+        samples = warmup_samples(tokenizer, rows(step, config.batch_size), encode)
+        tokens = sum(len(s.response_ids) for s in samples)
+        optimizer.zero_grad(set_to_none=True)
+        loss_sum, done = torch.zeros((), device=weight.device), 0
+        for micro in micro_batches(samples, range(len(samples)), run.micro_batch_tokens):
+            packed = pack([samples[i] for i in micro], weight.device)
+            with recomputing(model) if run.recompute else nullcontext():
+                logprobs, _ = response_logprobs(model, packed, backend)
+                loss = -(logprobs * packed.mask).sum()
+                (loss / tokens).backward()
+            loss_sum += loss.detach()
+            done += sum(len(samples[i].response_ids) for i in micro)
+            mean_loss = (loss_sum / done).item()
+            on_progress(step + done / tokens, mean_loss)
+        optimizer.clip(settings.grad_clip)
+        optimizer.step()
+    return mean_loss
+
+
+def warmup_samples(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[str, str]],
+    encode: Callable[[Sequence[str]], Sequence[tuple[int, ...]]] | None = None,
+) -> list[Experience]:
+    """Returns (prompt, response) rows as samples; what they were drawn with is of no matter."""
+
+    def plain(texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    prompts, responses = zip(*rows, strict=True)
+    samples = []
+    for prompt, response in zip(
+        (encode or plain)(list(prompts)), plain(list(responses)), strict=True
+    ):
+        ids = (*response, tokenizer.eos_token_id)
+        drawn = np.zeros(len(ids), dtype=np.float32)
+        samples.append(
+            Experience(
+                prompt_ids=tuple(prompt), response_ids=ids, rollout_logprobs=drawn, advantage=1.0
+            )
+        )
+    return samples
