@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
 
@@ -85,7 +86,7 @@ class StopRequest:
     def _hear(self, number: int) -> None:
         if self._is_heard:
             if number == signal.SIGINT:
-                _leave(EXIT_CODES[signal.SIGINT])
+                leave(EXIT_CODES[signal.SIGINT])
             return
         self._is_heard = True
         self._note(number)
@@ -97,11 +98,14 @@ class StopRequest:
 
     def _leave_soon(self) -> None:
         if not self._is_over.wait(GRACE_S) and self._is_early:
-            _leave(self.exit_code)
+            leave(self.exit_code)
 
 
-def _leave(code: int) -> None:
-    """Ends the process now, whatever its main thread does."""
+def leave(code: int) -> NoReturn:
+    """Ends the process now, whatever its other threads do.
+
+    Taking an interpreter with a real model apart takes longer than a second.
+    """
     if sys.stderr.isatty():
         os.write(2, b"\x1b[?25h\n")  # a live table hides the cursor
     os._exit(code)

@@ -26,7 +26,7 @@ from azr.config import (
     validate,
 )
 from azr.errors import RunError
-from azr.stopping import StoppedEarly, StopRequest
+from azr.stopping import StoppedEarly, StopRequest, leave
 from azr.streams import open_standard_streams
 from azr.watchdog import Watchdog
 
@@ -321,7 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stop.exit_code
     except StoppedEarly:
         print("azr: stopped before the first step", file=sys.stderr)
-        return stop.exit_code
+        sys.stdout.flush()
+        leave(stop.exit_code)
     except ConfigError as error:
         print(f"azr: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -28,7 +28,7 @@ PURE = (
     "azr.stopping",
     "azr.watchdog",
 )
-DEVICE = ("azr.model", "azr.rollout", "azr.packing", "azr.learner", "azr.optim")
+DEVICE = ("azr.model", "azr.rollout", "azr.packing", "azr.learner", "azr.optim", "azr.warmup")
 SERVICES = ("azr.buffer", "azr.checkpoint", "azr.log")
 JOINERS = ("azr.selfplay", "azr.start", "azr.resume", "azr.evaluation", "azr.train", "azr.evaluate")
 PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")

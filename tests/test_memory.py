@@ -133,7 +133,7 @@ def test_the_cache_is_planned_for_what_is_left():
     model = plain_model()
     whole = plan_of(model)
     # The update's gradients and activations are not there yet.
-    rest = sum(part.bytes for part in whole.values() if part.phase == "always")
+    rest = sum(part.bytes for part in whole.values() if part.phase in ("always", "self-play"))
     rest += whole["logits peak about"].bytes
     wanted = whole["KV cache"].bytes
     row = wanted // CONFIG.rollout.slots
@@ -189,7 +189,12 @@ def test_rollouts_and_update_take_turns():
     ]
     assert peak_bytes(plan) == 9 * GIB
     assert peak_bytes(plan[:1]) == 3 * GIB
-    assert [len(parts) for parts in by_phase(plan).values()] == [1, 2, 1]
+    assert [len(parts) for parts in by_phase(plan).values()] == [1, 0, 0, 2, 1]
+    # The optimiser of self-play is made after the warm-up's is gone.
+    plan.append(Part("AdamW moments", 6 * GIB, "--run.dtype", "self-play"))
+    assert peak_bytes(plan) == 15 * GIB
+    plan.append(Part("its activations", 13 * GIB, "--optim.micro-batch-tokens", "warm-up"))
+    assert peak_bytes(plan) == 16 * GIB
 
 
 def test_a_plan_that_does_not_fit_names_its_largest_part_and_the_option():

@@ -26,7 +26,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from azr.config import ConfigError, ModelConfig, TaskConfig, WarmupConfig
+from azr.config import ConfigError, ModelConfig, OptimConfig, TaskConfig, WarmupConfig
 from azr.keys import generator
 from azr.model.attention import arange_positions, head_weight, hidden_states, use_azr_attention
 from azr.model.load import (
@@ -39,9 +39,9 @@ from azr.model.load import (
     save_model,
     tiny_config,
 )
-from azr.warmup import format_warmup
 from azr.optim import AdamW
 from azr.tasks.prime import PrimeEnvironment
+from azr.warmup import format_warmup
 
 SMALL = ModelConfig(hidden=32, layers=2, heads=4, kv_heads=2, ffn=48)
 WORDS = ("P", "S", "=", ";", *map(str, range(12)))
@@ -407,9 +407,9 @@ def warmed():
         tokenizer,
         lambda step, n: environment.warmup_rows(generator(0, "warmup", step), n),
         WarmupConfig(steps=120, batch_size=128, lr=5e-3),
-        lambda step, loss: losses.append((step, loss)),
+        on_progress=lambda steps, loss: losses.append((steps, loss)),
     )
-    assert losses[-1] == (119, last) and len(losses) == 120
+    assert losses[-1] == (120, last) and [steps for steps, _ in losses] == list(range(1, 121))
     return model, tokenizer, environment, [loss for _, loss in losses]
 
 
@@ -475,12 +475,12 @@ def test_warm_up_trains_on_responses_alone_at_a_rate_that_rises_and_falls(
     rows = [("P 1 =", "2"), ("S 3 4 5 =", "6 7"), ("S =", "1")]
     seen = []
 
-    def first_step(number, loss):
-        if number == 0:
+    def first_step(steps, loss):
+        if steps == 1:
             seen.append(loss)
 
     copy = make_tiny_model(SMALL, len(word_tokenizer), 0)
-    format_warmup(model, word_tokenizer, lambda step, n: rows[:n], config, first_step)
+    format_warmup(model, word_tokenizer, lambda step, n: rows[:n], config, on_progress=first_step)
     assert rates == pytest.approx(
         [1e-3 * min(1, (i + 1) / 20) * (1 - i / 40) for i in range(40)], rel=1e-9
     )
@@ -493,6 +493,29 @@ def test_warm_up_trains_on_responses_alone_at_a_rate_that_rises_and_falls(
         total -= sum(float(logprobs[len(p) - 1 + i, t]) for i, t in enumerate(r))
         count += len(r)
     assert seen == pytest.approx([total / count], rel=1e-5)
+
+
+def test_micro_batches_of_the_warm_up_add_up_to_the_whole(word_tokenizer):
+    rows = [("P 1 =", "2"), ("S 3 4 5 =", "6 7"), ("S =", "1"), ("S 3 4 5 =", "6 1")]
+
+    def warmed(budget):
+        model, told = make_tiny_model(SMALL, len(word_tokenizer), 0), []
+        format_warmup(
+            model,
+            word_tokenizer,
+            lambda step, n: rows,
+            WarmupConfig(steps=3, batch_size=4),
+            optim=OptimConfig(micro_batch_tokens=budget, recompute=budget == 1),
+            on_progress=lambda steps, loss: told.append((steps, loss)),
+        )
+        return model.state_dict(), told
+
+    (whole, once), (apart, often) = warmed(10**6), warmed(1)
+    for name in whole:
+        torch.testing.assert_close(apart[name], whole[name], rtol=1e-4, atol=1e-6)
+    # Ten response tokens a step: 2, 2, 3 and 3 with the end of text, in the order of the prompts.
+    assert [steps for steps, _ in often[:5]] == pytest.approx([0.2, 0.4, 0.7, 1.0, 1.2])
+    assert [loss for _, loss in often[3::4]] == pytest.approx([loss for _, loss in once], rel=1e-5)
 
 
 @settings(max_examples=5, deadline=None)

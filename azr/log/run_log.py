@@ -11,11 +11,12 @@ from pathlib import Path
 from azr import __version__
 from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
-from azr.diagnosis import FIRST_STEPS, Diagnosis, FirstSamples
+from azr.diagnosis import Diagnosis
 from azr.errors import naming_disk_errors
 from azr.log.console import RunConsole
 from azr.log.curves import plot_learning_curve
 from azr.log.dashboards import Dashboards
+from azr.log.first_samples import FIRST_STEPS, FirstSamples
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
 from azr.log.run_dir import RunLock, create_run_dir, write_json

@@ -1,0 +1,88 @@
+"""A run that cannot learn says so in its first steps, with what the model wrote."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from azr.config import Config
+from azr.log.run_db import SampleRow
+
+FEW = 16
+"""So many samples that are all of no use are enough for a warning; fewer in FIRST_STEPS are."""
+FIRST_STEPS = 3
+SHOWN_CHARS = 300
+
+
+class FirstSamples:
+    """Watches what the model writes in the seeding and the first steps.
+
+    Where none of its proposals is valid, or none of its answers well formed, nothing will be
+    learned, and what the model wrote tells why.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._watched = {"propose": ("valid",), "solve": ("correct", "wrong")}
+        """The roles that have brought nothing of use so far, and the outcomes that are."""
+        self._seen: dict[str, list[SampleRow]] = {role: [] for role in self._watched}
+
+    def observe(self, step: int, rows: Iterable[SampleRow]) -> list[str]:
+        """Returns the warnings that these samples are the first to call for."""
+        if not self._watched:
+            return []
+        for row in rows:
+            if row.outcome not in ("unjudged", "held_out") and row.role in self._seen:
+                self._seen[row.role].append(row)
+        found = []
+        for role, good in list(self._watched.items()):
+            seen = self._seen[role]
+            if any(row.outcome in good for row in seen):
+                del self._watched[role], self._seen[role]
+            elif len(seen) >= FEW or (seen and step >= FIRST_STEPS):
+                found.append(self._warning(role, seen))
+                del self._watched[role], self._seen[role]
+        if step >= FIRST_STEPS:
+            self._watched.clear()
+        return found
+
+    def _warning(self, role: str, rows: Sequence[SampleRow]) -> str:
+        reasons = Counter(row.reason or row.outcome for row in rows)
+        what = "proposals is valid" if role == "propose" else "answers is well formed"
+        counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        lines = [f"none of the first {len(rows)} {what}: {counts}. What the model wrote:"]
+        # Of different reasons first.
+        shown = {row.reason: row for row in reversed(rows)}
+        examples = list(dict.fromkeys([*shown.values(), *rows]))[:3]
+        lines += [f"  {r.type}, {r.reason}, {r.tokens} tokens: {_short(r.text)}" for r in examples]
+        return "\n".join([*lines, f"  {self._advice(role, rows)}"])
+
+    def _advice(self, role: str, rows: Sequence[SampleRow]) -> str:
+        c = self._config
+        cut = sum(row.finish == "length" for row in rows)
+        malformed = sum(row.outcome == "malformed" for row in rows)
+        longer = "allow longer ones (--rollout.max-new-tokens"
+        if c.rollout.max_new_tokens:
+            longer += f", now {c.rollout.max_new_tokens}"
+        if not c.model.path:
+            format_advice = f"raise --warmup.steps (now {c.warmup.steps})"
+        else:
+            format_advice = (
+                f"use another --task.style (now {c.task.style}) or --model, or teach it the format "
+                "first: --warmup.loaded True --warmup.steps 20 --warmup.lr 1e-5"
+            )
+        if 2 * cut > len(rows):
+            return (
+                f"Most did not end in time: {longer}); where they would never end, {format_advice}"
+            )
+        if 2 * malformed > len(rows):
+            return f"Most do not keep to the answer format: {format_advice}"
+        return (
+            "The form is right and the tasks are none: begin with tasks that the family draws "
+            "(--selfplay.seed-source environment), show more of them (--task.references, now "
+            f"{c.task.references}), or use a stronger --model"
+        )
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    half = SHOWN_CHARS // 2
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:half]} ... {shown[-half:]}"
