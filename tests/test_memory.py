@@ -1,10 +1,14 @@
 """The memory plan against what is really allocated, and the error where it does not fit."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from folders import bpe_tokenizer
 from models import FAMILIES, azr_model, plain_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from azr.config import (
     Config,
@@ -27,7 +31,7 @@ from azr.memory import (
     readable,
 )
 from azr.model.attention.sdpa import Sdpa
-from azr.model.load import parameter_count
+from azr.model.load import parameter_count, save_model
 from azr.rollout.cache import Geometry
 from azr.rollout.dense import DenseCache
 from azr.start import check_rate
@@ -255,3 +259,45 @@ def test_a_trained_model_is_kept_from_the_rate_of_a_tiny_one():
     check_rate(replace(trained, optim=paper_rate), 3_085_938_688)
     check_rate(replace(trained, optim=tiny_rate), 88_768)  # a checkpoint of the tiny model
     check_rate(replace(CONFIG, optim=tiny_rate), 3_085_938_688)  # from scratch
+
+
+WARM_UP = """
+import sys
+from pathlib import Path
+import torch
+from azr.config import parse_command_line
+from azr.memory import by_phase
+from azr.start import build_model, plan_memory, settle_style, warm_up
+from azr.tasks import load_environment
+
+torch.set_num_threads(1)
+config, _ = settle_style(parse_command_line(sys.argv[1:]).config)
+environment = load_environment(config.task)
+_, _, plan = plan_memory(config, environment)
+planned = sum(p.bytes for phase in ("always", "warm-up") for p in by_phase(plan)[phase])
+model, tokenizer = build_model(config, environment, torch.device("cpu"))
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+warm_up(config, environment, model, tokenizer)
+status = Path("/proc/self/status").read_text()
+peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+print(peak, planned)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("tokens", [1024, 4096])
+def test_the_warm_up_of_a_real_size_stays_within_its_plan(tokens, tmp_path):
+    shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30)
+    heads = dict(num_attention_heads=9, num_key_value_heads=3, vocab_size=49152)
+    model = LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True))
+    assert parameter_count(model.config) == 134_515_008
+    save_model(model, bpe_tokenizer("llama", ["a small text"], template=False), tmp_path)
+    del model
+    flags = (
+        f"--model {tmp_path} --task.style r1 --rollout.max-new-tokens 64 --warmup.loaded True "
+        "--warmup.batch-size 16 --warmup.steps 4 --warmup.lr 1e-5 --optim.lr 1e-6 "
+        f"--rollout.slots 8 --optim.micro-batch-tokens {tokens}"
+    )
+    command = [sys.executable, "-c", WARM_UP, *flags.split()]
+    peak, planned = map(int, subprocess.check_output(command, text=True).split())
+    assert 0.9 < peak / planned < 1.1, f"{peak / GIB:.2f} of {planned / GIB:.2f} GiB"
