@@ -200,6 +200,7 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
     from azr.evaluation.table import check_writable, write_result
     from azr.model.load import load_model
     from azr.sandbox import Sandbox, SandboxError
+    from azr.text import prompt_texts
 
     suite = load_suite(suite_path)
     device = start.prepare_device(config)
@@ -214,6 +215,7 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
         "suite": suite.digest,
         "weights": fingerprint(model),
         "style": style,
+        "dressing": prompt_texts(tokenizer, [""], style)[0],  # a chat template may write the date
         "seed": config.run.seed,
         **{name: getattr(rollout, name) for name in _SAMPLING},
     }

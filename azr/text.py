@@ -9,8 +9,14 @@ a dressing, which needs the tokenizer:
     completion  the text as it stands behind the model's start of text; suites only
 
 The dressings r1 and chat end in the opened think tag, and the response goes on from there.
+
+A chat template is a program: it may write the date, or draw at random. It is rendered once, and
+what it wrote is kept with the tokenizer, which every saved model has beside it: all prompts of a
+run are alike, and so are those of a resumed run and of an evaluation of its checkpoints.
 """
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +29,13 @@ COMPLETION = "completion"
 
 _CONTENT = "AZR INSTRUCTION"
 """Stands for the instruction while the chat template is rendered."""
+
+_KEPT = "azr_chat_parts"
+"""Entry of a tokenizer's settings, and so of tokenizer_config.json: [template's digest, head,
+tail]."""
+
+_OPENED_THINK = re.compile(r"<think>(?:(?!</?think>).)*\Z", re.DOTALL)
+_CLOSED_THINK = re.compile(r"(?:<think>(?:(?!</?think>).)*)?</think>\s*\Z", re.DOTALL)
 
 
 def prompt_ids(
@@ -102,14 +115,35 @@ def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return ()
 
 
+def renew_chat(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+    """Renders the chat template for a run that begins, whatever an earlier one has kept.
+
+    Raises ConfigError for a template that cannot be used; other styles need none.
+    """
+    tokenizer.init_kwargs.pop(_KEPT, None)
+    if style == CHAT:
+        _chat_parts(tokenizer)
+
+
 def _chat_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Returns what the chat template writes before and after an instruction."""
+    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+    kept = tokenizer.init_kwargs.get(_KEPT)
+    if not kept or kept[0] != template:
+        kept = tokenizer.init_kwargs[_KEPT] = [template, *_render_parts(tokenizer)]
+    return kept[1], kept[2]
+
+
+def _render_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     advice = "use --task.style r1, which needs no template"
     if not tokenizer.chat_template:
         raise ConfigError(f"--task.style chat: the tokenizer has no chat template; {advice}")
     messages = [{"role": "user", "content": f"{_CONTENT}\n\n{FRAME}"}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text, before_turn = (
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+            for asked in (True, False)
+        )
     except Exception as error:  # a template is a program of somebody else's
         first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise ConfigError(
@@ -122,8 +156,22 @@ def _chat_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
             f"--task.style chat: the tokenizer's chat template does not keep a user message as it "
             f"is; {advice}"
         )
-    # Templates of reasoning models open the think tag themselves.
-    return head, tail if tail.rstrip().endswith(THINK) else tail + THINK
+    behind = tail.partition(FRAME)[2]
+    # Some templates open the turn of the assistant whether asked or not.
+    turn = text.removeprefix(before_turn) if text.startswith(before_turn) else ""
+    turn = turn if turn and behind.endswith(turn) else behind
+    return head, tail.removesuffix(turn) + _open_think(turn)
+
+
+def _open_think(turn: str) -> str:
+    """Returns the beginning of the assistant's turn with one opened think tag.
+
+    Templates of reasoning models may write the tag, or, to have no reasoning, a closed block or
+    its end alone, which would contradict FRAME.
+    """
+    if _OPENED_THINK.search(turn):
+        return turn
+    return _CLOSED_THINK.sub("", turn) + THINK
 
 
 def end_ids(

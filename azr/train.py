@@ -74,6 +74,7 @@ def run(
     from azr.report import refresh
     from azr.selfplay import read_seeds
     from azr.tasks import load_environment
+    from azr.text import renew_chat
 
     check_installed(config)
     device = start.prepare_device(config)
@@ -96,6 +97,7 @@ def run(
         trainee = resuming.restore(config, environment, checkpoint, resume)
     else:
         model, tokenizer = start.build_model(config, environment, device)
+        renew_chat(tokenizer, config.task.style)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
     log = RunLog(
         config,

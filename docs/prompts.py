@@ -181,7 +181,9 @@ def page() -> str:
         "## The envelope of the text styles",
         "One sentence tells the format in both:",
         fenced(FRAME),
-        "The prompt ends with an opened think tag; a response goes on from there:",
+        "The prompt ends with an opened think tag: the chat template's own, where it opens one. A "
+        "block that the template has closed already, as some do to switch reasoning off, is opened "
+        "again. A response goes on from there:",
         fenced("reasoning </think> <answer> ... </answer>"),
         "White space may stand between `</think>` and `<answer>` and after `</answer>`; nothing "
         "else may. What comes before the last `</think>` is never read, whatever tags or answers "

@@ -1,5 +1,6 @@
 """What every test runs under: one thread, and a reason where a test does not run."""
 
+import datetime
 import os
 
 # Read when torch and OpenMP load, here and in subprocesses: bit-equality and timings of the suite
@@ -41,3 +42,22 @@ def one_torch_thread():
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def midnight(monkeypatch):
+    """Gives a function that makes a day pass, as chat templates see it."""
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime.datetime):
+        ahead = datetime.timedelta()
+
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + cls.ahead
+
+    def pass_by():
+        Clock.ahead += datetime.timedelta(days=1, seconds=1)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    return pass_by

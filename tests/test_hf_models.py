@@ -53,9 +53,12 @@ def config(folder, root, *flags):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Twenty steps of a Qwen2 with a chat template, saved at step 18 too: (summary, config)."""
+    """Twenty steps of a Qwen2 whose chat template writes the time, saved at step 18 too:
+    (summary, config)."""
     root = tmp_path_factory.mktemp("qwen2")
     folder = make_folder(root / "model", "qwen2", TEXTS)
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}\n" + template.read_text())
     c = config(folder, root, "--steps", "20", "--save.every", "9")
     return run(c), c
 
@@ -106,8 +109,10 @@ def test_prompts_are_kept_as_the_model_read_them(trained):
     with sqlite3.connect(trained[0].run_dir / "run.db") as db:
         prompts = [row[0] for row in db.execute("select text from prompts")]
     assert len(prompts) > 50
+    heads = {prompt.partition("<|im_start|>user\n")[0] for prompt in prompts}
+    assert len(heads) == 1 and "20" in heads.pop()  # the time of the run's start
     for prompt in prompts:
-        assert prompt.startswith("<|im_start|>user\n") and prompt.count(FRAME) == 1
+        assert prompt.count(FRAME) == 1
         assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n<think>")
 
 
@@ -115,7 +120,8 @@ def test_a_trained_model_is_exported_for_plain_transformers(trained):
     check_export(trained[0])
 
 
-def test_a_run_with_text_prompts_resumes_exactly(trained, tmp_path):
+def test_a_run_with_text_prompts_resumes_exactly(trained, tmp_path, midnight):
+    midnight()
     summary, c = trained
     copy = tmp_path / summary.run_dir.name
     shutil.copytree(summary.run_dir, copy, symlinks=True)
@@ -130,7 +136,8 @@ def test_a_run_with_text_prompts_resumes_exactly(trained, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_with_text_prompts_is_evaluated_as_it_was_in_training(trained, tmp_path):
+def test_a_run_with_text_prompts_is_evaluated_as_it_was_in_training(trained, tmp_path, midnight):
+    midnight()
     summary, _ = trained
     out = tmp_path / "result.json"
     assert evaluate([str(summary.run_dir), "--out", str(out)]) == 0

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from models import FAMILIES, azr_model, plain_model
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     CohereConfig,
     DiffLlamaConfig,
     DogeConfig,
+    Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
     JetMoeConfig,
+    LlamaConfig,
     MistralConfig,
     MptConfig,
     NemotronConfig,
@@ -30,9 +33,11 @@ from azr.config import ConfigError, ModelConfig, OptimConfig, TaskConfig, Warmup
 from azr.keys import generator
 from azr.model.attention import arange_positions, head_weight, hidden_states, use_azr_attention
 from azr.model.load import (
+    ALIGNMENT,
     check_words,
     load_architecture,
     load_model,
+    load_tokenizer,
     make_tiny_model,
     make_tokenizer,
     parameter_count,
@@ -186,6 +191,22 @@ TINY = dict(
     bos_token_id=None,
     eos_token_id=1,
 )
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    factor=2.0,
+    original_max_position_embeddings=16,
+    short_factor=[1.0] * 4,
+    long_factor=[4.0] * 4,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +238,20 @@ TINY = dict(
             r"jetmoe: keys and values have .* \[\(2, 8\)\], .* says \(1, 8\)",
         ),
         (DogeConfig(**TINY), "DogeAttention makes a mask of its own"),
+        (LlamaConfig(**TINY, rope_parameters=LONGROPE), "llama: rope_type 'longrope'"),
+        (
+            LlamaConfig(**TINY, rope_scaling={"type": "dynamic", "factor": 2.0}),
+            "llama: rope_type 'dynamic' .* depend on the longest row of a batch",
+        ),
+        (
+            Gemma3TextConfig(
+                **TINY,
+                head_dim=8,
+                layer_types=["full_attention"] * 2,
+                rope_parameters={"full_attention": LONGROPE},
+            ),
+            "gemma3_text: rope_type 'longrope'",
+        ),
     ],
 )
 def test_a_model_that_would_be_computed_wrongly_is_refused_by_name(config, message):
@@ -233,6 +268,11 @@ def test_a_model_that_would_be_computed_wrongly_is_refused_by_name(config, messa
         MistralConfig(**TINY, sliding_window=None),
         GraniteConfig(**TINY, logits_scaling=1.0),
         Qwen2Config(**TINY, use_sliding_window=False, sliding_window=4),
+        LlamaConfig(**TINY, rope_parameters=LLAMA3),
+        LlamaConfig(**TINY, rope_scaling={"type": "linear", "factor": 2.0}),
+        LlamaConfig(
+            **TINY, max_position_embeddings=64, rope_scaling={"rope_type": "yarn", "factor": 4.0}
+        ),
     ],
 )
 def test_the_same_families_without_those_options_are_served(config):
@@ -314,6 +354,54 @@ def test_a_character_tokenizer_comes_back_whole(tmp_path, char_tokenizer):
     assert again.decode(encode(again, "P 10\n\n = 7")) == "P 10\n\n = 7"
 
 
+def test_loaded_weights_lie_where_those_of_a_straight_run_do(saved):
+    """A mapped file's tensors lie anywhere, and products of few rows may round by that."""
+    folder, model = saved
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert {p.data_ptr() % ALIGNMENT for p in plain.parameters()} != {0}
+    again, _ = load_model(str(folder), torch.float32, CPU)
+    for tensors in (again.parameters(), again.buffers(), model.parameters()):
+        assert {t.data_ptr() % ALIGNMENT for t in tensors} == {0}
+    assert head_weight(again) is again.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "quantization_config .*gptq",
+        ),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"load_in_4bit": True}}, "load_in_4bit"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "'bits': 4"),
+    ],
+)
+def test_a_quantised_folder_is_refused_for_what_it_is(saved, settings, said):
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    for load in (load_architecture, lambda p: load_model(p, torch.float32, CPU)):
+        with pytest.raises(ConfigError, match=f"{folder}: a quantised model .*{said}.*bf16") as why:
+            load(str(folder))
+        assert "\n" not in str(why.value)
+
+
+def test_quantised_weights_without_a_word_in_the_configuration_are_refused(saved):
+    folder, _ = saved
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.0.self_attn.q_proj.weight_scale"] = torch.ones(1)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="a quantised model .it holds model.+q_proj.weight_scale"):
+        load_model(str(folder), torch.float32, CPU)
+    (folder / "model.safetensors").rename(folder / "model-q4_k_m.gguf")
+    with pytest.raises(ConfigError, match="a quantised model .its weights are GGUF files"):
+        load_model(str(folder), torch.float32, CPU)
+
+
 def test_weights_are_loaded_in_the_type_asked_for(saved):
     model, _ = load_model(str(saved[0]), torch.bfloat16, CPU)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -324,6 +412,38 @@ def test_a_missing_folder_is_said_to_be_missing(tmp_path):
     for load in (load_architecture, lambda p: load_model(p, torch.float32, CPU)):
         with pytest.raises(ConfigError, match=f"--model {path}: no such folder"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["runs", "runs/none", "exp/none", "./x", "../x", "~/x", "/x", "a/b/c", "a--b", "a b"]
+)
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "azr.model.load.get_hf_file_metadata", lambda *_, **__: pytest.fail("asked")
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exp" / "20260101-run").mkdir(parents=True)
+    (tmp_path / "exp" / "20260101-run" / "config.toml").touch()
+    with pytest.raises(ConfigError, match=f"--model {path}: no such folder$"):
+        load_tokenizer(path)
+
+
+def test_the_hub_is_asked_once_and_not_for_long(monkeypatch):
+    asked = []
+
+    def silent(url, timeout):
+        asked.append((url, timeout))
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr("azr.model.load.get_hf_file_metadata", silent)
+    with pytest.raises(ConfigError, match="nobody/nothing: no such folder, and as a hub id"):
+        load_architecture("nobody/nothing")
+    ((url, timeout),) = asked
+    assert url.endswith("nobody/nothing/resolve/main/config.json") and timeout <= 5
+    # A model that was fetched before needs no network.
+    monkeypatch.setattr("azr.model.load.try_to_load_from_cache", lambda *_: "config.json")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda path: Qwen2Config(**TINY))
+    assert load_architecture("nobody/nothing").hidden_size == 16
 
 
 @pytest.mark.parametrize(

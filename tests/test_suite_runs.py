@@ -238,7 +238,7 @@ def test_the_command_evaluates_and_goes_on_after_a_kill(tmp_path, toy, capsys):
     )
 
 
-def test_another_model_or_seed_is_another_evaluation(tmp_path, toy, capsys):
+def test_another_model_seed_or_date_is_another_evaluation(tmp_path, toy, capsys, midnight):
     suite = write(tmp_path / "suite.jsonl", HUMAN)
     arguments = ["--suite", str(suite), *OPTIONS, "--out", str(tmp_path / "x.json")]
     assert main([str(toy), *arguments]) == 0
@@ -247,6 +247,14 @@ def test_another_model_or_seed_is_another_evaluation(tmp_path, toy, capsys):
     other = make_folder(tmp_path / "other", "qwen2", TEXTS, template=False, seed=1)
     assert main([str(other), *arguments]) == 2
     assert "weights differ" in capsys.readouterr().err
+    dated = {"chat_template": "{{ strftime_now('%d %b') }} {{ messages[0].content }}"}
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | dated))
+    arguments = ["--suite", str(suite), *OPTIONS, "--out", str(tmp_path / "y.json")]
+    assert main([str(other), *arguments]) == 0
+    midnight()
+    assert main([str(other), *arguments]) == 2
+    assert "(dressing differ)" in capsys.readouterr().err
     assert main([str(toy), "--suite", str(tmp_path / "no.jsonl")]) == 2
     assert main([str(toy), "--suite", str(suite), "--task.style", "poem"]) == 2
     assert "suites are asked in" in capsys.readouterr().err

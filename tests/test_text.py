@@ -1,5 +1,6 @@
 """Prompts of the text styles as token ids, and responses as text, with real tokenizers."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -16,11 +17,11 @@ from azr.config import (
     check_resumable,
     to_toml,
 )
-from azr.model.load import make_tiny_model, make_tokenizer, save_model
+from azr.model.load import load_tokenizer, make_tiny_model, make_tokenizer, save_model
 from azr.start import settle_style
 from azr.tasks import load_environment
 from azr.tasks.envelope import FRAME, THINK
-from azr.text import end_ids, prompt_ids, prompt_texts, response_texts
+from azr.text import end_ids, prompt_ids, prompt_texts, renew_chat, response_texts
 
 ENV = load_environment(TaskConfig(style="r1"))
 TEXTS = prompt_texts_of(ENV)
@@ -107,11 +108,65 @@ def test_a_template_that_cannot_be_used_is_refused_with_the_way_out(template, me
         prompt_ids(tokenizer, ["a"], "chat")
 
 
-def test_a_template_that_opens_the_think_tag_keeps_its_own():
-    tokenizer = bpe_tokenizer("qwen2", TEXTS)
-    tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+@pytest.mark.parametrize(
+    ("written", "opened"),
+    [
+        ("", "<think>"),
+        ("<think>", "<think>"),
+        ("<think>\n", "<think>\n"),
+        ("<think>\nWell,", "<think>\nWell,"),
+        ("<think></think>", "<think>"),
+        ("<think>\n\n</think>\n\n", "<think>"),
+        ("<think>\nNothing to think about.\n</think>\n", "<think>"),
+        ("</think>", "<think>"),
+        ("Sure. <think>\n</think>\n", "Sure. <think>"),
+        ("Think inside <think></think>. ", "Think inside <think></think>. <think>"),
+    ],
+)
+@pytest.mark.parametrize("condition", ["add_generation_prompt", "true"])
+def test_a_chat_prompt_ends_in_one_opened_think_tag(written, opened, condition, tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["qwen2"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if " + condition + " %}<|im_start|>assistant\n" + written + "{% endif %}"
+    )
     (text,) = prompt_texts(tokenizer, ["a"], "chat")
-    assert text.endswith("<|im_start|>assistant\n<think>\n") and text.count(THINK) == 2  # FRAME's
+    assert text.endswith(f"{FRAME}<|im_end|>\n<|im_start|>assistant\n{opened}")
+
+
+def test_what_a_user_turn_says_about_tags_opens_none(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["qwen2"])
+    tokenizer.chat_template = "{{ messages[0].content }} Begin with <think>!"
+    tokenizer.chat_template += "{% if add_generation_prompt %} Assistant: {% endif %}"
+    (text,) = prompt_texts(tokenizer, ["a"], "chat")
+    assert text.endswith("Begin with <think>! Assistant: <think>")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%H:%M:%S.%f') %}"
+        "{% endif %}Today: {{ date_string }}",
+        "{{ range(10 ** 5) | random }}",
+        "{{ lipsum(n=1) }}",
+    ],
+)
+@pytest.mark.parametrize("place", ["head", "tail"])
+def test_what_a_template_wrote_stays_with_the_run(written, place, tmp_path, midnight, tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["qwen2"])
+    parts = {"head": "{{ messages[0].content }}", "tail": "{{ messages[0].content }}"}
+    parts["head"] = written + parts["head"]
+    parts["tail"] += written
+    tokenizer.chat_template = parts[place]
+    first = prompt_texts(tokenizer, ["a"], "chat")
+    midnight()
+    assert prompt_texts(tokenizer, ["a"], "chat") == first
+    tokenizer.save_pretrained(tmp_path)
+    saved = load_tokenizer(str(tmp_path))
+    assert prompt_texts(saved, ["a"], "chat") == first
+    renew_chat(saved, "chat")  # a run that begins from that model
+    assert prompt_texts(saved, ["a"], "chat") != first
 
 
 def test_every_end_token_ends_a_response_and_no_other_disappears(tmp_path, tokenizers):

@@ -1,12 +1,13 @@
 """Models and tokenizers: made from scratch for a family's vocabulary, loaded, and saved."""
 
 import math
-import re
 from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,13 +23,26 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
-from azr.config import ConfigError, ModelConfig
+from azr.config import ConfigError, ModelConfig, RunConfig
 from azr.model.attention import head_weight, use_azr_attention
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 TINY_CONTEXT = 512
 
-_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
+_QUANTISED_SETTINGS = ("quantization_config", "compression_config", "quantization")
+"""Entries of a config.json that tell how weights were quantised; the last is MLX's."""
+
+_QUANTISED_WEIGHTS = (
+    ".qweight", ".qzeros", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed",
+    ".weight_format", ".SCB", ".absmax", ".g_idx",
+)  # fmt: skip
+"""Ends of the names of what stands beside quantised weights, or for them."""
+
+HUB_TIMEOUT_S = 5.0
+"""How long the hub may take to answer whether it has a model."""
+
+ALIGNMENT = 64
+"""Bytes that torch's own allocator aligns tensors to."""
 
 
 def make_tokenizer(
@@ -120,9 +134,16 @@ def load_architecture(path: str) -> PretrainedConfig:
     """
     _reach(path)
     try:
-        return AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
     except Exception as error:  # see load_model
         raise ConfigError(_unreadable(path, error)) from error
+    for part in (config, config.get_text_config()):
+        for name in _QUANTISED_SETTINGS:
+            if settings := getattr(part, name, None):
+                is_named = isinstance(settings, dict) and "quant_method" in settings
+                method = settings["quant_method"] if is_named else settings
+                raise ConfigError(_quantised(path, f"{name} of its config.json: {method}"))
+    return config
 
 
 def load_model(
@@ -131,9 +152,10 @@ def load_model(
     """Returns (model, tokenizer) of an HF folder or hub id.
 
     Raises ConfigError, with what to do, for a missing or broken folder, one that holds another
-    kind of model than a causal language model, weights that lack a part of it, a tokenizer that
-    was not made for it, or layers that our attention does not serve.
+    kind of model than a causal language model, quantised weights, weights that lack a part of it, a
+    tokenizer that was not made for it, or layers that our attention does not serve.
     """
+    load_architecture(path)  # names what cannot be trained
     tokenizer = load_tokenizer(path)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -142,6 +164,9 @@ def load_model(
     except Exception as error:  # for a damaged file each library raises a kind of its own
         raise ConfigError(_unreadable(path, error)) from error
     _check_kind(path, model)
+    for name in sorted(report["unexpected_keys"]):
+        if name.endswith(_QUANTISED_WEIGHTS):
+            raise ConfigError(_quantised(path, f"it holds {name}"))
     if report["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(report["missing_keys"])
         raise ConfigError(
@@ -155,12 +180,24 @@ def load_model(
             "rows: they were not made for one another; take both from one place"
         )
     model = model.to(device)  # first, since the check of its attention computes
+    _align(model)
     try:
         use_azr_attention(model)
         head_weight(model)
     except ValueError as error:
         raise ConfigError(f"--model {path}: {error}") from error
     return model, tokenizer
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Moves tensors from where a file was mapped to memory of torch's own.
+
+    A file has them at any address, and products may round by it: a resumed run would part from
+    the run that it goes on with.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):  # each once, tied or not
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _check_kind(path: str, model: PreTrainedModel) -> None:
@@ -204,17 +241,29 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def _reach(path: str) -> None:
     """Raises ConfigError where a path is neither a folder nor a hub id that can be had.
 
-    transformers looks for many files in turn, and each look waits long for a network that is not
-    there: this one look tells as much.
+    transformers looks for many files in turn, and each look waits long and asks again where there
+    is no network: this one short look tells as much.
     """
-    if Path(path).is_dir():
+    local = Path(path)
+    if local.is_dir():
         return
-    if not _HUB_ID.fullmatch(path):
+    is_run = "/" in path and any(local.parent.glob("*/config.toml"))
+    is_run |= local.is_relative_to(RunConfig().root)
+    if is_run or local.exists() or not _is_hub_id(path):
         raise ConfigError(f"--model {path}: no such folder")
     try:
-        hf_hub_download(path, "config.json")
+        get_hf_file_metadata(hf_hub_url(path, "config.json"), timeout=HUB_TIMEOUT_S)
     except Exception as error:  # see load_model
-        raise ConfigError(_unreadable(path, error)) from error
+        if not isinstance(try_to_load_from_cache(path, "config.json"), str):
+            raise ConfigError(_unreadable(path, error)) from error
+
+
+def _is_hub_id(path: str) -> bool:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return path.isascii()
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -240,6 +289,8 @@ def _unreadable(path: str, error: Exception) -> str:
             "weights (*.safetensors)": ("*.safetensors", "*.bin"),
             "tokenizer.json": ("tokenizer.json", "tokenizer.model", "vocab.json"),
         }
+        if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
+            return _quantised(path, "its weights are GGUF files")
         lacking = [
             name for name, kinds in needed.items() if not any(any(folder.glob(k)) for k in kinds)
         ]
@@ -251,6 +302,13 @@ def _unreadable(path: str, error: Exception) -> str:
         f"--model {path}: no such folder, and as a hub id it cannot be had: {first_line}. Without "
         f"a network, fetch it elsewhere (hf download {path} --local-dir FOLDER) and give "
         "--model FOLDER; a gated model needs its licence accepted and `hf auth login`"
+    )
+
+
+def _quantised(path: str, sign: str) -> str:
+    return (
+        f"--model {path}: a quantised model ({sign}), which cannot be trained; give the model it "
+        "was made from, in bf16 or fp32"
     )
 
 

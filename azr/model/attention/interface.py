@@ -85,8 +85,9 @@ def use_azr_attention(model: PreTrainedModel) -> None:
 
     Raises ValueError for a model that would silently compute something else here, by name: one
     with sliding-window or chunked layers, which would attend to more than they were trained to,
-    one that scales or caps its logits after the head, or its attention scores, or one that does
-    not attend once a layer by the function it is given.
+    one that scales or caps its logits after the head, or its attention scores, one whose rotary
+    embedding depends on the batch, or one that does not attend once a layer by the function it is
+    given.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
@@ -104,6 +105,7 @@ def use_azr_attention(model: PreTrainedModel) -> None:
                 f"{config.model_type}: {option}={getattr(config, option)} is not supported; use a "
                 "model whose logits are the plain product of hidden state and head"
             )
+    _check_rope(model)
     AttentionInterface.register(NAME, attention_forward)
     # No mask is ever built: a cache knows the visible keys, packed rows know their ends.
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
@@ -114,6 +116,23 @@ def use_azr_attention(model: PreTrainedModel) -> None:
     except Exception:
         model.set_attn_implementation(before)
         raise
+
+
+def _check_rope(model: PreTrainedModel) -> None:
+    """Raises ValueError for frequencies that transformers chooses by the longest row of a batch.
+
+    A token would depend on what else is in its batch, and a KV cache would hold keys of several
+    frequencies. Configurations spell the type in many ways; the modules have it settled.
+    """
+    for module in model.modules():
+        found = getattr(module, "rope_type", None)
+        for kind in found.values() if isinstance(found, dict) else [found]:
+            if kind and (kind == "longrope" or "dynamic" in kind):
+                raise ValueError(
+                    f"{model.config.model_type}: rope_type {kind!r} is not supported, since its "
+                    "frequencies depend on the longest row of a batch; use a model with the same "
+                    "ones at every length (default, linear, yarn, llama3)"
+                )
 
 
 def check_azr_attention(model: PreTrainedModel) -> None:
