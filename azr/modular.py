@@ -206,8 +206,8 @@ def invert(
     """The inverses y of x modulo p, elementwise: x * y = 1 (mod p), 1 <= y < p.
 
     p may differ from row to row and need not be prime: 2 <= p <= MAX_P; x >= 0 may exceed p, and
-    64 bits. The result has the rows' shape and is int32 if every p is below 2**31, else int64, unless `out`
-    (an integer array of that shape, which may be x or p itself) receives it.
+    64 bits. The result has the rows' shape and is int32 if every p is below 2**31, else int64,
+    unless `out` (an integer array of that shape, which may be x or p itself) receives it.
 
     check="raise": a row without an answer raises NotInvertible (x and p share a factor) or
     ValueError (out of range) naming its index and values. check="status": such rows get y = 0, and
