@@ -8,7 +8,6 @@ paper's (arXiv:2505.03335); each preset in `configs/` says in comments where it 
 import codecs
 import dataclasses
 import difflib
-import importlib.resources
 import tomllib
 import typing
 from collections.abc import Iterator, Sequence
@@ -345,13 +344,10 @@ def preset_path(name: str) -> Path:
 
 
 def _presets_folder() -> Path:
-    try:
-        folder = Path(str(importlib.resources.files("azr.configs")))
-        if any(folder.glob("*.toml")):
-            return folder
-    except ModuleNotFoundError:
-        pass  # run from a checkout, where the presets are not inside the package
-    return Path(__file__).resolve().parent.parent / "configs"
+    """Installed, the presets stand inside the package; in a checkout, beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def load_toml(path: Path) -> Config:
