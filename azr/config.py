@@ -8,6 +8,8 @@ paper's (arXiv:2505.03335); each preset in `configs/` says in comments where it 
 import codecs
 import dataclasses
 import difflib
+import os
+import sys
 import tomllib
 import typing
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,21 @@ DASHBOARDS = ("tensorboard", "wandb", "trackio")
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field, the value and the fix."""
+
+
+def check_process() -> None:
+    """Raises ConfigError where the process itself was started in a way that nothing can run in."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the working directory is gone ({error.strerror}): cd to one that is there"
+        ) from error
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            f"Python optimises at level {sys.flags.optimize} and drops the docstrings that "
+            "transformers reads: unset PYTHONOPTIMIZE and leave out -OO (-O is fine)"
+        )
 
 
 def _short_name(flag: str) -> object:

@@ -25,6 +25,7 @@ from azr.config import (
     RolloutConfig,
     RunConfig,
     TaskConfig,
+    check_process,
     load_toml,
     preset_path,
     validate,
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_process()
         first = _parse(arguments, Config())  # the target says where the other options come from
         from azr.evaluation.subject import find_subject
 

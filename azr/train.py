@@ -18,6 +18,7 @@ from azr.config import (
     CommandLine,
     Config,
     ConfigError,
+    check_process,
     check_resumable,
     differences,
     load_toml,
@@ -62,6 +63,7 @@ def run(
     where possible before anything is written, and RunError for what ends a run on its way.
     """
     started = time.monotonic() if started is None else started
+    check_process()
     validate(config)
     from azr import resume as resuming
     from azr import start
@@ -281,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        check_process()
         with StopRequest() as stop:
             command = parse_command_line(arguments)
             if command.dry_run:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import subprocess
 import sys
 import tomllib
@@ -282,3 +283,27 @@ def test_without_a_file_the_family_names_the_preset(flags, preset):
     command = parse_command_line(flags)
     assert Path(command.preset).name == preset
     assert "--env" not in flags or command.config.task.family == flags[1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "before", "message"),
+    [("-OO", "", "-OO (-O is fine)"), ("-B", "os.rmdir(os.getcwd())", "working directory is gone")],
+)
+def test_a_process_that_nothing_runs_in_is_told_so_by_every_command(
+    flag, before, message, tmp_path
+):
+    code = f"""
+import os
+{before}
+from azr import doctor, evaluate, train
+from azr.report import __main__ as report
+print([main(a) for main, a in ((train.main, ["--dry-run"]), (evaluate.main, ["runs/none"]),
+                               (report.main, ["runs/none"]), (doctor.main, []))])
+"""
+    done = subprocess.run(
+        [sys.executable, flag, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={"PYTHONPATH": ":".join(map(os.path.abspath, sys.path))},
+    )  # fmt: skip
+    assert done.stdout == "[2, 2, 2, 2]\n", done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4 and all(line.startswith("azr: ") and message in line for line in lines)
