@@ -424,7 +424,7 @@ def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
     if typing.get_origin(hint) is tuple and type(value) is list:
         value = tuple(value)
     if fault := _fault(value, hint, name):
-        raise ConfigError(f"{source}: {name} {fault}, got {_shown(value)}")
+        raise ConfigError(f"{source}: {name} {fault}, got {shown(value)}")
     return float(value) if hint is float else value
 
 
@@ -466,11 +466,14 @@ def _fault(value: Any, hint: Any, name: str) -> str:
     return ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Returns the value as a message shows it; a very long number is cut, and shown in hex."""
     if isinstance(value, int) and abs(value) > LARGEST_INT:
         value = hex(value)  # Python refuses decimals of so many digits
-    text = repr(value)
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # such a number deeper inside
+        text = f"a {type(value).__name__} with a number of too many digits"
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
@@ -545,7 +548,7 @@ def validate(config: Config) -> None:
 
     def need(ok: bool, name: str, rule: str) -> None:
         if not ok:
-            raise ConfigError(f"--{name} {_shown(_get(config, name))}: {rule}")
+            raise ConfigError(f"--{name} {shown(_get(config, name))}: {rule}")
 
     # A configuration that is made in Python has met no parser.
     for name, hint in _fields():

@@ -132,7 +132,7 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
     from azr.evaluation.subject import find_subject
     from azr.evaluation.table import check_writable, print_family, write_result
     from azr.model.load import load_architecture, load_tokenizer
-    from azr.tasks import load_environment
+    from azr.tasks import check_family, load_environment
 
     device = start.prepare_device(config)
     config, _ = start.settle_style(config)
@@ -159,6 +159,7 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
 
     try:
         check_writable(path)
+        check_family(environment, config.task.types)
         after = graded(subject.model, subject.step)
         with _naming_baseline():
             before = graded(model, step) if model else None

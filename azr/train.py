@@ -75,13 +75,14 @@ def run(
     from azr.log.dashboards import check_installed
     from azr.report import refresh
     from azr.selfplay import read_seeds, seeding_metrics, write_seeds
-    from azr.tasks import load_environment
+    from azr.tasks import check_family, load_environment
 
     check_installed(config)
     device = start.prepare_device(config)
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
     environment.open()
+    check_family(environment, config.task.types)
     given = []
     if config.selfplay.seed_file and not resume:
         # Read now, as long as runs/latest is an earlier run.
