@@ -101,7 +101,8 @@ def test_no_metric_takes_a_name_of_the_log(name):
 
 @pytest.mark.parametrize(
     "data", [{"a": b"1"}, {"a": {1}}, {"a": 3j}, [1], None, "text", {"a": object()}, {(1, 2): 3},
-             {"a": Decimal("sNaN")}, {"a": Fraction(10**400)}, {"a": [10**5000]}, {"a": {"b": np.ones((9, 9)), "c": {1}}}],
+             {"a": Decimal("sNaN")}, {"a": Fraction(10**400)}, {"a": [10**5000]},
+             {"a": {"b": np.ones((9, 9)), "c": {1}}}],
 )  # fmt: skip
 def test_a_task_is_a_json_object(data):
     with pytest.raises(
