@@ -632,6 +632,9 @@ def validate(config: Config) -> None:
         "selfplay.seed_tasks",
         "must fit in --selfplay.buffer-size",
     )
+    idle = idle_cells(config)
+    if len(idle) == (2 if config.selfplay.roles == "both" else 1):
+        raise ConfigError("; ".join(idle))
     need(len(config.task.types) > 0, "task.types", "needs at least one task type")
     need(len(set(config.task.types)) == len(config.task.types), "task.types", "names a type twice")
     to = config.log.to
@@ -641,6 +644,39 @@ def validate(config: Config) -> None:
     need(model.hidden % model.heads == 0, "model.hidden", "must be a multiple of --model.heads")
     need(model.heads % model.kv_heads == 0, "model.heads", "must be a multiple of model.kv_heads")
     need((model.hidden // model.heads) % 2 == 0, "model.hidden", "needs an even size per head")
+
+
+def idle_cells(config: Config) -> list[str]:
+    """Returns why the advantage of a trained role is 0 in every step, for each role where it is."""
+    c = config.selfplay
+    samples = c.solver_samples_per_task
+    if c.solver_samples == "estimate":
+        samples = max(samples, c.estimate_samples)
+    sizes = {
+        "propose": (c.proposals_per_type, "--selfplay.proposals-per-type 1"),
+        "solve": (
+            c.solver_tasks_per_type * samples,
+            "--selfplay.solver-tasks-per-type 1 with one sample a task",
+        ),
+    }
+    untrained = {"both": "", "solver": "propose", "proposer": "solve"}[c.roles]
+    return [
+        f"{role}/*: {option} leaves a cell one sample, whose advantage is always 0: the role "
+        "learns nothing; give 2 or more"
+        for role, (size, option) in sizes.items()
+        if size == 1 and role != untrained
+    ]
+
+
+def weak_signals(config: Config) -> list[str]:
+    """Returns warnings on what can be trained and is not worth it."""
+    found = idle_cells(config)
+    if config.selfplay.roles != "solver" and config.selfplay.estimate_samples == 1:
+        found.append(
+            "propose/*: --selfplay.estimate-samples 1 makes every solve rate 0 or 1, so that no "
+            "proposal is paid for being learnable; give 2 or more"
+        )
+    return found
 
 
 def _get(config: Any, dotted: str) -> Any:

@@ -25,6 +25,7 @@ from azr.config import (
     parse_command_line,
     to_toml,
     validate,
+    weak_signals,
 )
 from azr.errors import RunError
 from azr.stopping import StopRequest
@@ -122,7 +123,7 @@ def run(
             ("prompts", f"{config.task.style} ({style_reason})"),
         ]
         log.banner([*notes, *_facts(config, architecture, parameters), *choices], plan)
-        for message in damaged:
+        for message in damaged + weak_signals(config):
             log.warn(step, message)
         if checkpoint:
             log.console.print(f"going on after step {step}, from {checkpoint.path}")

@@ -28,6 +28,7 @@ from azr.config import (
     preset_path,
     to_toml,
     validate,
+    weak_signals,
 )
 
 PLAIN = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
@@ -172,6 +173,47 @@ def test_no_option_takes_what_is_none_of_its_type(name, tmp_path):
             file.write_text(f"[{'.'.join(where)}]\n{last} = {text}\n")
             with pytest.raises(ConfigError, match=rf"{name} must be a finite number"):
                 load_toml(file)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({}, []),
+        ({"proposals_per_type": 1}, ["propose/*: --selfplay.proposals-per-type 1"]),
+        ({"proposals_per_type": 1, "roles": "solver"}, []),
+        ({"solver_tasks_per_type": 1}, ["solve/*: --selfplay.solver-tasks-per-type 1"]),
+        ({"solver_tasks_per_type": 1, "solver_samples_per_task": 2}, []),
+        ({"solver_tasks_per_type": 1, "roles": "proposer"}, []),
+        ({"solver_tasks_per_type": 1, "solver_samples": "estimate"}, []),
+        ({"estimate_samples": 1}, ["propose/*: --selfplay.estimate-samples 1"]),
+        ({"estimate_samples": 1, "roles": "solver"}, []),
+        (
+            {"solver_tasks_per_type": 1, "solver_samples": "estimate", "estimate_samples": 1},
+            ["solve/*: --selfplay.solver-tasks-per-type 1", "propose/*: --selfplay.estimate-"],
+        ),
+    ],
+)
+def test_a_cell_that_cannot_learn_is_named(changed, named):
+    selfplay = dataclasses.replace(Config().selfplay, **changed)
+    config = dataclasses.replace(Config(), selfplay=selfplay)
+    validate(config)
+    found = weak_signals(config)
+    assert len(found) == len(named)
+    assert all(message.startswith(start) for message, start in zip(found, named, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"proposals_per_type": 1, "solver_tasks_per_type": 1},
+        {"proposals_per_type": 1, "roles": "proposer"},
+        {"solver_tasks_per_type": 1, "roles": "solver"},
+    ],
+)
+def test_where_nothing_can_learn_the_run_is_refused(changed):
+    selfplay = dataclasses.replace(Config().selfplay, **changed)
+    with pytest.raises(ConfigError, match=r"/\*: --selfplay.*one sample.*give 2 or more"):
+        validate(dataclasses.replace(Config(), selfplay=selfplay))
 
 
 def test_an_infinite_wish_is_told_what_to_give():
