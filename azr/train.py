@@ -151,7 +151,7 @@ def run(
         while step < config.steps and not (stop and stop.signal):
             step += 1
             watchdog.rearm()
-            clock = _Clock(engine)
+            clock = _Clock(engine, config.run.device)
             with naming_memory_errors("rollouts", "--rollout.slots"):
                 result = selfplay.play(step)
             clock.split("play")
@@ -192,8 +192,9 @@ def run(
 class _Clock:
     """Splits a step's wall time; what no phase claims is "other"."""
 
-    def __init__(self, engine):
+    def __init__(self, engine, device: str):
         self._engine = engine
+        self._on_cpu, self._cpu = device == "cpu", -time.process_time()
         self._tokens = engine.generated_tokens
         self._start = self._last = time.perf_counter()
         self._spent: dict[str, float] = {}
@@ -201,6 +202,8 @@ class _Clock:
     def split(self, name: str) -> None:
         now = time.perf_counter()
         self._spent[name], self._last = now - self._last, now
+        if name == "update":  # evaluation, which some steps have, comes next
+            self._cpu += time.process_time()
 
     def metrics(self, phases, update: dict[str, float]) -> dict[str, float]:
         """Returns `time/*` in seconds and `perf/*` in tokens per second."""
@@ -221,6 +224,7 @@ class _Clock:
             **{f"time/{name}_s": seconds for name, seconds in named.items()},
             "time/other_s": total - sum(named.values()),
             "time/step_s": total,
+            **({"time/step_cpu_s": self._cpu} if self._on_cpu else {}),
             **{name: share for name, share in shares.items() if share is not None},
             "perf/gen_tok_s": (tokens - self._tokens) / max(phases.rollout + spent["eval"], 1e-9),
             "perf/train_tok_s": trained / max(spent["update"], 1e-9),
