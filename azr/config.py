@@ -552,7 +552,10 @@ def validate(config: Config) -> None:
 
     # A configuration that is made in Python has met no parser.
     for name, hint in _fields():
-        fault = _fault(_get(config, name), hint, name)
+        try:
+            fault = _fault(_get(config, name), hint, name)
+        except AttributeError as error:
+            raise ConfigError(f"{name}: its section is no section of a Config: {error}") from error
         need(not fault, name, fault)
     for name in (
         "steps run.threads model.hidden model.layers model.heads model.kv_heads model.ffn "
@@ -671,11 +674,21 @@ def idle_cells(config: Config) -> list[str]:
 def weak_signals(config: Config) -> list[str]:
     """Returns warnings on what can be trained and is not worth it."""
     found = idle_cells(config)
-    if config.selfplay.roles != "solver" and config.selfplay.estimate_samples == 1:
+    c = config.selfplay
+    alike = ""
+    if c.estimate_samples == 1:
+        alike = "--selfplay.estimate-samples 1"
+    elif c.estimate_temperature < 0.01:
+        alike = f"--selfplay.estimate-temperature {c.estimate_temperature:g}"
+    if alike and c.roles != "solver":
         found.append(
-            "propose/*: --selfplay.estimate-samples 1 makes every solve rate 0 or 1, so that no "
-            "proposal is paid for being learnable; give 2 or more"
+            f"propose/*: {alike} makes every solve rate 0 or 1, so that no proposal is paid for "
+            "being learnable; give several samples at a temperature of 1"
         )
+    for name in ("wrong", "malformed", "invalid_proposal"):
+        value = getattr(config.reward, name)
+        if value >= 1:
+            found.append(f"--reward.{name} {value:g} pays as much as a right answer, which has 1")
     return found
 
 

@@ -187,6 +187,7 @@ def test_no_option_takes_what_is_none_of_its_type(name, tmp_path):
         ({"solver_tasks_per_type": 1, "solver_samples": "estimate"}, []),
         ({"estimate_samples": 1}, ["propose/*: --selfplay.estimate-samples 1"]),
         ({"estimate_samples": 1, "roles": "solver"}, []),
+        ({"estimate_temperature": 1e-3}, ["propose/*: --selfplay.estimate-temperature 0.001"]),
         (
             {"solver_tasks_per_type": 1, "solver_samples": "estimate", "estimate_samples": 1},
             ["solve/*: --selfplay.solver-tasks-per-type 1", "propose/*: --selfplay.estimate-"],
@@ -202,6 +203,11 @@ def test_a_cell_that_cannot_learn_is_named(changed, named):
     assert all(message.startswith(start) for message, start in zip(found, named, strict=True))
 
 
+def test_a_reward_that_turns_the_aim_round_is_named():
+    config = dataclasses.replace(Config(), reward=dataclasses.replace(Config().reward, wrong=1.0))
+    assert weak_signals(config) == ["--reward.wrong 1 pays as much as a right answer, which has 1"]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -214,6 +220,12 @@ def test_where_nothing_can_learn_the_run_is_refused(changed):
     selfplay = dataclasses.replace(Config().selfplay, **changed)
     with pytest.raises(ConfigError, match=r"/\*: --selfplay.*one sample.*give 2 or more"):
         validate(dataclasses.replace(Config(), selfplay=selfplay))
+
+
+@pytest.mark.parametrize("section", [None, {"lr": 1.0}])
+def test_a_section_is_one(section):
+    with pytest.raises(ConfigError, match="optim.lr: its section is no section of a Config"):
+        validate(Config(optim=section))
 
 
 def test_an_infinite_wish_is_told_what_to_give():
