@@ -152,6 +152,11 @@ def test_a_grade_is_one(grades, message):
         ).result()
 
 
+def test_a_batch_comes_as_a_future():
+    with pytest.raises(RunError, match=r"submit_grade\(...\) is \[\]: must be a Future"):
+        checked(submit_grade=[]).submit_grade([])
+
+
 def test_what_is_right_passes_unchanged():
     verdict, grade = Verdict(task=TASK, status="valid"), Grade(outcome="wrong", reason=None)
     family = checked(submit_validate=done([verdict]), submit_grade=done([grade]), key="1+2",

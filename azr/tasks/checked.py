@@ -200,14 +200,23 @@ class CheckedFamily:
                     self._refuse("the task of a verdict", task, rule)
             return verdicts
 
-        return _CheckedFuture(self._family.submit_validate(proposals), check)
+        return self._future("submit_validate", self._family.submit_validate(proposals), check)
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         def check(grades: list[Grade]) -> list[Grade]:
             self._check_records("submit_grade", grades, Grade, len(answers))
             return [self._reasoned("grade", grade, "outcome", _OUTCOMES) for grade in grades]
 
-        return _CheckedFuture(self._family.submit_grade(answers), check)
+        return self._future("submit_grade", self._family.submit_grade(answers), check)
+
+    def _future(self, method: str, future: Any, check: Callable[[Any], list]) -> Future:
+        if not isinstance(future, Future):
+            self._refuse(
+                f"{method}(...)",
+                future,
+                "must be a Future, as azr.tasks.environment.done makes one",
+            )
+        return _CheckedFuture(future, check)
 
     def _check_records(self, method: str, records: Any, kind: type, n: int) -> None:
         if not isinstance(records, list) or len(records) != n:
