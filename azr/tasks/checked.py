@@ -190,15 +190,14 @@ class CheckedFamily:
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
         def check(verdicts: list[Verdict]) -> list[Verdict]:
             self._check_records("submit_validate", verdicts, Verdict, len(proposals))
-            for i, (verdict, proposal) in enumerate(zip(verdicts, proposals, strict=True)):
-                verdicts[i] = self._reasoned("verdict", verdict, "status", _STATUSES)
+            for verdict, proposal in zip(verdicts, proposals, strict=True):
                 task = verdict.task
                 if task is None and verdict.status == "valid":
                     self._refuse("the task of a valid verdict", None, "must be a Task")
                 if task is not None and not (isinstance(task, Task) and task.type == proposal.type):
                     rule = f"must be a {proposal.type} Task as proposed"
                     self._refuse("the task of a verdict", task, rule)
-            return verdicts
+            return [self._reasoned("verdict", verdict, "status", _STATUSES) for verdict in verdicts]
 
         return self._future("submit_validate", self._family.submit_validate(proposals), check)
 
@@ -211,11 +210,8 @@ class CheckedFamily:
 
     def _future(self, method: str, future: Any, check: Callable[[Any], list]) -> Future:
         if not isinstance(future, Future):
-            self._refuse(
-                f"{method}(...)",
-                future,
-                "must be a Future, as azr.tasks.environment.done makes one",
-            )
+            rule = "must be a Future, as azr.tasks.environment.done makes one"
+            self._refuse(f"{method}(...)", future, rule)
         return _CheckedFuture(future, check)
 
     def _check_records(self, method: str, records: Any, kind: type, n: int) -> None:
