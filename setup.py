@@ -2,6 +2,9 @@
 
 The sandbox is Linux alone. Elsewhere, and where there is no compiler, everything else installs and
 `azr.sandbox` says why it cannot be used.
+
+`pip install -e` puts the checkout on Python's path. Setuptools' own way, a finder, is asked after
+the path: beside a checkout that is named azr, Python takes this folder for the package.
 """
 
 import platform
@@ -10,8 +13,10 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
 from setuptools.errors import BaseError, CCompilerError
 
+ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.c"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
@@ -36,6 +41,26 @@ class BuildSandbox(build_ext):
             print(f"azr: the sandbox is not built: {error}", file=sys.stderr)
 
 
+class OnThePath:
+    """How an editable wheel leads to the checkout: by a file of folders for Python's path."""
+
+    def __call__(self, wheel, files, mapping) -> None:
+        wheel.writestr("__editable__.azr.pth", f"{ROOT}\n{ROOT / 'kernels'}\n")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+
+class EditInPlace(editable_wheel):
+    """Leads to the checkout by the path."""
+
+    def _select_strategy(self, name, tag, build_lib):
+        return OnThePath()
+
+
 def extensions() -> list[Extension]:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         print(
@@ -55,4 +80,4 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildSandbox})
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildSandbox, "editable_wheel": EditInPlace})

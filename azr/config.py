@@ -5,12 +5,14 @@ from `--config FILE.toml`, then from the command line, the last one winning. The
 paper's (arXiv:2505.03335); each preset in `configs/` says in comments where it departs from them.
 """
 
+import codecs
 import dataclasses
 import difflib
-import importlib.resources
+import os
+import sys
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +33,21 @@ DASHBOARDS = ("tensorboard", "wandb", "trackio")
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field, the value and the fix."""
+
+
+def check_process() -> None:
+    """Raises ConfigError where the process itself was started in a way that nothing can run in."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the working directory is gone ({error.strerror}): cd to one that is there"
+        ) from error
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            f"Python optimises at level {sys.flags.optimize} and drops the docstrings that "
+            "transformers reads: unset PYTHONOPTIMIZE and leave out -OO (-O is fine)"
+        )
 
 
 def _short_name(flag: str) -> object:
@@ -344,27 +361,47 @@ def preset_path(name: str) -> Path:
 
 
 def _presets_folder() -> Path:
-    try:
-        folder = Path(str(importlib.resources.files("azr.configs")))
-        if any(folder.glob("*.toml")):
-            return folder
-    except ModuleNotFoundError:
-        pass  # run from a checkout, where the presets are not inside the package
-    return Path(__file__).resolve().parent.parent / "configs"
+    """Installed, the presets stand inside the package; in a checkout, beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def load_toml(path: Path) -> Config:
     """Returns the configuration in a TOML file over the defaults.
 
     Raises ConfigError for a file that is no TOML, an unknown key (with the nearest known one) or
-    a value of another type than the field's.
+    a value that is none of the field's type.
     """
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
-    except (OSError, ValueError) as error:  # no TOML, or not even text
+        table = tomllib.loads(utf8_text(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, or not even text
         raise ConfigError(f"{path}: {error}") from error
     return _from_table(Config, table, where="", source=str(path))
+
+
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16's, which it begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def utf8_text(data: bytes) -> str:
+    """Returns the text of a file without its byte-order mark.
+
+    Raises ValueError for another encoding, and names it where its own mark does.
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            raise ValueError(f"the file is {encoding}: save it as UTF-8")
+    if b"\0" in data:
+        raise ValueError("the file holds NUL bytes, as UTF-16 does: save it as UTF-8 text")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file is not UTF-8 ({error}): save it as UTF-8") from error
 
 
 def _from_table(cls: type, table: dict[str, Any], *, where: str, source: str):
@@ -384,32 +421,74 @@ def _from_table(cls: type, table: dict[str, Any], *, where: str, source: str):
 
 
 def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
+    if typing.get_origin(hint) is tuple and type(value) is list:
+        value = tuple(value)
+    if fault := _fault(value, hint, name):
+        raise ConfigError(f"{source}: {name} {fault}, got {shown(value)}")
+    return float(value) if hint is float else value
+
+
+LARGEST_FLOAT, LARGEST_INT = 1e15, 2**63 - 1
+"""The largest values of any option: sums of squares of the one fit fp32, the other 64 bits."""
+
+_INSTEAD_OF_INFINITY = {
+    "loss.tis_cap": "0 turns it off",
+    "loss.dual_clip": "0 turns it off",
+    "run.watchdog_s": "0 turns it off",
+    "rollout.cache_gib": "0 takes what is free",
+    "loss.clip_high": "1e9 clips nothing",
+    "optim.grad_clip": "1e9 clips nothing",
+    "reward.novelty_cap": "1e9 caps nothing",
+}
+
+
+def _fault(value: Any, hint: Any, name: str) -> str:
+    """Returns in what a value is none of its field's type, "" where it is one."""
     origin = typing.get_origin(hint)
     if origin is Literal:
         allowed = typing.get_args(hint)
-        if value in allowed and any(type(value) is type(a) for a in allowed):
-            return value
-        raise ConfigError(f"{source}: {name} must be one of {list(allowed)}, got {value!r}")
+        if any(type(value) is type(a) and value == a for a in allowed):
+            return ""
+        return f"must be one of {list(allowed)}"
     if origin is tuple:
-        if isinstance(value, list) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-        raise ConfigError(f"{source}: {name} must be a list of strings, got {value!r}")
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{source}: {name} must be of type {hint.__name__}, got {value!r}")
-    return value
+        if type(value) is not tuple or not all(type(v) is str for v in value):
+            return "must be a list of strings"
+        return next((fault for v in value if (fault := _fault(v, str, name))), "")
+    if type(value) is not hint and (hint is not float or type(value) is not int):
+        return f"must be of type {hint.__name__}"
+    if hint is int and abs(value) > LARGEST_INT:
+        return f"must be at most {LARGEST_INT} either way"
+    if hint is float and not abs(value) <= LARGEST_FLOAT:  # a NaN as well
+        instead = _INSTEAD_OF_INFINITY.get(name, "give a number that you mean")
+        return f"must be a finite number, at most {LARGEST_FLOAT:g} either way; {instead}"
+    if hint is str and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        return "must be text without NUL and unpaired surrogates"
+    return ""
 
 
-def field_names(cls: type = Config, where: str = "") -> list[str]:
+def shown(value: Any) -> str:
+    """Returns the value as a message shows it; a very long number is cut, and shown in hex."""
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        value = hex(value)  # Python refuses decimals of so many digits
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # such a number deeper inside
+        text = f"a {type(value).__name__} with a number of too many digits"
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def field_names() -> list[str]:
     """Returns the dotted names of all options."""
-    names = []
+    return [name for name, _ in _fields()]
+
+
+def _fields(cls: type = Config, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the type of every option."""
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            names += field_names(hint, f"{where}{name}.")
+            yield from _fields(hint, f"{where}{name}.")
         else:
-            names.append(where + name)
-    return names
+            yield where + name, hint
 
 
 def _nearest(name: str) -> str:
@@ -469,11 +548,15 @@ def validate(config: Config) -> None:
 
     def need(ok: bool, name: str, rule: str) -> None:
         if not ok:
-            value: Any = config
-            for part in name.split("."):
-                value = getattr(value, part)
-            raise ConfigError(f"--{name} {value!r}: {rule}")
+            raise ConfigError(f"--{name} {shown(_get(config, name))}: {rule}")
 
+    # A configuration that is made in Python has met no parser.
+    for name, hint in _fields():
+        try:
+            fault = _fault(_get(config, name), hint, name)
+        except AttributeError as error:
+            raise ConfigError(f"{name}: its section is no section of a Config: {error}") from error
+        need(not fault, name, fault)
     for name in (
         "steps run.threads model.hidden model.layers model.heads model.kv_heads model.ffn "
         "warmup.batch_size rollout.slots selfplay.proposals_per_type selfplay.estimate_samples "
@@ -491,8 +574,8 @@ def validate(config: Config) -> None:
         "run.watchdog_s rollout.cache_gib task.program.sandbox_workers"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
-    for name in ("warmup.lr", "optim.lr", "optim.grad_clip", "task.program.cpu_s"):
-        need(0 < _get(config, name) < float("inf"), name, "must be above 0")
+    for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):
+        need(_get(config, name) > 0, name, "must be above 0")
     for name in ("rollout.temperature", "selfplay.estimate_temperature"):
         need(
             TEMPERATURE_MIN <= _get(config, name) <= TEMPERATURE_MAX,
@@ -500,6 +583,19 @@ def validate(config: Config) -> None:
             "must be from 1e-5 to 1e5: training samples from the policy (greedy answers belong to "
             "eval)",
         )
+    for name, most in (
+        ("run.threads", 1024),
+        ("run.watchdog_s", 10**9),
+        ("task.program.sandbox_workers", 1024),
+        ("task.program.max_output_chars", 10**6),
+    ):
+        need(_get(config, name) <= most, name, f"must be at most {most}")
+    need(1e-6 <= config.task.program.cpu_s <= 3600, "task.program.cpu_s", "must be in [1e-6, 3600]")
+    need(
+        config.optim.lr * config.optim.weight_decay <= 1,
+        "optim.weight_decay",
+        f"times --optim.lr {config.optim.lr:g} must be at most 1: more turns the weights round",
+    )
     for name in ("optim.beta1", "optim.beta2"):
         need(0 <= _get(config, name) < 1, name, "must be in [0, 1)")
     for name in ("optim.decay_start_frac", "optim.final_lr_frac"):
@@ -539,6 +635,9 @@ def validate(config: Config) -> None:
         "selfplay.seed_tasks",
         "must fit in --selfplay.buffer-size",
     )
+    idle = idle_cells(config)
+    if len(idle) == (2 if config.selfplay.roles == "both" else 1):
+        raise ConfigError("; ".join(idle))
     need(len(config.task.types) > 0, "task.types", "needs at least one task type")
     need(len(set(config.task.types)) == len(config.task.types), "task.types", "names a type twice")
     to = config.log.to
@@ -548,6 +647,49 @@ def validate(config: Config) -> None:
     need(model.hidden % model.heads == 0, "model.hidden", "must be a multiple of --model.heads")
     need(model.heads % model.kv_heads == 0, "model.heads", "must be a multiple of model.kv_heads")
     need((model.hidden // model.heads) % 2 == 0, "model.hidden", "needs an even size per head")
+
+
+def idle_cells(config: Config) -> list[str]:
+    """Returns why the advantage of a trained role is 0 in every step, for each role where it is."""
+    c = config.selfplay
+    samples = c.solver_samples_per_task
+    if c.solver_samples == "estimate":
+        samples = max(samples, c.estimate_samples)
+    sizes = {
+        "propose": (c.proposals_per_type, "--selfplay.proposals-per-type 1"),
+        "solve": (
+            c.solver_tasks_per_type * samples,
+            "--selfplay.solver-tasks-per-type 1 with one sample a task",
+        ),
+    }
+    untrained = {"both": "", "solver": "propose", "proposer": "solve"}[c.roles]
+    return [
+        f"{role}/*: {option} leaves a cell one sample, whose advantage is always 0: the role "
+        "learns nothing; give 2 or more"
+        for role, (size, option) in sizes.items()
+        if size == 1 and role != untrained
+    ]
+
+
+def weak_signals(config: Config) -> list[str]:
+    """Returns warnings on what can be trained and is not worth it."""
+    found = idle_cells(config)
+    c = config.selfplay
+    alike = ""
+    if c.estimate_samples == 1:
+        alike = "--selfplay.estimate-samples 1"
+    elif c.estimate_temperature < 0.01:
+        alike = f"--selfplay.estimate-temperature {c.estimate_temperature:g}"
+    if alike and c.roles != "solver":
+        found.append(
+            f"propose/*: {alike} makes every solve rate 0 or 1, so that no proposal is paid for "
+            "being learnable; give several samples at a temperature of 1"
+        )
+    for name in ("wrong", "malformed", "invalid_proposal"):
+        value = getattr(config.reward, name)
+        if value >= 1:
+            found.append(f"--reward.{name} {value:g} pays as much as a right answer, which has 1")
+    return found
 
 
 def _get(config: Any, dotted: str) -> Any:

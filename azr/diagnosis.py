@@ -182,10 +182,11 @@ def overfitting(d: Diagnosis) -> str | None:
 
 
 def slower_steps(d: Diagnosis) -> str | None:
-    # Per token, so that longer completions alone are no warning.
+    # CPU time where the model is on the CPU: wall time doubles when others use the machine. Per
+    # token, so that longer completions alone are no warning.
     def per_token(rows: list[Metrics]) -> float:
         values = [
-            (m["time/step_s"] - m["time/eval_s"])
+            m.get("time/step_cpu_s", m["time/step_s"] - m["time/eval_s"])
             / max(1.0, m["completions/samples"] * m["completions/mean_length"])
             for m in rows
             if "time/step_s" in m and "completions/samples" in m

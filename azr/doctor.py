@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from azr import __version__
+from azr.config import ConfigError, check_process
 from azr.machine import commit, processor
 
 Status = Literal["ok", "note", "missing", "broken"]
@@ -279,12 +280,18 @@ def table(found: Sequence[Finding]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 1 where something is broken, else 0."""
+    """Runs the command line; returns the exit code: 0, 1 where something is broken, 2 bad usage."""
     parser = argparse.ArgumentParser(
-        prog="python -m azr.doctor", description=__doc__.split("\n")[0]
+        prog="python -m azr.doctor",
+        description="Says what is here, which backends run and why, and what mends the rest.",
     )
     parser.add_argument("--json", action="store_true", help="the findings as a JSON list")
     arguments = parser.parse_args(argv)
+    try:
+        check_process()
+    except ConfigError as error:
+        print(f"azr: {error}", file=sys.stderr)
+        return 2
     found = examine()
     if arguments.json:
         print(json.dumps([dataclasses.asdict(f) for f in found], indent=1))

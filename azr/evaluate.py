@@ -25,6 +25,7 @@ from azr.config import (
     RolloutConfig,
     RunConfig,
     TaskConfig,
+    check_process,
     load_toml,
     preset_path,
     validate,
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_process()
         first = _parse(arguments, Config())  # the target says where the other options come from
         from azr.evaluation.subject import find_subject
 
@@ -130,7 +132,7 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
     from azr.evaluation.subject import find_subject
     from azr.evaluation.table import check_writable, print_family, write_result
     from azr.model.load import load_architecture, load_tokenizer
-    from azr.tasks import load_environment
+    from azr.tasks import check_family, load_environment
 
     device = start.prepare_device(config)
     config, _ = start.settle_style(config)
@@ -157,6 +159,7 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
 
     try:
         check_writable(path)
+        check_family(environment, config.task.types)
         after = graded(subject.model, subject.step)
         with _naming_baseline():
             before = graded(model, step) if model else None

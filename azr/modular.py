@@ -107,11 +107,14 @@ def _integer(name: str, value: object, low: int, high: int) -> int:
     return number
 
 
-def _integers(name: str, value: Integers, *, is_answer: bool = False) -> np.ndarray:
+def _integers(
+    name: str, value: Integers, *, is_answer: bool = False, is_bounded: bool = False
+) -> np.ndarray:
     """value as an int32 or int64 array that the kernels can read: C-contiguous and native.
 
-    A number too large for int64 is a ValueError, or in an answer a number below every range; so is
-    None in the list of an answer, which `_finish` marks.
+    A number that does not fit 64 bits becomes -1, which like itself is in no range; where nothing
+    else bounds the numbers (`is_bounded` off), one above is a ValueError. None in the list of an
+    answer becomes -1 as well, and `_finish` marks it.
     """
     if type(value) is np.ndarray and value.flags.carray and value.dtype in _KERNEL_DTYPES:
         return value
@@ -123,28 +126,31 @@ def _integers(name: str, value: Integers, *, is_answer: bool = False) -> np.ndar
                 continue
             if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
                 raise TypeError(f"{name}[{index}] must be an int, got {item!r}")
-            if not -_INT64_MAX <= item <= _INT64_MAX:
-                if not is_answer:
-                    raise ValueError(f"{name}[{index}] = {item} does not fit 64 bits")
-                item = -1
-            checked[index] = item
+            if item > _INT64_MAX and not is_bounded:
+                raise ValueError(f"{name}[{index}] = {item} does not fit 64 bits")
+            checked[index] = item if -_INT64_MAX <= item <= _INT64_MAX else -1
         is_narrow = not checked.size or (checked.max() < 2**31 and checked.min() >= -(2**31))
         return checked.astype(np.int32) if is_narrow else checked
     if isinstance(value, int) and not isinstance(value, bool):
-        return _integers(name, [value], is_answer=is_answer).reshape(())
+        return _integers(name, [value], is_answer=is_answer, is_bounded=is_bounded).reshape(())
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers, got {value!r:.80} of dtype {array.dtype}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         too_large = array > np.uint64(_INT64_MAX)
-        if too_large.any():
-            if not is_answer:
-                index = int(np.flatnonzero(too_large)[0])
-                raise ValueError(f"{name}[{index}] = {array.flat[index]} does not fit 64 bits")
-            array = np.where(too_large, np.uint64(0), array)  # 0 is out of range like them
+        if too_large.any() and not is_bounded:
+            index = int(np.flatnonzero(too_large)[0])
+            raise ValueError(f"{name}[{index}] = {array.flat[index]} does not fit 64 bits")
+        array = np.where(too_large, -1, array.astype(np.int64))
     is_narrow = array.dtype.itemsize < 4 or array.dtype.kind + str(array.dtype.itemsize) == "i4"
     dtype = np.int32 if is_narrow else np.int64
     return np.require(array, dtype=dtype, requirements="CAW")
+
+
+def _given(value: Integers, index: int) -> int:
+    """The number of a row as it was given, however large."""
+    numbers = value if isinstance(value, (list, tuple)) else np.ravel(value)
+    return int(numbers[index if len(numbers) > 1 else 0])
 
 
 def _rows(**columns: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
@@ -199,9 +205,9 @@ def invert(
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """The inverses y of x modulo p, elementwise: x * y = 1 (mod p), 1 <= y < p.
 
-    p may differ from row to row and need not be prime: 2 <= p <= MAX_P; x >= 0 may exceed p. The
-    result has the rows' shape and is int32 if every p is below 2**31, else int64, unless `out`
-    (an integer array of that shape, which may be x or p itself) receives it.
+    p may differ from row to row and need not be prime: 2 <= p <= MAX_P; x >= 0 may exceed p, and
+    64 bits. The result has the rows' shape and is int32 if every p is below 2**31, else int64,
+    unless `out` (an integer array of that shape, which may be x or p itself) receives it.
 
     check="raise": a row without an answer raises NotInvertible (x and p share a factor) or
     ValueError (out of range) naming its index and values. check="status": such rows get y = 0, and
@@ -210,23 +216,25 @@ def invert(
     if check not in ("raise", "status"):
         raise ValueError(f'check must be "raise" or "status", got {check!r}')
     threads = _integer("threads", threads, 1, 1024)
-    shape, (flat_x, flat_p) = _rows(x=_integers("x", x), p=_integers("p", p))
+    shape, (flat_x, flat_p) = _rows(
+        x=_integers("x", x, is_bounded=True), p=_integers("p", p, is_bounded=True)
+    )
     dtype = np.dtype(np.int32)
     p_max = 2
     if flat_x.size:
         x_min, _, p_min, p_max, is_reduced = kernels.scan(flat_x, flat_p)
         if x_min < 0 or p_min < 2 or p_max > MAX_P:
+            flat_x = _reduce_beyond_64_bits(x, flat_x, flat_p)
             bad = (flat_x < 0) | (flat_p < 2) | (flat_p > MAX_P)
-            if check == "raise":
+            if check == "raise" and bad.any():
                 index = int(np.flatnonzero(bad)[0])
                 raise ValueError(
-                    f"need x >= 0 and 2 <= p <= 2**62 - 1, got x[{index}] = {flat_x[index]}, "
-                    f"p[{index}] = {flat_p[index]}"
+                    f"need x >= 0 and 2 <= p <= 2**62 - 1, got x[{index}] = {_given(x, index)}, "
+                    f"p[{index}] = {_given(p, index)}"
                 )
             flat_x, flat_p = np.where(bad, 0, flat_x), np.where(bad, 2, flat_p)
             p_max = flat_p.max()
             is_reduced = False
-        given_x = flat_x
         if not is_reduced:
             flat_x = flat_x % flat_p
         if p_max >= 2**31:
@@ -238,7 +246,7 @@ def invert(
     if check == "raise" and y.size and y.min() == 0:
         index = int(np.flatnonzero(y == 0)[0])
         raise NotInvertible(
-            f"x[{index}] = {given_x[index]} has no inverse modulo p[{index}] = {flat_p[index]}"
+            f"x[{index}] = {_given(x, index)} has no inverse modulo p[{index}] = {_given(p, index)}"
         )
     result = y.reshape(shape)
     if out is not None:
@@ -254,14 +262,25 @@ def invert(
     return result, status if shape else status[()]
 
 
+def _reduce_beyond_64_bits(x: Integers, flat_x: np.ndarray, flat_p: np.ndarray) -> np.ndarray:
+    """flat_x with what was larger than 64 bits, and is -1 there, modulo p."""
+    if isinstance(x, np.ndarray) and x.dtype.kind == "i":
+        return flat_x
+    flat_x = flat_x.copy()
+    for index in np.flatnonzero((flat_x == -1) & (flat_p >= 2)):
+        if (given := _given(x, index)) > _INT64_MAX:
+            flat_x[index] = given % int(flat_p[index])
+    return flat_x
+
+
 # --- verification -------------------------------------------------------------------------------
 
 
-def _finish(shape, status, bad: int, answer, check: str, columns: dict) -> np.ndarray:
+def _finish(shape, status, bad: int, answer, check: str, problem: dict) -> np.ndarray:
     """Raise for the first bad problem, mark answers that were None, restore the shape."""
     if bad and check == "raise":
         index = int(np.flatnonzero(status == kernels.BAD_PROBLEM)[0])
-        row = ", ".join(f"{name}[{index}] = {array[index]}" for name, array in columns.items())
+        row = ", ".join(f"{name}[{index}] = {_given(v, index)}" for name, v in problem.items())
         raise ValueError(f"not a problem: {row}")
     if isinstance(answer, (list, tuple)):
         for index, item in enumerate(answer):
@@ -274,9 +293,9 @@ def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str
     if check not in ("raise", "status"):
         raise ValueError(f'check must be "raise" or "status", got {check!r}')
     shape, (flat_p, flat_known, flat_answer) = _rows(
-        p=_integers("p", p),
-        known=_integers(known_name, known),
-        answer=_integers(answer_name, answer, is_answer=True),
+        p=_integers("p", p, is_bounded=True),
+        known=_integers(known_name, known, is_bounded=True),
+        answer=_integers(answer_name, answer, is_answer=True, is_bounded=True),
     )
     status = np.empty(flat_p.size, dtype=np.uint8)
     if flat_p.dtype == np.int64:
@@ -285,8 +304,7 @@ def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str
         kernels.verify_pair_32(flat_p, flat_known, flat_answer, status)
         is_clean = not status.size or status.max() <= kernels.WRONG
         bad = 0 if is_clean else kernels.mark_bad(flat_p, flat_known, status)
-    columns = {"p": flat_p, known_name: flat_known}
-    return _finish(shape, status, bad, answer, check, columns)
+    return _finish(shape, status, bad, answer, check, {"p": p, known_name: known})
 
 
 def verify_y(
@@ -329,14 +347,16 @@ def verify_p(
         raise ValueError(f'check must be "raise" or "status", got {check!r}')
     max_p = _integer("max_p", max_p, 2, MAX_P)
     shape, (flat_x, flat_y, flat_p) = _rows(
-        x=_integers("x", x), y=_integers("y", y), p=_integers("p", p, is_answer=True)
+        x=_integers("x", x, is_bounded=True),
+        y=_integers("y", y, is_bounded=True),
+        p=_integers("p", p, is_answer=True, is_bounded=True),
     )
     status = np.empty(flat_p.size, dtype=np.uint8)
     bad = kernels.verify_modulus(flat_x, flat_y, flat_p, max_p, status)
     # Primality last, and only of the survivors: a wrong answer costs a few nanoseconds.
     divides = np.flatnonzero(status == kernels.OK)
     status[divides[~is_prime(flat_p[divides])]] = NOT_PRIME
-    return _finish(shape, status, bad, p, check, {"x": flat_x, "y": flat_y})
+    return _finish(shape, status, bad, p, check, {"x": x, "y": y})
 
 
 _DIGITS = re.compile(r"[0-9]{1,19}")

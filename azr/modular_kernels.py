@@ -16,15 +16,14 @@ the function alone: a helper elsewhere could change without the cache noticing.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
+
+from azr.modular_jit import jit
 
 U64 = np.uint64
 
 OK, WRONG, OUT_OF_RANGE, NOT_PRIME, UNPARSABLE, BAD_PROBLEM = range(6)
-
-# error_model="numpy": no hidden branch on a zero divisor inside the loops.
-jit = njit(cache=True, nogil=True, error_model="numpy")
 
 # --- exact products ------------------------------------------------------------------------------
 

@@ -37,9 +37,11 @@ g other than +-1 and yields 0.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+
+from azr.modular_jit import jit
 
 SMALL_LIMIT = 2**22
 """`invert_small` is proved for p below this."""
@@ -54,9 +56,6 @@ LANES_F32, LANES_F64 = 8 * VECTORS_F32, 4 * VECTORS_F64
 
 BLOCK = 480
 """Rows that pass through all floors together: a multiple of the lanes; all state fits the L1."""
-
-# fastmath stays off: the proof needs every operation rounded as written.
-jit = njit(cache=True, nogil=True, error_model="numpy")
 
 
 # --- the two loops in LLVM IR -------------------------------------------------------------------

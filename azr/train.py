@@ -18,12 +18,14 @@ from azr.config import (
     CommandLine,
     Config,
     ConfigError,
+    check_process,
     check_resumable,
     differences,
     load_toml,
     parse_command_line,
     to_toml,
     validate,
+    weak_signals,
 )
 from azr.errors import RunError
 from azr.stopping import StoppedEarly, StopRequest, leave
@@ -62,6 +64,7 @@ def run(
     where possible before anything is written, and RunError for what ends a run on its way.
     """
     started = time.monotonic() if started is None else started
+    check_process()
     validate(config)
     from azr import resume as resuming
     from azr import start
@@ -73,7 +76,7 @@ def run(
     from azr.log.dashboards import check_installed
     from azr.report import refresh
     from azr.selfplay import read_seeds
-    from azr.tasks import load_environment
+    from azr.tasks import check_family, load_environment
     from azr.text import renew_chat
 
     check_installed(config)
@@ -81,6 +84,7 @@ def run(
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
     environment.open()
+    check_family(environment, config.task.types)
     given = []
     if config.selfplay.seed_file and not resume:
         # Read now, as long as runs/latest is an earlier run.
@@ -121,7 +125,7 @@ def run(
             ("prompts", f"{config.task.style} ({style_reason})"),
         ]
         log.banner([*notes, *_facts(config, architecture, parameters), *choices], plan)
-        for message in damaged:
+        for message in damaged + weak_signals(config):
             log.warn(step, message)
         if checkpoint:
             log.console.print(f"going on after step {step}, from {checkpoint.path}")
@@ -135,7 +139,7 @@ def run(
         while step < config.steps and not (stop and stop.signal):
             step += 1
             watchdog.rearm()
-            clock = _Clock(engine)
+            clock = _Clock(engine, config.run.device)
             with naming_memory_errors("rollouts", "--rollout.slots"):
                 result = selfplay.play(step)
             clock.split("play")
@@ -214,8 +218,9 @@ def _begin(config: Config, environment, model, tokenizer, log, given: list):
 class _Clock:
     """Splits a step's wall time; what no phase claims is "other"."""
 
-    def __init__(self, engine):
+    def __init__(self, engine, device: str):
         self._engine = engine
+        self._on_cpu, self._cpu = device == "cpu", -time.process_time()
         self._tokens = engine.generated_tokens
         self._start = self._last = time.perf_counter()
         self._spent: dict[str, float] = {}
@@ -223,6 +228,8 @@ class _Clock:
     def split(self, name: str) -> None:
         now = time.perf_counter()
         self._spent[name], self._last = now - self._last, now
+        if name == "update":  # evaluation, which some steps have, comes next
+            self._cpu += time.process_time()
 
     def metrics(self, phases, update: dict[str, float]) -> dict[str, float]:
         """Returns `time/*` in seconds and `perf/*` in tokens per second."""
@@ -243,6 +250,7 @@ class _Clock:
             **{f"time/{name}_s": seconds for name, seconds in named.items()},
             "time/other_s": total - sum(named.values()),
             "time/step_s": total,
+            **({"time/step_cpu_s": self._cpu} if self._on_cpu else {}),
             **{name: share for name, share in shares.items() if share is not None},
             "perf/gen_tok_s": (tokens - self._tokens) / max(phases.rollout + spent["eval"], 1e-9),
             "perf/train_tok_s": trained / max(spent["update"], 1e-9),
@@ -308,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        check_process()
         with StopRequest() as stop:
             command = parse_command_line(arguments)
             if command.dry_run:

@@ -1,5 +1,6 @@
 """Each sign of trouble gives one warning that names the cause and the option; health gives none."""
 
+import random
 import re
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_held_out_accuracy_that_falls_while_training_rises():
 def test_longer_completions_alone_are_no_slowdown():
     longer = HEALTHY | {"time/step_s": 3.0, "completions/mean_length": 15.0}
     assert watch([HEALTHY] * LATE + [longer] * 100) == []
+
+
+def test_a_machine_that_others_use_is_no_slowdown():
+    """Wall times as of a healthy run beside others that come and go; CPU time hardly moves."""
+    rng = random.Random(0)
+    quiet = [HEALTHY | {"time/step_cpu_s": 0.9 * rng.uniform(0.95, 1.1)} for _ in range(LATE)]
+    busy = [
+        HEALTHY
+        | {"time/step_s": rng.uniform(2.0, 6.0), "time/step_cpu_s": 0.9 * rng.uniform(1.0, 1.4)}
+        for _ in range(200)
+    ]
+    assert watch(quiet + busy) == []
+    slower = [row | {"time/step_cpu_s": 2.5} for row in quiet]
+    (warning,) = watch(quiet + slower)
+    assert "times as long per token" in warning
 
 
 def test_a_saturated_cell_is_no_trouble():

@@ -16,6 +16,7 @@ PURE = (
     "azr.config",
     "azr.keys",
     "azr.modular",
+    "azr.modular_jit",
     "azr.modular_kernels",
     "azr.modular_simd",
     "azr.sandbox",

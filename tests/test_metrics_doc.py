@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from azr.tasks.checked import LOG_GROUPS
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "metrics.md").read_text()
 
@@ -54,3 +56,8 @@ def test_a_table_row_of_an_older_day_would_be_found():
         ["`a/b`", "x"],
         ["`c`", ""],
     ]
+
+
+def test_no_family_can_take_a_name_of_the_log():
+    groups = {name.partition("/")[0] for name in DOCUMENTED}
+    assert groups - {"sandbox"} | {"step"} == LOG_GROUPS

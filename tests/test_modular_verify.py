@@ -1,5 +1,7 @@
 """The verifiers of `modular` against Python integers, for every verdict."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -244,3 +246,44 @@ def test_text_answers_to_every_question():
 def test_status_names_and_numbers():
     assert [*modular.Status] == [OK, WRONG, OUT_OF_RANGE, NOT_PRIME, UNPARSABLE, BAD_PROBLEM]
     assert [int(s) for s in modular.Status] == [0, 1, 2, 3, 4, 5]
+
+
+# --- numbers that 64 bits do not hold -----------------------------------------------------------
+
+EDGES = [-(2**70), -(2**63) - 1, -(2**63), 1 - 2**63, -(2**31), -1, 0, 1, 2, 3, 5, 7, 2**31 - 1]
+EDGES += [2**31, 2**62 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30]
+
+
+def forms(column: list[int]):
+    """A column as a list and as every array that holds it."""
+    yield column
+    if all(0 <= n < 2**64 for n in column):
+        yield np.array(column, dtype=np.uint64)
+    if all(-(2**63) <= n < 2**63 for n in column):
+        yield np.array(column, dtype=np.int64)
+
+
+@pytest.mark.parametrize("p", EDGES)
+def test_the_verifiers_of_pairs_take_any_integer(p):
+    rows = [(p, known, answer) for known in EDGES for answer in EDGES]
+    expected = [expected_pair(*row) for row in rows]
+    p, known, answer = (list(column) for column in zip(*rows, strict=True))
+    assert modular.verify_y(p, known, answer, check="status").tolist() == expected
+    for row, status in list(zip(rows, expected, strict=True))[::7]:
+        for columns in itertools.product(*(forms([n]) for n in row)):
+            assert modular.verify_x(*columns, check="status").tolist() == [status]
+        assert modular.verify_x(*row, check="status") == status
+
+
+def test_the_verifier_of_moduli_takes_any_integer():
+    for x, y, p in itertools.product(EDGES, EDGES, [2**63, -(2**63), 2, 7, 2**61 - 1]):
+        bad = not (1 <= x <= modular.MAX_P and 1 <= y <= modular.MAX_P)
+        status = modular.verify_p([x], [y], [p], check="status")
+        assert (status == BAD_PROBLEM) == bad
+        assert p in (2, 7, 2**61 - 1) or bad or status == OUT_OF_RANGE
+
+
+def test_the_numbers_as_given_are_named():
+    for p, known in ((2**70, 3), ([7, 2**70], [3, 3]), (np.uint64(2**64 - 1), 3)):
+        with pytest.raises(ValueError, match=r"not a problem: p\[.\] = 1\d{19,}, x\[.\] = 3"):
+            modular.verify_y(p, known, [5, 5])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from azr.config import ConfigError
+from azr.config import ConfigError, utf8_text
 from azr.tasks.program.syntax import parse_silently
 from azr.tasks.program.values import NoLiteral, read_literal
 
@@ -81,7 +81,7 @@ def load_suite(path: Path) -> Suite:
     """
     try:
         data = path.read_bytes()
-        lines = data.decode("utf-8").split("\n")
+        lines = utf8_text(data).split("\n")
     except OSError as error:
         raise ConfigError(f"--suite {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from azr.config import ConfigError
+from azr.config import ConfigError, check_process
 from azr.report.page import write_report
 
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = arguments.run
     out = arguments.out or (Path("report.html") if len(runs) > 1 else None)
     try:
+        check_process()
         print(write_report(runs, out))
     except ConfigError as error:
         print(f"azr: {error}", file=sys.stderr)

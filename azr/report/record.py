@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from azr.config import Config, ConfigError, load_toml, preset_path, to_toml
+from azr.config import Config, ConfigError, load_toml, preset_path, to_toml, utf8_text
 from azr.report.samples import SampleBook, read_samples
 
 State = Literal["finished", "still going", "stopped early"]
@@ -138,8 +138,7 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
 
 def _toml(path: Path, problems: list[str]) -> dict:
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(utf8_text(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from azr.buffer import Entry, TaskBuffer
-from azr.config import Config, ConfigError
+from azr.config import Config, ConfigError, utf8_text
 from azr.errors import naming_disk_errors
 from azr.keys import generator
 from azr.selfplay.episode import Episode, Seeding
@@ -80,8 +80,8 @@ def read_seeds(path: Path, environment: Environment) -> list[Task]:
     Raises ConfigError naming the line that holds no task of the family.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = utf8_text(path.read_bytes()).split("\n")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--selfplay.seed-file {path}: {error}") from error
     tasks = []
     for number, line in enumerate(lines, 1):

@@ -1,5 +1,6 @@
 """Task families: what is proposed, how it is checked, and how an answer is graded."""
 
+from azr.tasks.checked import check_family
 from azr.tasks.environment import Environment, FamilyDefaults, Vocabulary, load_environment
 from azr.tasks.family import TaskFamily
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
@@ -16,5 +17,6 @@ __all__ = [
     "Traits",
     "Verdict",
     "Vocabulary",
+    "check_family",
     "load_environment",
 ]

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from azr.config import ConfigError, TaskConfig
+from azr.tasks.checked import CheckedFamily
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 # Families of this package, so that a checkout that is not installed finds them as well.
@@ -190,7 +191,7 @@ def done(result: list) -> Future:
 
 
 def load_environment(config: TaskConfig) -> Environment:
-    """Returns the task family that `config.family` names.
+    """Returns the task family that `config.family` names, what it returns being checked.
 
     Raises ConfigError where no such family is installed, or it lacks a task type or the style.
     """
@@ -205,7 +206,7 @@ def load_environment(config: TaskConfig) -> Environment:
         near = difflib.get_close_matches(config.family, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--env {config.family!r}: no such task family; known: {known}{hint}")
-    environment: Environment = factory(config)
+    environment: Environment = CheckedFamily(factory(config), config.family)
     for task_type in config.types:
         if task_type not in environment.task_types:
             raise ConfigError(
