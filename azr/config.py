@@ -241,10 +241,13 @@ class OptimConfig:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     warmup_steps: int = 0
+    schedule_steps: int = 0
+    """Steps over which the rate's schedule runs; 0 takes --steps. A run that goes on keeps the one
+    that it began with, and stays at the last rate after it."""
     decay_start_frac: float = 1.0
-    """Fraction of the steps after which the rate falls linearly; 1 keeps it constant."""
+    """Fraction of the schedule after which the rate falls linearly; 1 keeps it constant."""
     final_lr_frac: float = 0.1
-    """Fraction of the rate at the last step, where it decays."""
+    """Fraction of the rate at the schedule's last step, where it decays."""
     epochs: int = 1
     """Passes over a step's samples."""
     minibatches: int = 1
@@ -485,10 +488,10 @@ def validate(config: Config) -> None:
         need(_get(config, name) >= 1, name, "must be at least 1")
     for name in (
         "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens "
-        "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.weight_decay "
-        "loss.entropy_coef loss.kl_coef reward.complexity_coef reward.distance_coef "
-        "reward.answer_coef reward.novelty_cap loss.tis_cap save.every save.keep_every "
-        "run.watchdog_s rollout.cache_gib task.program.sandbox_workers"
+        "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.schedule_steps "
+        "optim.weight_decay loss.entropy_coef loss.kl_coef reward.complexity_coef "
+        "reward.distance_coef reward.answer_coef reward.novelty_cap loss.tis_cap save.every "
+        "save.keep_every run.watchdog_s rollout.cache_gib task.program.sandbox_workers"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
     for name in ("warmup.lr", "optim.lr", "optim.grad_clip", "task.program.cpu_s"):
@@ -567,6 +570,7 @@ With no argument: a tiny model teaches itself modular inverses on the CPU in min
 
 FREE_ON_RESUME = (
     "steps", "eval.every", "save.", "log.", "run.name", "run.root", "run.device", "run.watchdog_s",
+    "optim.schedule_steps",
 )  # fmt: skip
 """Options that may differ from those of the run that is resumed."""
 
@@ -652,5 +656,6 @@ def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
     if changed:
         raise ConfigError(
             f"--resume {run_dir}: other options than those of the run: {'; '.join(changed)}. Only "
-            "steps, the cadence of eval, save and log, name and device may differ"
+            "steps, optim.schedule_steps, the cadence of eval, save and log, name and device may "
+            "differ"
         )

@@ -5,6 +5,7 @@ which a model with dropout would use. Verdicts and grades are saved with their t
 executed twice.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.checkpoint import Checkpoint, Snapshot
 from azr.config import Config
+from azr.learner import scheduled_rate
 from azr.log import RunLog
 from azr.model.load import load_model, save_model
 from azr.start import DTYPES, Trainee, assemble
@@ -20,6 +22,44 @@ from azr.tasks import Environment
 
 START = "start"
 """Folder of the model that self-play started from, in the run directory."""
+
+
+def settle_schedule(config: Config, saved: Config | None) -> Config:
+    """Returns the configuration with the steps of the rate's schedule named.
+
+    Where none are asked for they are those of `saved`, the configuration that a resumed run has.
+    """
+    steps = config.optim.schedule_steps
+    if not steps:
+        steps = settle_schedule(saved, None).optim.schedule_steps if saved else config.steps
+    return replace(config, optim=replace(config.optim, schedule_steps=steps))
+
+
+def describe_rate(config: Config, saved: Config | None, step: int) -> str:
+    """Returns what the learning rate does after `step`; "" where its schedule runs as it began.
+
+    `config` is settled; `saved` is what a resumed run was configured as before.
+    """
+    before = settle_schedule(saved or config, None)
+    end, first, last = config.optim.schedule_steps, step + 1, config.steps
+    is_constant = config.optim.decay_start_frac == 1 or config.optim.final_lr_frac == 1
+    is_as_begun = end == before.optim.schedule_steps
+    is_usual = last == before.steps if saved else is_constant or last == end
+    if first > last or (is_as_begun and is_usual):
+        return ""
+    then, now, at_last = (
+        f"{scheduled_rate(optim, at):.1e}"
+        for optim, at in ((before.optim, step), (config.optim, first), (config.optim, last))
+    )
+    words = f"{now} from step {first} to {last}" if first < last else f"{now} at step {first}"
+    if now != at_last:
+        words = f"{now} at step {first}, {at_last} at step {last}"
+    if is_constant:
+        return words
+    if not is_as_begun:
+        return f"{words}: --optim.schedule-steps is {end}; at step {step} it was {then}"
+    words += f": the schedule {'ended' if end < first else 'ends'} at step {end}"
+    return words + (f"; --optim.schedule-steps {last} draws it anew" if end < last else "")
 
 
 def snapshot(trainee: Trainee, log: RunLog, step: int) -> Snapshot:

@@ -77,6 +77,8 @@ def run(
 
     check_installed(config)
     device = start.prepare_device(config)
+    saved_config = load_toml(resume / "config.toml") if resume else None
+    config = resuming.settle_schedule(config, saved_config)
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
     environment.open()
@@ -123,7 +125,9 @@ def run(
             log.warn(step, message)
         if checkpoint:
             log.console.print(f"going on after step {step}, from {checkpoint.path}")
-        else:
+        if rate := resuming.describe_rate(config, saved_config, step):
+            log.console.print(f"learning rate  {rate}")
+        if not checkpoint:
             if config.warmup.loaded or not config.model.path:
                 start.warm_up(config, environment, model, tokenizer)
             resuming.save_start(model, tokenizer, log.run_dir)
@@ -240,7 +244,8 @@ def _facts(config: Config, architecture, parameters: int) -> list[tuple[str, str
     elif config.run.device == "cpu":
         reason = f"{config.run.threads} torch thread" + "s" * (config.run.threads > 1)
     where = config.model.path or "from scratch"
-    usual = dataclasses.replace(Config(), steps=config.steps, run=config.run)
+    optim = dataclasses.replace(Config().optim, schedule_steps=config.steps)
+    usual = dataclasses.replace(Config(), steps=config.steps, run=config.run, optim=optim)
     changed = differences(config, usual)
     return [
         ("device", f"{config.run.device}, {config.run.dtype} ({reason})"),

@@ -18,10 +18,10 @@ from models import plain_model
 from safetensors.torch import load_file
 
 from azr.checkpoint import MARKER, load_newest
-from azr.config import ConfigError, load_toml, parse_command_line
+from azr.config import Config, ConfigError, load_toml, parse_command_line
 from azr.errors import RunError
 from azr.log.metrics import read_metrics
-from azr.resume import snapshot
+from azr.resume import describe_rate, settle_schedule, snapshot
 from azr.train import main, run
 
 FLAGS = [
@@ -226,6 +226,49 @@ def test_other_options_are_refused_by_name_and_free_ones_are_not(stopped, tmp_pa
     assert main(["--resume", str(run_dir), *free, "--run.name", "x"]) == 0
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["step"] == 3
     assert load_toml(run_dir / "config.toml").steps == 3
+
+
+def rates(run_dir):
+    """The learning rate of every step, by `policy/lr`."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    return [row["policy/lr"] / 0.002 for row in rows[1:]]
+
+
+def told(run_dir):
+    """What log.txt says of the learning rate."""
+    lines = (run_dir / "log.txt").read_text().splitlines()
+    return [line for line in lines if line.startswith("learning rate")]
+
+
+def test_the_schedule_is_the_run_s_and_a_resume_never_moves_the_rate_unsaid(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)  # of 6, over which the rate falls from step 3 on
+    assert load_toml(run_dir / "config.toml").optim.schedule_steps == 6
+    begun = [1, 1, 1, 0.7, 0.4, 0.1]
+    assert main(["--resume", str(run_dir), "--steps", "5"]) == 0
+    assert rates(run_dir) == pytest.approx(begun[:5])
+    assert main(["--resume", str(run_dir), "--steps", "6", "--optim.schedule-steps", "0"]) == 0
+    assert main(["--resume", str(run_dir), "--steps", "8"]) == 0
+    assert rates(run_dir) == pytest.approx([*begun, 0.1, 0.1])
+    drawn_anew = ["--steps", "10", "--optim.schedule-steps", "10"]
+    assert main(["--resume", str(run_dir), *drawn_anew]) == 0
+    assert rates(run_dir) == pytest.approx([*begun, 0.1, 0.1, 0.28, 0.1])
+    assert told(run_dir) == [
+        "learning rate  8.0e-04 at step 5: the schedule ends at step 6",
+        "learning rate  2.0e-04 at step 6: the schedule ends at step 6",
+        "learning rate  2.0e-04 from step 7 to 8: the schedule ended at step 6; "
+        "--optim.schedule-steps 8 draws it anew",
+        "learning rate  5.6e-04 at step 9, 2.0e-04 at step 10: --optim.schedule-steps is 10; "
+        "at step 8 it was 2.0e-04",
+    ]
+
+
+def test_a_run_from_before_schedules_were_kept_has_the_steps_that_it_was_given():
+    old, asked = Config(steps=500), Config(steps=800)
+    assert settle_schedule(asked, None).optim.schedule_steps == 800
+    settled = settle_schedule(asked, old)
+    assert settled.optim.schedule_steps == 500
+    assert describe_rate(settled, old, 500) == "1.0e-06 from step 501 to 800"
+    assert describe_rate(settle_schedule(old, old), old, 300) == ""
 
 
 def test_resume_takes_the_options_of_the_run_and_a_finished_one_says_so(tmp_path, capsys):
