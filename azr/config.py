@@ -8,6 +8,7 @@ paper's (arXiv:2505.03335); each preset in `configs/` says in comments where it 
 import dataclasses
 import difflib
 import importlib.resources
+import re
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ DEFAULT_PRESET = "cpu-prime.toml"
 
 TEMPERATURE_MIN, TEMPERATURE_MAX = 1e-5, 1e5
 """Between them a logit over the temperature is a number in fp32."""
+
+NAME_BYTES = 200
+"""Longest run.name: a folder's name is this with a date and a number, in 255 bytes."""
 
 DASHBOARDS = ("tensorboard", "wandb", "trackio")
 """What `log.to` may name."""
@@ -547,6 +551,19 @@ def validate(config: Config) -> None:
     to = config.log.to
     need(set(to) <= set(DASHBOARDS), "log.to", f"known are {', '.join(DASHBOARDS)}")
     need(len(set(to)) == len(to), "log.to", "names one twice")
+    for name in field_names():
+        # Paths may hold such bytes; config.toml, which names them, may not.
+        text = str(_get(config, name))
+        need(not re.search("[\0\ud800-\udfff]", text), name, "must be UTF-8 text without NUL")
+    name = config.run.name
+    need(
+        name.isprintable()
+        and "/" not in name
+        and (not name or name.strip(". ") != "")
+        and len(name.encode()) <= NAME_BYTES,
+        "run.name",
+        f"must do as a folder's name: printable, without /, at most {NAME_BYTES} bytes",
+    )
     model = config.model
     need(model.hidden % model.heads == 0, "model.hidden", "must be a multiple of --model.heads")
     need(model.heads % model.kv_heads == 0, "model.heads", "must be a multiple of model.kv_heads")
@@ -608,16 +625,19 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
             path = preset_path(preset)
     else:
         path = preset_path(preset or _preset_of_family(rest))
+    base = load_toml(path)
     config = tyro.cli(
         Config,
         args=rest,
-        default=load_toml(path),
+        default=base,
         prog="python -m azr.train",
         description=USAGE,
         config=(tyro.conf.FlagConversionOff,),
     )
     if not config.run.name:
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=path.stem))
+        # That of a run's config.toml is the run's own, not "config".
+        name = base.run.name or path.stem
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     validate(config)
     return CommandLine(config=config, preset=str(path), dry_run=dry_run, resume=resume)
 

@@ -24,6 +24,7 @@ from typing import Literal
 
 from azr import __version__
 from azr.machine import commit, processor
+from azr.streams import open_standard_streams
 
 Status = Literal["ok", "note", "missing", "broken"]
 """`note` is no fault but worth knowing; `missing` limits what can run; `broken` stops a run."""
@@ -280,6 +281,7 @@ def table(found: Sequence[Finding]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 where something is broken, else 0."""
+    open_standard_streams()
     parser = argparse.ArgumentParser(
         prog="python -m azr.doctor", description=__doc__.split("\n")[0]
     )

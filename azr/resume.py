@@ -5,6 +5,7 @@ which a model with dropout would use. Verdicts and grades are saved with their t
 executed twice.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from azr.checkpoint import Checkpoint, Snapshot
+from azr.checkpoint import (
+    MARKER,
+    MODEL_FILES,
+    Checkpoint,
+    Snapshot,
+    find_damage,
+    write_marked,
+)
 from azr.config import Config
+from azr.errors import RunError
 from azr.learner import scheduled_rate
 from azr.log import RunLog
 from azr.model.load import load_model, save_model
@@ -85,15 +94,31 @@ def snapshot(trainee: Trainee, log: RunLog, step: int) -> Snapshot:
 
 
 def restore(
-    config: Config, environment: Environment, checkpoint: Checkpoint, run_dir: Path
+    config: Config,
+    environment: Environment,
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    warn: Callable[[str], None],
 ) -> Trainee:
-    """Returns the trainee as it was when the checkpoint was made."""
+    """Returns the trainee as it was when the checkpoint was made.
+
+    Raises RunError where the KL term's reference is damaged; one without a fingerprint is named to
+    `warn`.
+    """
     device = torch.device(config.run.device)
     dtype = DTYPES[config.run.dtype]
     model, tokenizer = load_model(str(checkpoint.path / "hf"), dtype, device)
     reference = None
     if config.loss.kl != "none":
-        reference = load_model(str(run_dir / START / "hf"), dtype, device)[0]
+        start = run_dir / START
+        if (start / "hf").is_dir() and not (start / MARKER).exists():
+            warn(f"{start} has no {MARKER} file, as runs of azr 0.1.0 have none: taken as it is")
+        elif problem := find_damage(start, MODEL_FILES):
+            raise RunError(
+                f"{start} cannot be used: {problem}; the KL term (--loss.kl) refers to it: put the "
+                "folder back from a copy, or start a new run"
+            )
+        reference = load_model(str(start / "hf"), dtype, device)[0]
         reference.eval().requires_grad_(False)
     trainee = assemble(config, environment, model, tokenizer, reference)
     trainee.selfplay.load_state(checkpoint.state["selfplay"])
@@ -106,9 +131,7 @@ def restore(
 
 def save_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
     """Keeps the start model: the KL term's reference, and what a result is compared with."""
-    folder = run_dir / START / "hf"
-    folder.mkdir(parents=True)
-    save_model(model, tokenizer, folder)
+    write_marked(run_dir / START, lambda folder: save_model(model, tokenizer, folder / "hf"))
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

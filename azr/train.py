@@ -66,7 +66,7 @@ def run(
     from azr import resume as resuming
     from azr import start
     from azr.checkpoint import CheckpointWriter, load_newest
-    from azr.errors import naming_memory_errors
+    from azr.errors import naming_disk_errors, naming_memory_errors
     from azr.evaluation import evaluate
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
@@ -95,18 +95,19 @@ def run(
     )
     attention = start.describe_attention(config, architecture)
     if checkpoint:
-        trainee = resuming.restore(config, environment, checkpoint, resume)
+        trainee = resuming.restore(config, environment, checkpoint, resume, damaged.append)
     else:
         model, tokenizer = start.build_model(config, environment, device)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
-    log = RunLog(
-        config,
-        started=started,
-        to_json=environment.to_json,
-        universe=universe,
-        resumed=resume,
-        state=checkpoint.state["log"] if checkpoint else None,
-    )
+    with naming_disk_errors(resume or Path(config.run.root)):
+        log = RunLog(
+            config,
+            started=started,
+            to_json=environment.to_json,
+            universe=universe,
+            resumed=resume,
+            state=checkpoint.state["log"] if checkpoint else None,
+        )
     watchdog = Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
     step = checkpoint.step if checkpoint else 0
     writer = CheckpointWriter(
@@ -148,7 +149,7 @@ def run(
         engine, selfplay, learner = trainee.engine, trainee.selfplay, trainee.learner
         engine.on_progress = log.console.print
 
-        while step < config.steps and not (stop and stop.signal):
+        while step < config.steps and not (stop and stop.signal) and not log.is_stuck:
             step += 1
             watchdog.rearm()
             clock = _Clock(engine)
@@ -176,6 +177,11 @@ def run(
         writer.wait()
         refresh(log.run_dir, partial(log.warn, step), is_over=True)
         log.finish(step, saved)
+        if step < config.steps and not (stop and stop.signal):
+            raise RunError(
+                f"{log.run_dir / 'run.db'} was locked by another process for too long; the run is "
+                f"saved at step {step}: close what holds the file, then --resume {log.run_dir}"
+            )
     except TrainingDiverged as error:
         path = log.save_bad_batch(step, [dataclasses.asdict(e) for e in error.batch])
         refresh(log.run_dir, partial(log.warn, step), is_over=True)

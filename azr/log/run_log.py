@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from azr.log.curves import plot_learning_curve
 from azr.log.dashboards import Dashboards
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
-from azr.log.run_dir import RunLock, create_run_dir, write_json
+from azr.log.run_dir import RunLock, create_run_dir, write_json, write_whole
 from azr.machine import describe_machine
 from azr.memory import GIB, Part, peak_bytes
+from azr.streams import take_losses
 
 Accuracies = Mapping[tuple[str, str], Accuracy]
 
@@ -49,10 +51,16 @@ class RunLog:
         )
         self.machine = describe_machine()
         state = state or {}
+        self._last_step = state.get("step", 0)
         self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
         self._db = None
         if config.log.samples:
-            self._db = RunDb(self.run_dir / "run.db", to_json, state.get("db"))
+            self._db = RunDb(
+                self.run_dir / "run.db",
+                to_json,
+                state.get("db"),
+                lambda m: self.warn(self._last_step, m),
+            )
         self.before: Accuracies = _accuracies(state.get("before", []))
         self.latest: Accuracies = _accuracies(state.get("latest", []))
         self._proposals = [SampleRow(**row) for row in state.get("proposals", [])]
@@ -60,10 +68,9 @@ class RunLog:
         self._loop_started, self._first_step = time.monotonic(), state.get("step", 0)
         self._diagnosis = Diagnosis(config.task.types)
         self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
-        self._last_step = self._first_step
         self._is_resumed = resumed is not None
         if resumed:
-            (self.run_dir / "config.toml").write_text(to_toml(config))
+            write_whole(self.run_dir / "config.toml", to_toml(config))
             self.event(self._first_step, "resumed", json.dumps(self.machine))
 
     def state(self, step: int) -> dict:
@@ -78,6 +85,11 @@ class RunLog:
             "elapsed_s": time.monotonic() - self.started,
         }
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the run should be saved and end: run.db has been locked for minutes."""
+        return self._db is not None and self._db.is_stuck
+
     def banner(self, facts: list[tuple[str, str]], plan: list[Part]) -> None:
         """Shows what runs, where and why, and the memory plan; a new run keeps it in env.json."""
         m = self.machine
@@ -89,7 +101,9 @@ class RunLog:
                 "memory_peak_bytes": peak_bytes(plan),
                 "universe": self.universe,
             }
-            write_json(self.run_dir / "env.json", environment)
+            path = self.run_dir / "env.json"
+            with naming_disk_errors(path):
+                write_json(path, environment)
         versions = " ".join(f"{name} {m[name]}" for name in ("torch", "transformers", "numba"))
         hardware = f"{m['processor']}, {m['cores']} cores" + (f", {m['gpu']}" if m["gpu"] else "")
         lines = [
@@ -159,7 +173,7 @@ class RunLog:
             self.config.task.types,
             self.universe,
         )
-        for message in self._diagnosis.observe(row):
+        for message in (*self._diagnosis.observe(row), *take_losses()):
             self.warn(step, message)
 
     def save_bad_batch(self, step: int, batch: list[dict]) -> Path:
@@ -191,11 +205,16 @@ class RunLog:
     def close(self) -> None:
         """Closes every file and lets go of the run directory."""
         self._dashboards.close(self._last_step)
-        self.console.close()
-        self._metrics.close()
-        if self._db:
-            self._db.close()
-        self._lock.release()
+        try:
+            for message in take_losses():
+                self.warn(self._last_step, message)
+            if self._db:
+                self._db.close()
+        finally:
+            self.console.close()
+            with suppress(OSError):  # what a full disk did not take, and said so
+                self._metrics.close()
+            self._lock.release()
 
 
 SHOWN_FROM = 200
