@@ -1,6 +1,7 @@
 """A resumed run is the uninterrupted run: weights, optimiser, buffers, metrics and records."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -208,6 +209,112 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, stopped
     warnings = [json.loads(e) for e in (run_dir / "events.jsonl").read_text().splitlines()]
     assert "step_000004 is not used: " in warnings[1]["message"]
     assert warnings[1]["step"] == 2
+
+
+def warnings_of(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    return [row["message"] for row in rows if row["kind"] == "warning"]
+
+
+def test_the_reference_is_checked_and_one_without_a_mark_is_named(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)
+    flip_bit(run_dir / "start" / "hf" / "model.safetensors")
+    with pytest.raises(RunError, match="start cannot be used: hf/model.safetensors is not what"):
+        run(config(tmp_path), resume=run_dir)
+    flip_bit(run_dir / "start" / "hf" / "model.safetensors")
+    (run_dir / "start" / MARKER).write_text("{}")
+    with pytest.raises(RunError, match="start cannot be used: its COMPLETE file"):
+        run(config(tmp_path), resume=run_dir)
+    (run_dir / "start" / MARKER).unlink()
+    run(config(tmp_path), resume=run_dir, stop=StopAfter(0))
+    (warning,) = warnings_of(run_dir)
+    assert "start has no COMPLETE file" in warning
+
+
+NOBODY_READS = f"""
+import os
+reader, writer = os.pipe()
+os.close(reader)
+for number in (1, 2):
+    os.dup2(writer, number)
+{processes.TRAIN}
+"""
+
+
+def test_a_run_whose_reader_goes_away_goes_on_to_its_files(whole, stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)
+    process = processes.start(NOBODY_READS, ["--resume", run_dir], tmp_path / "output")
+    assert processes.finish(process, 120) == 0
+    assert_same(run_dir, whole)
+    assert sorted(warnings_of(run_dir)) == [
+        f"standard {name} is gone (Broken pipe): what follows is not shown there"
+        for name in ("error", "output")
+    ]
+    assert "Before and after self-play" in (run_dir / "log.txt").read_text()
+
+
+def test_a_record_that_is_gone_is_named_and_the_run_goes_on(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)
+    (run_dir / "run.db").unlink()
+    run(config(tmp_path, "--steps", "5"), resume=run_dir)
+    (warning,) = warnings_of(run_dir)
+    assert "run.db holds 0 of " in warning
+    with sqlite3.connect(run_dir / "run.db") as db:
+        assert db.execute("SELECT DISTINCT step FROM samples").fetchall() == [(5,)]
+    db.close()
+
+
+def test_a_lock_that_stays_ends_the_run_saved(stopped, tmp_path, monkeypatch):
+    from azr.log import run_db
+
+    def lock(self, *arguments):
+        if not others:
+            others.append(sqlite3.connect(run_dir / "run.db", isolation_level=None))
+            others[0].execute("BEGIN IMMEDIATE")
+        return write(self, *arguments)
+
+    run_dir, others, write = stopped(tmp_path, 1), [], run_db.RunDb.write
+    monkeypatch.setattr(run_db.RunDb, "write", lock)
+    monkeypatch.setattr(run_db, "BUSY_S", 0.0)
+    monkeypatch.setattr(run_db, "GIVE_UP_S", 0.0)
+    with pytest.raises(RunError, match="run.db was locked .*saved at step 2: close what holds"):
+        run(config(tmp_path), resume=run_dir)
+    others[0].close()
+    assert load_newest(run_dir, pytest.fail).step == 2
+    assert (
+        "no samples from step 2 on" in warnings_of(run_dir)[-1] and not (run_dir / "lock").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lock", "log.txt", "metrics.jsonl", "run.db", "events.jsonl", "config.toml", "start/hf"],
+)
+def test_a_folder_in_a_file_s_place_is_named_in_one_line(name, stopped, tmp_path, capsys):
+    run_dir = stopped(tmp_path, 4)
+    place = run_dir / name
+    if place.is_dir():
+        shutil.rmtree(place)
+        place.touch()
+    else:
+        place.unlink(missing_ok=True)
+        place.mkdir()
+    assert main(["--resume", str(run_dir)]) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("azr: ") and name.split("/")[0] in line
+
+
+def test_a_directory_that_cannot_be_written_is_named_in_one_line(
+    stopped, tmp_path, capsys, monkeypatch
+):
+    def refuse(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    run_dir = stopped(tmp_path, 4)
+    monkeypatch.setattr("azr.log.run_dir.open", refuse, raising=False)
+    assert main(["--resume", str(run_dir)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lock: Read-only file system; see that it can be written" in line
 
 
 def test_without_any_whole_checkpoint_it_says_so(stopped, tmp_path):

@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +86,8 @@ class RunDb:
         """(step, statement, rows) that are not written yet."""
         self._locked_s = self._told_s = 0.0
         """time.monotonic() of when the lock was met, and of the last word on it; 0: no lock."""
-        with _naming_damage(path):
-            self._db = sqlite3.connect(path, timeout=BUSY_S)
+        with _naming_damage(path), ExitStack() as opened:
+            self._db = opened.enter_context(closing(sqlite3.connect(path, timeout=BUSY_S)))
             # The journal survives a crash of the process; fsync at every step would slow a short
             # step.
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -105,6 +105,7 @@ class RunDb:
                 _digest(text): number
                 for number, text in self._db.execute("SELECT id, text FROM prompts")
             }
+            opened.pop_all()
         held = {table: (self._last[table], kept) for table, kept in (keep or {}).items()}
         gone = [f"{have} of {kept} {table}" for table, (have, kept) in held.items() if have < kept]
         if gone:

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -45,33 +45,37 @@ class RunLog:
         directory and what `state` returned; what was written after that is rolled back."""
         self.config, self.universe = config, dict(universe)
         self.run_dir = resumed or create_run_dir(config)
-        self._lock = RunLock(self.run_dir)
-        self.console = RunConsole(
-            self.run_dir / "log.txt", plain=config.log.plain, every=config.log.every
-        )
         self.machine = describe_machine()
         state = state or {}
-        self._last_step = state.get("step", 0)
-        self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
-        self._db = None
-        if config.log.samples:
-            self._db = RunDb(
-                self.run_dir / "run.db",
-                to_json,
-                state.get("db"),
-                lambda m: self.warn(self._last_step, m),
-            )
+        self._last_step = self._first_step = state.get("step", 0)
+        self._is_resumed = resumed is not None
         self.before: Accuracies = _accuracies(state.get("before", []))
         self.latest: Accuracies = _accuracies(state.get("latest", []))
         self._proposals = [SampleRow(**row) for row in state.get("proposals", [])]
         self.started = started - state.get("elapsed_s", 0.0)
-        self._loop_started, self._first_step = time.monotonic(), state.get("step", 0)
+        self._loop_started = time.monotonic()
         self._diagnosis = Diagnosis(config.task.types)
-        self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
-        self._is_resumed = resumed is not None
-        if resumed:
-            write_whole(self.run_dir / "config.toml", to_toml(config))
-            self.event(self._first_step, "resumed", json.dumps(self.machine))
+        with ExitStack() as opened:
+            lock = RunLock(self.run_dir)
+            opened.callback(lock.release)
+            self.console = RunConsole(
+                self.run_dir / "log.txt", plain=config.log.plain, every=config.log.every
+            )
+            opened.callback(self.console.close)
+            self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
+            opened.callback(self._close_metrics)
+            self._db = None
+            if config.log.samples:
+                path = self.run_dir / "run.db"
+                self._db = RunDb(path, to_json, state.get("db"), self._warn_here)
+                opened.callback(self._db.close)
+            if resumed:
+                write_whole(self.run_dir / "config.toml", to_toml(config))
+                self.event(self._first_step, "resumed", json.dumps(self.machine))
+            self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
+            opened.callback(self._note_losses)
+            opened.callback(lambda: self._dashboards.close(self._last_step))
+            self._opened = opened.pop_all()
 
     def state(self, step: int) -> dict:
         """Returns, as JSON values, how far the record has come; all of it is safe on the disk."""
@@ -173,8 +177,9 @@ class RunLog:
             self.config.task.types,
             self.universe,
         )
-        for message in (*self._diagnosis.observe(row), *take_losses()):
+        for message in self._diagnosis.observe(row):
             self.warn(step, message)
+        self._note_losses()
 
     def save_bad_batch(self, step: int, batch: list[dict]) -> Path:
         """Writes a batch that could not be trained on, as JSON, for inspection."""
@@ -204,17 +209,18 @@ class RunLog:
 
     def close(self) -> None:
         """Closes every file and lets go of the run directory."""
-        self._dashboards.close(self._last_step)
-        try:
-            for message in take_losses():
-                self.warn(self._last_step, message)
-            if self._db:
-                self._db.close()
-        finally:
-            self.console.close()
-            with suppress(OSError):  # what a full disk did not take, and said so
-                self._metrics.close()
-            self._lock.release()
+        self._opened.close()
+
+    def _close_metrics(self) -> None:
+        with suppress(OSError):  # what a full disk did not take, and said so
+            self._metrics.close()
+
+    def _note_losses(self) -> None:
+        for message in take_losses():
+            self._warn_here(message)
+
+    def _warn_here(self, message: str) -> None:
+        self.warn(self._last_step, message)
 
 
 SHOWN_FROM = 200
