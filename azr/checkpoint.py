@@ -7,15 +7,18 @@
         COMPLETE                   size and SHA-256 of every other file, written last
 
 A checkpoint is written under a temporary name, synced, renamed, and marked. A folder without a
-marker that fits is a save that was cut short, and is never loaded.
+marker that fits is a save that was cut short, and is never loaded. The start model of a run, in
+`start/`, is written and marked the same way.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,9 @@ from torch import Tensor
 from azr.errors import RunError, naming_disk_errors
 
 MARKER = "COMPLETE"
+MODEL_FILES = ("hf/config.json",)
+CHECKPOINT_FILES = (*MODEL_FILES, "train_state.safetensors", "state.json")
+"""What a marker names at least; the weights have names of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,50 +98,76 @@ class CheckpointWriter:
             self._error = error
 
     def _drop_old(self) -> None:
-        complete = [p for p in _steps(self.folder) if (p / MARKER).exists()]
-        for path in complete[: -self.keep_last]:
+        for path in _marked(self.folder)[: -self.keep_last]:
             if not self.keep_every or step_of(path) % self.keep_every:
-                (path / MARKER).unlink()  # first: what is left of a cut deletion is no checkpoint
-                shutil.rmtree(path)
+                with naming_disk_errors(path):
+                    (path / MARKER).unlink()  # first: a cut deletion leaves no checkpoint
+                    remove_tree(path)
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     """Writes one checkpoint now; returns its path. Raises RunError where the disk refuses."""
     final = checkpoint_path(folder, snapshot.step)
+    write_marked(final, lambda temporary: _write_all(temporary, snapshot))
+    return final
+
+
+def write_marked(final: Path, write: Callable[[Path], None]) -> None:
+    """Writes a folder with its marker, by `write`, to which a temporary one is given.
+
+    Raises RunError where the disk refuses.
+    """
     temporary = final.with_name(final.name + ".tmp")
     with naming_disk_errors(final):
-        for leftover in (temporary, final):
-            if leftover.exists():
-                shutil.rmtree(leftover)
+        with suppress(OSError):
+            remove_tree(temporary)
+        if temporary.exists():  # another user's, say
+            temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
+        if final.exists():
+            remove_tree(final)
         try:
             (temporary / "hf").mkdir(parents=True)
-            _write_all(temporary, snapshot)
+            _write(write, temporary)
             files = sorted(p for p in temporary.rglob("*") if p.is_file())
             marks = {str(p.relative_to(temporary)): _fingerprint(p) for p in files}
             for path in (*files, temporary / "hf", temporary):
                 _sync(path)
             os.replace(temporary, final)
         except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(temporary)
             raise
         marker = final / (MARKER + ".tmp")
         marker.write_text(json.dumps(marks, indent=1))
         _sync(marker)
         os.replace(marker, final / MARKER)
         _sync(final)
-        _sync(folder)
-    return final
+        _sync(final.parent)
 
 
-def _write_all(temporary: Path, snapshot: Snapshot) -> None:
+def remove_tree(path: Path) -> None:
+    """Removes a folder, also one whose modes forbid it, as a umask of 777 leaves them."""
+    path.chmod(0o700)
+    for folder, names, _ in os.walk(path):
+        for inner in (Path(folder, name) for name in names):
+            if not inner.is_symlink():
+                inner.chmod(0o700)
+    shutil.rmtree(path)
+
+
+def _write(write: Callable[[Path], None], temporary: Path) -> None:
     try:
-        snapshot.write_model(temporary / "hf")
-        save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
+        write(temporary)
     except OSError:
         raise
     except Exception as error:
-        # safetensors has an exception of its own for a full disk.
+        # safetensors and tokenizers have exceptions of their own for a full disk.
         raise OSError(None, str(error)) from error
+
+
+def _write_all(temporary: Path, snapshot: Snapshot) -> None:
+    snapshot.write_model(temporary / "hf")
+    save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
     (temporary / "state.json").write_text(json.dumps(snapshot.state))
 
 
@@ -174,32 +206,60 @@ def find_newest(run_dir: Path, warn: Callable[[str], None]) -> Path:
     raise RunError(f"{run_dir} has no whole checkpoint to go on from; start a new run")
 
 
-def find_damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, None where it is whole."""
-    try:
-        marks = json.loads((path / MARKER).read_text())
-    except FileNotFoundError:
-        return f"it has no {MARKER} file: the save was cut short"
-    except (OSError, ValueError) as error:
-        return f"its {MARKER} file cannot be read: {error}"
+def find_damage(path: Path, expected: Collection[str] = CHECKPOINT_FILES) -> str | None:
+    """Returns what is wrong with a checkpoint, None where it is whole.
+
+    `expected` are files that its marker has to name beside the weights.
+    """
+    marks = _read_marker(path, expected)
+    if isinstance(marks, str):
+        return marks
     for name, mark in marks.items():
         try:
             if _fingerprint(path / name) != mark:
                 return f"{name} is not what was written"
         except OSError as error:
             return f"{name}: {error.strerror}"
+        except ValueError as error:
+            return f"{name!r} is no file's name: {error}"
     return None
+
+
+def _read_marker(path: Path, expected: Collection[str]) -> dict[str, list] | str:
+    """Returns the fingerprints in a folder's marker by file, or what is wrong with the marker."""
+    try:
+        marks = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {MARKER} file: the save was cut short"
+    except OSError as error:
+        return f"its {MARKER} file cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        marks = None
+    weights = re.compile(r"hf/[^/\0]+\.safetensors")
+    if isinstance(marks, dict) and marks.keys() >= {*expected} and any(map(weights.match, marks)):
+        return marks
+    return f"its {MARKER} file does not name the files of one: it was cut short or damaged"
 
 
 def newest_marked_step(run_dir: Path) -> int:
     """Returns the step of the newest checkpoint with a marker, -1 where there is none."""
-    marked = [p for p in _steps(run_dir / "checkpoints") if (p / MARKER).exists()]
+    marked = _marked(run_dir / "checkpoints")
     return step_of(marked[-1]) if marked else -1
+
+
+def _marked(folder: Path) -> list[Path]:
+    """Returns the checkpoints with a marker, oldest first; their files are not looked at."""
+    return [p for p in _steps(folder) if isinstance(_read_marker(p, CHECKPOINT_FILES), dict)]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Returns the folder of a step's checkpoint."""
     return folder / f"step_{step:06d}"
+
+
+def is_step(path: Path) -> bool:
+    """Whether a folder has the name of a checkpoint."""
+    return re.fullmatch(r"step_[0-9]{6,18}", path.name) is not None
 
 
 def step_of(path: Path) -> int:
@@ -209,8 +269,7 @@ def step_of(path: Path) -> int:
 
 def _steps(folder: Path) -> list[Path]:
     """Returns the checkpoint folders, oldest first; temporary ones are left out."""
-    found = [p for p in folder.glob("step_*") if p.name.removeprefix("step_").isdigit()]
-    return sorted(found, key=step_of)
+    return sorted((p for p in folder.glob("step_*") if is_step(p)), key=step_of)
 
 
 def _fingerprint(path: Path) -> list:

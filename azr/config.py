@@ -9,6 +9,7 @@ import codecs
 import dataclasses
 import difflib
 import os
+import re
 import sys
 import tomllib
 import typing
@@ -26,6 +27,9 @@ DEFAULT_PRESET = "cpu-prime.toml"
 
 TEMPERATURE_MIN, TEMPERATURE_MAX = 1e-5, 1e5
 """Between them a logit over the temperature is a number in fp32."""
+
+NAME_BYTES = 200
+"""Longest run.name: a folder's name is this with a date and a number, in 255 bytes."""
 
 DASHBOARDS = ("tensorboard", "wandb", "trackio")
 """What `log.to` may name."""
@@ -258,10 +262,13 @@ class OptimConfig:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     warmup_steps: int = 0
+    schedule_steps: int = 0
+    """Steps over which the rate's schedule runs; 0 takes --steps. A run that goes on keeps the one
+    that it began with, and stays at the last rate after it."""
     decay_start_frac: float = 1.0
-    """Fraction of the steps after which the rate falls linearly; 1 keeps it constant."""
+    """Fraction of the schedule after which the rate falls linearly; 1 keeps it constant."""
     final_lr_frac: float = 0.1
-    """Fraction of the rate at the last step, where it decays."""
+    """Fraction of the rate at the schedule's last step, where it decays."""
     epochs: int = 1
     """Passes over a step's samples."""
     minibatches: int = 1
@@ -568,10 +575,10 @@ def validate(config: Config) -> None:
         need(_get(config, name) >= 1, name, "must be at least 1")
     for name in (
         "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens "
-        "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.weight_decay "
-        "loss.entropy_coef loss.kl_coef reward.complexity_coef reward.distance_coef "
-        "reward.answer_coef reward.novelty_cap loss.tis_cap save.every save.keep_every "
-        "run.watchdog_s rollout.cache_gib task.program.sandbox_workers"
+        "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.schedule_steps "
+        "optim.weight_decay loss.entropy_coef loss.kl_coef reward.complexity_coef "
+        "reward.distance_coef reward.answer_coef reward.novelty_cap loss.tis_cap save.every "
+        "save.keep_every run.watchdog_s rollout.cache_gib task.program.sandbox_workers"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
     for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):
@@ -643,6 +650,19 @@ def validate(config: Config) -> None:
     to = config.log.to
     need(set(to) <= set(DASHBOARDS), "log.to", f"known are {', '.join(DASHBOARDS)}")
     need(len(set(to)) == len(to), "log.to", "names one twice")
+    for name in field_names():
+        # Paths may hold such bytes; config.toml, which names them, may not.
+        text = str(_get(config, name))
+        need(not re.search("[\0\ud800-\udfff]", text), name, "must be UTF-8 text without NUL")
+    name = config.run.name
+    need(
+        name.isprintable()
+        and "/" not in name
+        and (not name or name.strip(". ") != "")
+        and len(name.encode()) <= NAME_BYTES,
+        "run.name",
+        f"must do as a folder's name: printable, without /, at most {NAME_BYTES} bytes",
+    )
     model = config.model
     need(model.hidden % model.heads == 0, "model.hidden", "must be a multiple of --model.heads")
     need(model.heads % model.kv_heads == 0, "model.heads", "must be a multiple of model.kv_heads")
@@ -709,6 +729,7 @@ With no argument: a tiny model teaches itself modular inverses on the CPU in min
 
 FREE_ON_RESUME = (
     "steps", "eval.every", "save.", "log.", "run.name", "run.root", "run.device", "run.watchdog_s",
+    "optim.schedule_steps",
 )  # fmt: skip
 """Options that may differ from those of the run that is resumed."""
 
@@ -746,16 +767,19 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
             path = preset_path(preset)
     else:
         path = preset_path(preset or _preset_of_family(rest))
+    base = load_toml(path)
     config = tyro.cli(
         Config,
         args=rest,
-        default=load_toml(path),
+        default=base,
         prog="python -m azr.train",
         description=USAGE,
         config=(tyro.conf.FlagConversionOff,),
     )
     if not config.run.name:
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=path.stem))
+        # That of a run's config.toml is the run's own, not "config".
+        name = base.run.name or path.stem
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     validate(config)
     return CommandLine(config=config, preset=str(path), dry_run=dry_run, resume=resume)
 
@@ -794,5 +818,6 @@ def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
     if changed:
         raise ConfigError(
             f"--resume {run_dir}: other options than those of the run: {'; '.join(changed)}. Only "
-            "steps, the cadence of eval, save and log, name and device may differ"
+            "steps, optim.schedule_steps, the cadence of eval, save and log, name and device may "
+            "differ"
         )

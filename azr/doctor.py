@@ -25,6 +25,7 @@ from typing import Literal
 from azr import __version__
 from azr.config import ConfigError, check_process
 from azr.machine import commit, processor
+from azr.streams import open_standard_streams
 
 Status = Literal["ok", "note", "missing", "broken"]
 """`note` is no fault but worth knowing; `missing` limits what can run; `broken` stops a run."""
@@ -281,6 +282,7 @@ def table(found: Sequence[Finding]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 where something is broken, 2 bad usage."""
+    open_standard_streams()
     parser = argparse.ArgumentParser(
         prog="python -m azr.doctor",
         description="Says what is here, which backends run and why, and what mends the rest.",

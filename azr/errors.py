@@ -13,16 +13,22 @@ class RunError(RuntimeError):
 
 @contextmanager
 def naming_disk_errors(path: Path) -> Iterator[None]:
-    """Turns a failed write into a RunError that names the file and how to go on."""
+    """Turns a failed write into a RunError that names the file and how to go on.
+
+    `path` is named where the error itself names none.
+    """
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = getattr(error, "strerror", None) or str(error)
+        named = getattr(error, "filename", None) or path
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # In the words of libraries.
+        full = full or "os error 28" in reason or "disk is full" in reason
         advice = "free some space" if full else "see that it can be written"
         raise RunError(
-            f"cannot write {path}: {reason}; {advice}, then go on from the last checkpoint with "
-            "--resume RUN"
+            f"cannot write {named}: {reason}; {advice}, then go on from the last checkpoint with "
+            "--resume RUN, or start anew where there is none"
         ) from error
 
 

@@ -49,6 +49,18 @@ class Experience:
     advantage: float
 
 
+def scheduled_rate(optim: OptimConfig, step: int) -> float:
+    """Returns the rate of step 1, 2, ...: a linear ramp, a plateau, a linear decay.
+
+    After the schedule's last step the rate stays where it is.
+    """
+    end = optim.schedule_steps
+    start = optim.decay_start_frac * end
+    ramp = min(1.0, step / optim.warmup_steps) if optim.warmup_steps else 1.0
+    past = (min(step, end) - start) / (end - start) if min(step, end) > start else 0.0
+    return optim.lr * ramp * (1 - (1 - optim.final_lr_frac) * past)
+
+
 class Learner:
     """Owns the optimiser and the schedule of a model."""
 
@@ -60,7 +72,6 @@ class Learner:
         loss: LossConfig,
         optim: OptimConfig,
         temperature: float,
-        total_steps: int,
         seed: int,
         attention: str = "auto",
     ):
@@ -70,7 +81,7 @@ class Learner:
         """
         self.model, self.reference = model, reference
         self.loss_config, self.config = loss, optim
-        self.temperature, self.total_steps, self.seed = temperature, total_steps, seed
+        self.temperature, self.seed = temperature, seed
         geometry = Geometry.of(model.config, head_weight(model).dtype)
         device = head_weight(model).device
         self.backend = choose(attention, device, geometry.dtype, geometry.head_size)
@@ -79,12 +90,8 @@ class Learner:
         self.bad_in_a_row = 0
 
     def learning_rate(self, step: int) -> float:
-        """Returns the rate of step 1, 2, ...: a linear ramp, a plateau, a linear decay."""
-        c = self.config
-        ramp = min(1.0, step / c.warmup_steps) if c.warmup_steps else 1.0
-        start = c.decay_start_frac * self.total_steps
-        past = max(0.0, step - start) / max(1.0, self.total_steps - start)
-        return c.lr * ramp * (1 - (1 - c.final_lr_frac) * min(1.0, past))
+        """Returns the rate of step 1, 2, ...; see `scheduled_rate`."""
+        return scheduled_rate(self.config, step)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of the optimiser's state, by parameter name."""

@@ -5,14 +5,25 @@ which a model with dropout would use. Verdicts and grades are saved with their t
 executed twice.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from azr.checkpoint import Checkpoint, Snapshot
+from azr.checkpoint import (
+    MARKER,
+    MODEL_FILES,
+    Checkpoint,
+    Snapshot,
+    find_damage,
+    write_marked,
+)
 from azr.config import Config
+from azr.errors import RunError
+from azr.learner import scheduled_rate
 from azr.log import RunLog
 from azr.model.load import load_model, save_model
 from azr.start import DTYPES, Trainee, assemble
@@ -20,6 +31,44 @@ from azr.tasks import Environment
 
 START = "start"
 """Folder of the model that self-play started from, in the run directory."""
+
+
+def settle_schedule(config: Config, saved: Config | None) -> Config:
+    """Returns the configuration with the steps of the rate's schedule named.
+
+    Where none are asked for they are those of `saved`, the configuration that a resumed run has.
+    """
+    steps = config.optim.schedule_steps
+    if not steps:
+        steps = settle_schedule(saved, None).optim.schedule_steps if saved else config.steps
+    return replace(config, optim=replace(config.optim, schedule_steps=steps))
+
+
+def describe_rate(config: Config, saved: Config | None, step: int) -> str:
+    """Returns what the learning rate does after `step`; "" where its schedule runs as it began.
+
+    `config` is settled; `saved` is what a resumed run was configured as before.
+    """
+    before = settle_schedule(saved or config, None)
+    end, first, last = config.optim.schedule_steps, step + 1, config.steps
+    is_constant = config.optim.decay_start_frac == 1 or config.optim.final_lr_frac == 1
+    is_as_begun = end == before.optim.schedule_steps
+    is_usual = last == before.steps if saved else is_constant or last == end
+    if first > last or (is_as_begun and is_usual):
+        return ""
+    then, now, at_last = (
+        f"{scheduled_rate(optim, at):.1e}"
+        for optim, at in ((before.optim, step), (config.optim, first), (config.optim, last))
+    )
+    words = f"{now} from step {first} to {last}" if first < last else f"{now} at step {first}"
+    if now != at_last:
+        words = f"{now} at step {first}, {at_last} at step {last}"
+    if is_constant:
+        return words
+    if not is_as_begun:
+        return f"{words}: --optim.schedule-steps is {end}; at step {step} it was {then}"
+    words += f": the schedule {'ended' if end < first else 'ends'} at step {end}"
+    return words + (f"; --optim.schedule-steps {last} draws it anew" if end < last else "")
 
 
 def snapshot(trainee: Trainee, log: RunLog, step: int) -> Snapshot:
@@ -45,15 +94,31 @@ def snapshot(trainee: Trainee, log: RunLog, step: int) -> Snapshot:
 
 
 def restore(
-    config: Config, environment: Environment, checkpoint: Checkpoint, run_dir: Path
+    config: Config,
+    environment: Environment,
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    warn: Callable[[str], None],
 ) -> Trainee:
-    """Returns the trainee as it was when the checkpoint was made."""
+    """Returns the trainee as it was when the checkpoint was made.
+
+    Raises RunError where the KL term's reference is damaged; one without a fingerprint is named to
+    `warn`.
+    """
     device = torch.device(config.run.device)
     dtype = DTYPES[config.run.dtype]
     model, tokenizer = load_model(str(checkpoint.path / "hf"), dtype, device)
     reference = None
     if config.loss.kl != "none":
-        reference = load_model(str(run_dir / START / "hf"), dtype, device)[0]
+        start = run_dir / START
+        if (start / "hf").is_dir() and not (start / MARKER).exists():
+            warn(f"{start} has no {MARKER} file, as runs of azr 0.1.0 have none: taken as it is")
+        elif problem := find_damage(start, MODEL_FILES):
+            raise RunError(
+                f"{start} cannot be used: {problem}; the KL term (--loss.kl) refers to it: put the "
+                "folder back from a copy, or start a new run"
+            )
+        reference = load_model(str(start / "hf"), dtype, device)[0]
         reference.eval().requires_grad_(False)
     trainee = assemble(config, environment, model, tokenizer, reference)
     trainee.selfplay.load_state(checkpoint.state["selfplay"])
@@ -66,9 +131,7 @@ def restore(
 
 def save_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
     """Keeps the start model: the KL term's reference, and what a result is compared with."""
-    folder = run_dir / START / "hf"
-    folder.mkdir(parents=True)
-    save_model(model, tokenizer, folder)
+    write_marked(run_dir / START, lambda folder: save_model(model, tokenizer, folder / "hf"))
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -320,7 +320,6 @@ def assemble(
         loss=config.loss,
         optim=config.optim,
         temperature=config.rollout.temperature,
-        total_steps=config.steps,
         seed=config.run.seed,
         attention=config.rollout.attention,
     )

@@ -69,7 +69,7 @@ def run(
     from azr import resume as resuming
     from azr import start
     from azr.checkpoint import CheckpointWriter, load_newest
-    from azr.errors import naming_memory_errors
+    from azr.errors import naming_disk_errors, naming_memory_errors
     from azr.evaluation import evaluate
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
@@ -81,6 +81,8 @@ def run(
 
     check_installed(config)
     device = start.prepare_device(config)
+    saved_config = load_toml(resume / "config.toml") if resume else None
+    config = resuming.settle_schedule(config, saved_config)
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)
     environment.open()
@@ -98,19 +100,20 @@ def run(
     )
     attention = start.describe_attention(config, architecture)
     if checkpoint:
-        trainee = resuming.restore(config, environment, checkpoint, resume)
+        trainee = resuming.restore(config, environment, checkpoint, resume, damaged.append)
     else:
         model, tokenizer = start.build_model(config, environment, device)
         renew_chat(tokenizer, config.task.style)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
-    log = RunLog(
-        config,
-        started=started,
-        to_json=environment.to_json,
-        universe=universe,
-        resumed=resume,
-        state=checkpoint.state["log"] if checkpoint else None,
-    )
+    with naming_disk_errors(resume or Path(config.run.root)):
+        log = RunLog(
+            config,
+            started=started,
+            to_json=environment.to_json,
+            universe=universe,
+            resumed=resume,
+            state=checkpoint.state["log"] if checkpoint else None,
+        )
     watchdog = Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
     step = checkpoint.step if checkpoint else 0
     writer = CheckpointWriter(
@@ -129,14 +132,16 @@ def run(
             log.warn(step, message)
         if checkpoint:
             log.console.print(f"going on after step {step}, from {checkpoint.path}")
-        else:
+        if rate := resuming.describe_rate(config, saved_config, step):
+            log.console.print(f"learning rate  {rate}")
+        if not checkpoint:
             trainee = _begin(config, environment, model, tokenizer, log, given)
         engine, selfplay, learner = trainee.engine, trainee.selfplay, trainee.learner
         engine.on_progress = log.console.print
         if stop:
             stop.first_step()
 
-        while step < config.steps and not (stop and stop.signal):
+        while step < config.steps and not (stop and stop.signal) and not log.is_stuck:
             step += 1
             watchdog.rearm()
             clock = _Clock(engine, config.run.device)
@@ -164,6 +169,11 @@ def run(
         writer.wait()
         refresh(log.run_dir, partial(log.warn, step), is_over=True)
         log.finish(step, saved)
+        if step < config.steps and not (stop and stop.signal):
+            raise RunError(
+                f"{log.run_dir / 'run.db'} was locked by another process for too long; the run is "
+                f"saved at step {step}: close what holds the file, then --resume {log.run_dir}"
+            )
     except TrainingDiverged as error:
         path = log.save_bad_batch(step, [dataclasses.asdict(e) for e in error.batch])
         refresh(log.run_dir, partial(log.warn, step), is_over=True)
@@ -274,7 +284,8 @@ def _facts(config: Config, architecture, parameters: int) -> list[tuple[str, str
     elif config.run.device == "cpu":
         reason = f"{config.run.threads} torch thread" + "s" * (config.run.threads > 1)
     where = config.model.path or "from scratch"
-    usual = dataclasses.replace(Config(), steps=config.steps, run=config.run)
+    optim = dataclasses.replace(Config().optim, schedule_steps=config.steps)
+    usual = dataclasses.replace(Config(), steps=config.steps, run=config.run, optim=optim)
     changed = differences(config, usual)
     return [
         ("device", f"{config.run.device}, {config.run.dtype} ({reason})"),

@@ -47,7 +47,7 @@ class Setting:
     def new_learner(self, model) -> Learner:
         return Learner(
             model, self.reference, loss=self.config.loss, optim=self.config.optim,
-            temperature=1.0, total_steps=self.config.steps, seed=0,
+            temperature=1.0, seed=0,
         )  # fmt: skip
 
     def solver_requests(self) -> list:

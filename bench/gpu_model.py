@@ -256,7 +256,7 @@ class Stage:
         self.plan()
         learner = Learner(
             self.model, None, loss=config.loss, optim=config.optim,
-            temperature=config.rollout.temperature, total_steps=config.steps, seed=0,
+            temperature=config.rollout.temperature, seed=0,
         )  # fmt: skip
         small, batch = (self._experience(n) for n in (sizes.profiled_samples, sizes.updated))
         learner.update(small, 1)

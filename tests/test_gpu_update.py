@@ -25,9 +25,7 @@ def batch_of():
 
 def learner_of(model, **optim):
     settings = OptimConfig(**({"lr": 1e-3, "micro_batch_tokens": 400} | optim))
-    return Learner(
-        model, None, loss=LossConfig(), optim=settings, temperature=1.0, total_steps=9, seed=0
-    )
+    return Learner(model, None, loss=LossConfig(), optim=settings, temperature=1.0, seed=0)
 
 
 @pytest.mark.parametrize("bf16_update", ["master", "stochastic"])

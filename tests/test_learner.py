@@ -22,7 +22,7 @@ SIZES = dict(vocab=13, hidden_size=16, num_hidden_layers=1, intermediate_size=16
 PLAIN = plain_model("qwen2", seed=5, attention="eager", **SIZES)
 OTHER = plain_model("qwen2", seed=6, attention="eager", **SIZES)
 LOSS = LossConfig(entropy_coef=0.0, tis_cap=0.0)
-OPTIM = OptimConfig(lr=0.01, grad_clip=1e9, weight_decay=0.0)
+OPTIM = OptimConfig(lr=0.01, grad_clip=1e9, weight_decay=0.0, schedule_steps=10)
 
 
 def make_batch(seed=0, count=9, noise=0.3):
@@ -55,7 +55,7 @@ def make_learner(plain=PLAIN, reference=None, loss=LOSS, optim=OPTIM, temperatur
         loss=loss,
         optim=optim,
         temperature=temperature,
-        **(dict(total_steps=10, seed=0) | options),
+        **(dict(seed=0) | options),
     )
 
 
@@ -395,6 +395,10 @@ def test_rollout_log_probs_of_the_same_weights_show_no_mismatch():
             dict(warmup_steps=2, decay_start_frac=0.8, final_lr_frac=0.5),
             [0.5] + [1.0] * 7 + [0.75, 0.5],
         ),
+        (dict(decay_start_frac=0.99, final_lr_frac=0.1), [1.0] * 9 + [0.1]),
+        (dict(schedule_steps=4, decay_start_frac=0.5), [1.0] * 2 + [0.55] + [0.1] * 7),
+        (dict(schedule_steps=4), [1.0] * 10),
+        (dict(schedule_steps=4, warmup_steps=5), [0.2, 0.4, 0.6, 0.8] + [1.0] * 6),
     ],
 )
 def test_the_rate_ramps_stays_and_decays(options, rates):
@@ -402,6 +406,7 @@ def test_the_rate_ramps_stays_and_decays(options, rates):
     assert [learner.learning_rate(step) for step in range(1, 11)] == pytest.approx(
         [0.004 * rate for rate in rates]
     )
+    assert learner.learning_rate(10_000) == learner.learning_rate(10)  # it has ended
 
 
 def test_the_rate_of_the_step_is_the_one_that_is_used():
@@ -561,7 +566,6 @@ def test_the_rewarded_answer_becomes_likely():
         loss=LossConfig(),
         optim=OptimConfig(lr=0.005),
         temperature=1.0,
-        total_steps=40,
         seed=0,
     )
 

@@ -89,7 +89,6 @@ def test_the_exact_parts_are_what_is_allocated(family, dtype, update):
         loss=CONFIG.loss,
         optim=optim,
         temperature=1.0,
-        total_steps=1,
         seed=0,
     )
     gradients = []

@@ -1,6 +1,7 @@
 """A resumed run is the uninterrupted run: weights, optimiser, buffers, metrics and records."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -18,10 +19,10 @@ from models import plain_model
 from safetensors.torch import load_file
 
 from azr.checkpoint import MARKER, load_newest
-from azr.config import ConfigError, load_toml, parse_command_line
+from azr.config import Config, ConfigError, load_toml, parse_command_line
 from azr.errors import RunError
 from azr.log.metrics import read_metrics
-from azr.resume import snapshot
+from azr.resume import describe_rate, settle_schedule, snapshot
 from azr.train import main, run
 
 FLAGS = [
@@ -210,6 +211,112 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, stopped
     assert warnings[1]["step"] == 2
 
 
+def warnings_of(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    return [row["message"] for row in rows if row["kind"] == "warning"]
+
+
+def test_the_reference_is_checked_and_one_without_a_mark_is_named(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)
+    flip_bit(run_dir / "start" / "hf" / "model.safetensors")
+    with pytest.raises(RunError, match="start cannot be used: hf/model.safetensors is not what"):
+        run(config(tmp_path), resume=run_dir)
+    flip_bit(run_dir / "start" / "hf" / "model.safetensors")
+    (run_dir / "start" / MARKER).write_text("{}")
+    with pytest.raises(RunError, match="start cannot be used: its COMPLETE file"):
+        run(config(tmp_path), resume=run_dir)
+    (run_dir / "start" / MARKER).unlink()
+    run(config(tmp_path), resume=run_dir, stop=StopAfter(0))
+    (warning,) = warnings_of(run_dir)
+    assert "start has no COMPLETE file" in warning
+
+
+NOBODY_READS = f"""
+import os
+reader, writer = os.pipe()
+os.close(reader)
+for number in (1, 2):
+    os.dup2(writer, number)
+{processes.TRAIN}
+"""
+
+
+def test_a_run_whose_reader_goes_away_goes_on_to_its_files(whole, stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)
+    process = processes.start(NOBODY_READS, ["--resume", run_dir], tmp_path / "output")
+    assert processes.finish(process, 120) == 0
+    assert_same(run_dir, whole)
+    assert sorted(warnings_of(run_dir)) == [
+        f"standard {name} is gone (Broken pipe): what follows is not shown there"
+        for name in ("error", "output")
+    ]
+    assert "Before and after self-play" in (run_dir / "log.txt").read_text()
+
+
+def test_a_record_that_is_gone_is_named_and_the_run_goes_on(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)
+    (run_dir / "run.db").unlink()
+    run(config(tmp_path, "--steps", "5"), resume=run_dir)
+    (warning,) = warnings_of(run_dir)
+    assert "run.db holds 0 of " in warning
+    with sqlite3.connect(run_dir / "run.db") as db:
+        assert db.execute("SELECT DISTINCT step FROM samples").fetchall() == [(5,)]
+    db.close()
+
+
+def test_a_lock_that_stays_ends_the_run_saved(stopped, tmp_path, monkeypatch):
+    from azr.log import run_db
+
+    def lock(self, *arguments):
+        if not others:
+            others.append(sqlite3.connect(run_dir / "run.db", isolation_level=None))
+            others[0].execute("BEGIN IMMEDIATE")
+        return write(self, *arguments)
+
+    run_dir, others, write = stopped(tmp_path, 1), [], run_db.RunDb.write
+    monkeypatch.setattr(run_db.RunDb, "write", lock)
+    monkeypatch.setattr(run_db, "BUSY_S", 0.0)
+    monkeypatch.setattr(run_db, "GIVE_UP_S", 0.0)
+    with pytest.raises(RunError, match="run.db was locked .*saved at step 2: close what holds"):
+        run(config(tmp_path), resume=run_dir)
+    others[0].close()
+    assert load_newest(run_dir, pytest.fail).step == 2
+    assert (
+        "no samples from step 2 on" in warnings_of(run_dir)[-1] and not (run_dir / "lock").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lock", "log.txt", "metrics.jsonl", "run.db", "events.jsonl", "config.toml", "start/hf"],
+)
+def test_a_folder_in_a_file_s_place_is_named_in_one_line(name, stopped, tmp_path, capsys):
+    run_dir = stopped(tmp_path, 4)
+    place = run_dir / name
+    if place.is_dir():
+        shutil.rmtree(place)
+        place.touch()
+    else:
+        place.unlink(missing_ok=True)
+        place.mkdir()
+    assert main(["--resume", str(run_dir)]) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("azr: ") and name.split("/")[0] in line
+
+
+def test_a_directory_that_cannot_be_written_is_named_in_one_line(
+    stopped, tmp_path, capsys, monkeypatch
+):
+    def refuse(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    run_dir = stopped(tmp_path, 4)
+    monkeypatch.setattr("azr.log.run_dir.open", refuse, raising=False)
+    assert main(["--resume", str(run_dir)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lock: Read-only file system; see that it can be written" in line
+
+
 def test_without_any_whole_checkpoint_it_says_so(stopped, tmp_path):
     run_dir = stopped(tmp_path, 1)
     (run_dir / "checkpoints" / "step_000001" / MARKER).unlink()
@@ -226,6 +333,49 @@ def test_other_options_are_refused_by_name_and_free_ones_are_not(stopped, tmp_pa
     assert main(["--resume", str(run_dir), *free, "--run.name", "x"]) == 0
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["step"] == 3
     assert load_toml(run_dir / "config.toml").steps == 3
+
+
+def rates(run_dir):
+    """The learning rate of every step, by `policy/lr`."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    return [row["policy/lr"] / 0.002 for row in rows[1:]]
+
+
+def told(run_dir):
+    """What log.txt says of the learning rate."""
+    lines = (run_dir / "log.txt").read_text().splitlines()
+    return [line for line in lines if line.startswith("learning rate")]
+
+
+def test_the_schedule_is_the_run_s_and_a_resume_never_moves_the_rate_unsaid(stopped, tmp_path):
+    run_dir = stopped(tmp_path, 4)  # of 6, over which the rate falls from step 3 on
+    assert load_toml(run_dir / "config.toml").optim.schedule_steps == 6
+    begun = [1, 1, 1, 0.7, 0.4, 0.1]
+    assert main(["--resume", str(run_dir), "--steps", "5"]) == 0
+    assert rates(run_dir) == pytest.approx(begun[:5])
+    assert main(["--resume", str(run_dir), "--steps", "6", "--optim.schedule-steps", "0"]) == 0
+    assert main(["--resume", str(run_dir), "--steps", "8"]) == 0
+    assert rates(run_dir) == pytest.approx([*begun, 0.1, 0.1])
+    drawn_anew = ["--steps", "10", "--optim.schedule-steps", "10"]
+    assert main(["--resume", str(run_dir), *drawn_anew]) == 0
+    assert rates(run_dir) == pytest.approx([*begun, 0.1, 0.1, 0.28, 0.1])
+    assert told(run_dir) == [
+        "learning rate  8.0e-04 at step 5: the schedule ends at step 6",
+        "learning rate  2.0e-04 at step 6: the schedule ends at step 6",
+        "learning rate  2.0e-04 from step 7 to 8: the schedule ended at step 6; "
+        "--optim.schedule-steps 8 draws it anew",
+        "learning rate  5.6e-04 at step 9, 2.0e-04 at step 10: --optim.schedule-steps is 10; "
+        "at step 8 it was 2.0e-04",
+    ]
+
+
+def test_a_run_from_before_schedules_were_kept_has_the_steps_that_it_was_given():
+    old, asked = Config(steps=500), Config(steps=800)
+    assert settle_schedule(asked, None).optim.schedule_steps == 800
+    settled = settle_schedule(asked, old)
+    assert settled.optim.schedule_steps == 500
+    assert describe_rate(settled, old, 500) == "1.0e-06 from step 501 to 800"
+    assert describe_rate(settle_schedule(old, old), old, 300) == ""
 
 
 def test_resume_takes_the_options_of_the_run_and_a_finished_one_says_so(tmp_path, capsys):

@@ -33,11 +33,9 @@ def batch_of(step):
     ]
 
 
-def learner_of(model, steps):
+def learner_of(model):
     optim = OptimConfig(lr=3e-3, bf16_update="master")
-    return Learner(
-        model, None, loss=LossConfig(), optim=optim, temperature=1.0, total_steps=steps, seed=0
-    )
+    return Learner(model, None, loss=LossConfig(), optim=optim, temperature=1.0, seed=0)
 
 
 def distance(learner, samples):
@@ -62,7 +60,7 @@ def distance(learner, samples):
 )
 def test_rollouts_between_updates_change_no_bit_and_see_every_update(dtype, steps, tolerance):
     alone, shared = (azr_model(copy.deepcopy(PLAIN).to(dtype)) for _ in range(2))
-    trained, followed = learner_of(alone, steps), learner_of(shared, steps)
+    trained, followed = learner_of(alone), learner_of(shared)
     engine = RolloutEngine(shared, slots=8)
     seen = set()
     for step in range(1, steps + 1):

@@ -71,7 +71,9 @@ def test_the_run_directory_holds_what_the_design_names(finished):
     }  # fmt: skip - and neither a journal nor a temporary file
     assert summary.checkpoint == folder / "checkpoints" / "step_000003"
     assert (summary.checkpoint / "COMPLETE").exists()
-    assert load_toml(folder / "config.toml") == fast(root, "--task.style", "compact")
+    assert load_toml(folder / "config.toml") == fast(
+        root, "--task.style", "compact", "--optim.schedule-steps", "3"
+    )
     assert json.loads((folder / "env.json").read_text())["torch"] == torch.__version__
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "step 3 of 3" in (folder / "report.html").read_text()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from azr.checkpoint import find_damage, find_newest, step_of
+from azr.checkpoint import MARKER, MODEL_FILES, find_damage, find_newest, is_step, step_of
 from azr.config import Config, ConfigError, load_toml
 from azr.resume import START
 
@@ -52,15 +52,22 @@ def find_subject(target: str, warn: Callable[[str], None]) -> Subject:
     run_dir = path.parent if is_start else path.parent.parent
     if not (path / "hf").is_dir() or not (run_dir / "config.toml").is_file():
         return Subject(model=target, step=0)
+    if not is_start and not is_step(path):
+        raise ConfigError(f"{path}: a checkpoint's folder is named step_ and its number; rename it")
+    start = run_dir / START
+    # Those of azr 0.1.0 have no marker.
+    problem = find_damage(start, MODEL_FILES) if (start / MARKER).exists() else None
+    if is_start and problem:
+        raise ConfigError(f"{path}: not a whole model: {problem}; name another, or the run")
     if is_start:
         return Subject(model=str(path / "hf"), step=0, run_dir=run_dir)
-    problem = find_damage(path)
     if problem:
-        raise ConfigError(f"{path}: not a whole checkpoint: {problem}; name another, or the run")
-    start = run_dir / START / "hf"
+        warn(f"{start} is not compared with: {problem}")
+    if damage := find_damage(path):
+        raise ConfigError(f"{path}: not a whole checkpoint: {damage}; name another, or the run")
     return Subject(
         model=str(path / "hf"),
         step=step_of(path),
         run_dir=run_dir,
-        start=str(start) if start.is_dir() else None,
+        start=str(start / "hf") if (start / "hf").is_dir() and not problem else None,
     )

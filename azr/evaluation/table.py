@@ -91,8 +91,8 @@ def _parts(cells: Sequence[Cell]) -> Table:
 
 
 def make_console() -> Console:
-    """Returns a console that is wide enough for a table where there is no terminal."""
-    console = Console(highlight=False)
+    """Returns a console that shows text as it stands, wide enough where there is no terminal."""
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console

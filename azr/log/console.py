@@ -5,6 +5,7 @@ Everything that is shown, but for redraws, also goes to log.txt in the run direc
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from azr.accuracy import Accuracy, Interval, with_interval
+from azr.errors import naming_disk_errors
 from azr.memory import Part, by_phase, peak_bytes, readable
 
 PHASES = ("rollout", "verify", "update", "eval", "other")
@@ -27,15 +29,18 @@ class RunConsole:
     """Shows one run on the terminal, or as plain lines where there is none."""
 
     def __init__(self, log_path: Path | None, *, plain: bool, every: int):
-        self.console = Console(highlight=False)
+        # Everything is shown as it stands: names and paths may look like markup.
+        literal = {"markup": False, "emoji": False, "highlight": False}
+        self.console = Console(**literal)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
         self.is_live = self.console.is_terminal and not plain
         self.every = every
-        self._log = open(log_path, "a", encoding="utf-8") if log_path else None  # noqa: SIM115
-        self._log_console = Console(
-            file=self._log, width=PLAIN_WIDTH, highlight=False, no_color=True
-        )
+        self._log = None
+        if log_path:
+            # Names of files may be in another encoding; closed by close().
+            self._log = open(log_path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        self._log_console = Console(file=self._log, width=PLAIN_WIDTH, no_color=True, **literal)
         self._live: Live | None = None
         self._last_refresh = 0.0
         self.spent: dict[str, float] = {}
@@ -43,11 +48,16 @@ class RunConsole:
 
     def print(self, *parts: object) -> None:
         """Prints to the screen and to the log."""
-        for console in (self.console, self._log_console) if self._log else (self.console,):
-            # Text is left as it is; only tables are fitted to the width.
-            console.print(*parts, soft_wrap=not isinstance(parts[0], Table))
+        # Text is left as it is; only tables are fitted to the width.
+        soft_wrap = not isinstance(parts[0], Table)
+        self.console.print(*parts, soft_wrap=soft_wrap)
+        self._keep(*parts, soft_wrap=soft_wrap)
+
+    def _keep(self, *parts: object, soft_wrap: bool) -> None:
         if self._log:
-            self._log.flush()
+            with naming_disk_errors(Path(self._log.name)):
+                self._log_console.print(*parts, soft_wrap=soft_wrap)
+                self._log.flush()
 
     def warn(self, message: str) -> None:
         """Prints a warning: one line that names the cause and the option."""
@@ -57,7 +67,8 @@ class RunConsole:
         """Ends the live table and closes the log."""
         self.stop()
         if self._log:
-            self._log.close()
+            with suppress(OSError):  # what a full disk did not take, and said so
+                self._log.close()
 
     # Before the first step
 
@@ -113,9 +124,7 @@ class RunConsole:
             self.spent[name] = self.spent.get(name, 0.0) + m[f"time/{name}_s"]
         if step % self.every == 0 or step in (1, steps):
             line = self._line(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
-            if self._log:
-                self._log_console.print(line, soft_wrap=True)
-                self._log.flush()
+            self._keep(line, soft_wrap=True)
             if not self.is_live:
                 self.console.print(line, soft_wrap=True)
         if not self.is_live:

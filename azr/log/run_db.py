@@ -13,13 +13,14 @@ NULL where a sample enters no statistic.
 import hashlib
 import json
 import sqlite3
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from azr.errors import naming_disk_errors
+from azr.errors import RunError, naming_disk_errors
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (id INTEGER PRIMARY KEY, type TEXT NOT NULL, key TEXT NOT NULL,
@@ -54,77 +55,168 @@ class SampleRow:
     is_estimate: bool
 
 
+BUSY_S = 5.0
+"""Seconds that a step waits where another process has run.db locked."""
+GIVE_UP_S = 600.0
+"""Seconds of being locked after which the run is to be saved and ended."""
+TOLD_EVERY_S = 60.0
+
+
 class RunDb:
-    """Writes run.db, one transaction a step."""
+    """Writes run.db, one transaction a step.
+
+    While another process has it locked, rows wait in memory: `write` waits `BUSY_S` for it and goes
+    on, and after `GIVE_UP_S` the file is `is_stuck`.
+    """
 
     def __init__(
         self,
         path: Path,
         to_json: Callable[[object], dict],
         keep: Mapping[str, int] | None = None,
+        warn: Callable[[str], None] = lambda message: None,
     ):
-        """`keep`: what `position` returned; rows after it are dropped, as a resumed run needs."""
-        self._path = path
-        self._db = sqlite3.connect(path)
-        # The journal survives a crash of the process; fsync at every step would slow a short step.
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.executescript(_SCHEMA)
-        self._to_json = to_json
-        with self._db:
-            for table in _TABLES if keep else ():
-                self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
-        # Digests, not texts: the prompts of a long run would fill the memory.
-        self._prompts = {
-            _digest(text): number
-            for number, text in self._db.execute("SELECT id, text FROM prompts")
-        }
+        """`keep`: what `position` returned; rows after it are dropped, as a resumed run needs.
+
+        `warn` is told of a lock, and of rows before it that are gone. Raises RunError for a file
+        that is not a data base of rows, or is locked.
+        """
+        self._path, self._to_json, self._warn = path, to_json, warn
+        self._waiting: list[tuple[int, str, list[tuple]]] = []
+        """(step, statement, rows) that are not written yet."""
+        self._locked_s = self._told_s = 0.0
+        """time.monotonic() of when the lock was met, and of the last word on it; 0: no lock."""
+        with _naming_damage(path), ExitStack() as opened:
+            self._db = opened.enter_context(closing(sqlite3.connect(path, timeout=BUSY_S)))
+            # The journal survives a crash of the process; fsync at every step would slow a short
+            # step.
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(_SCHEMA)
+            with self._db:
+                for table in _TABLES if keep else ():
+                    self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
+            self._last = {
+                table: self._db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]
+                for table in _TABLES
+            }
+            # Digests, not texts: the prompts of a long run would fill the memory.
+            self._prompts = {
+                _digest(text): number
+                for number, text in self._db.execute("SELECT id, text FROM prompts")
+            }
+            opened.pop_all()
+        held = {table: (self._last[table], kept) for table, kept in (keep or {}).items()}
+        gone = [f"{have} of {kept} {table}" for table, (have, kept) in held.items() if have < kept]
+        if gone:
+            warn(
+                f"{path} holds {', '.join(gone)} that it held at the checkpoint: the run goes on "
+                "without the others"
+            )
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has been locked for so long that the run should end."""
+        return self._locked_s > 0 and time.monotonic() - self._locked_s > GIVE_UP_S
 
     def write(
         self, step: int, tasks: Iterable[tuple[str, str, object]], samples: Iterable[SampleRow]
     ) -> None:
         """Adds the (type, key, task) that entered the buffers, and the samples, of one step."""
-        with naming_disk_errors(self._path), self._db:
-            self._db.executemany(
-                "INSERT INTO tasks (type, key, step, data) VALUES (?, ?, ?, ?)",
-                [(t, key, step, json.dumps(self._to_json(task))) for t, key, task in tasks],
-            )
-            self._db.executemany(
-                "INSERT INTO samples (step, role, type, prompt_id, task_key, text, outcome, reason,"
-                " solve_rate, reward, advantage, tokens, finish, is_estimate, count)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        step, s.role, s.type, self._prompt_id(s.prompt), s.task_key, s.text,
-                        s.outcome, s.reason, s.solve_rate, s.reward, s.advantage, s.tokens,
-                        s.finish, s.is_estimate, count,
-                    )
-                    for s, count in Counter(samples).items()
-                ],
-            )  # fmt: skip
+        counted = Counter(samples)
+        texts = dict.fromkeys(sample.prompt for sample in counted)
+        new = [text for text in texts if _digest(text) not in self._prompts]
+        prompts = list(enumerate(new, self._last["prompts"] + 1))
+        self._prompts |= {_digest(text): number for number, text in prompts}
+        self._add(step, "prompts (id, text)", prompts)
+        self._add(
+            step,
+            "tasks (type, key, step, data)",
+            [(t, key, step, json.dumps(self._to_json(task))) for t, key, task in tasks],
+        )
+        self._add(
+            step,
+            "samples (step, role, type, prompt_id, task_key, text, outcome, reason, solve_rate,"
+            " reward, advantage, tokens, finish, is_estimate, count)",
+            [
+                (
+                    step, s.role, s.type, self._prompts[_digest(s.prompt)], s.task_key, s.text,
+                    s.outcome, s.reason, s.solve_rate, s.reward, s.advantage, s.tokens, s.finish,
+                    s.is_estimate, count,
+                )
+                for s, count in counted.items()
+            ],
+        )  # fmt: skip
+        self._flush()
 
-    def _prompt_id(self, text: str) -> int:
-        digest = _digest(text)
-        if digest not in self._prompts:
-            cursor = self._db.execute("INSERT INTO prompts (text) VALUES (?)", (text,))
-            self._prompts[digest] = cursor.lastrowid
-        return self._prompts[digest]
+    def _add(self, step: int, columns: str, rows: list[tuple]) -> None:
+        """Lets rows wait for `_flush`; their numbers are known already."""
+        marks = ", ".join("?" * (columns.count(",") + 1))
+        self._waiting.append((step, f"INSERT INTO {columns} VALUES ({marks})", rows))
+        self._last[columns.split()[0]] += len(rows)
+
+    def _flush(self) -> bool:
+        """Writes what waits; returns False where the file is locked."""
+        try:
+            with naming_disk_errors(self._path), self._db:
+                for _, statement, rows in self._waiting:
+                    self._db.executemany(statement, rows)
+        except RunError as error:
+            if not _is_lock(error.__cause__):
+                raise
+            now = time.monotonic()
+            self._locked_s = self._locked_s or now
+            if now - self._told_s >= TOLD_EVERY_S:
+                self._told_s = now
+                self._warn(
+                    f"{self._path} is locked by another process: the samples from step "
+                    f"{self._waiting[0][0]} on wait in memory, and after {GIVE_UP_S / 60:.0f} "
+                    "minutes the run is saved and ends; close what holds the file"
+                )
+            return False
+        self._waiting.clear()
+        self._locked_s = self._told_s = 0.0
+        return True
 
     def position(self) -> dict[str, int]:
-        """Returns the last row number of each table, all rows safe on the disk."""
-        with naming_disk_errors(self._path):
-            self._db.execute("PRAGMA wal_checkpoint(FULL)")
-            return {
-                table: self._db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]
-                for table in _TABLES
-            }
+        """Returns the last row number of each table, those that wait for a lock included.
+
+        All others are safe on the disk.
+        """
+        if self._flush():
+            with naming_disk_errors(self._path):
+                self._db.execute("PRAGMA wal_checkpoint(FULL)")
+        return dict(self._last)
 
     def close(self) -> None:
-        """Writes everything back into the one file run.db."""
-        # On a full disk the journal stays beside the file instead; nothing is lost.
-        with suppress(sqlite3.OperationalError):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._db.close()
+        """Writes everything back into the one file; tries for a minute where it is locked."""
+        try:
+            if not any(self._flush() for _ in range(12)):
+                step = self._waiting[0][0]
+                self._warn(f"{self._path} is still locked: it has no samples from step {step} on")
+            # On a full disk the journal stays beside the file instead; nothing is lost.
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self._db.close()
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Turns what keeps a run.db from being opened into a RunError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        advice = "move it away to go on without the samples so far"
+        if _is_lock(error):
+            advice = "close what has it open, then go on with --resume RUN"
+        raise RunError(f"cannot use {path}: {error}; {advice}") from error
+
+
+def _is_lock(error: BaseException | None) -> bool:
+    # The low byte is the kind of error, the rest its variety.
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _digest(text: str) -> bytes:

@@ -1,13 +1,17 @@
 """The run directory: where it is, and what is written to it at the start of a run."""
 
 import fcntl
+import itertools
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from azr.checkpoint import newest_marked_step
-from azr.config import Config, ConfigError, to_toml
+from azr.checkpoint import newest_marked_step, remove_tree
+from azr.config import Config, ConfigError, load_toml, to_toml
 
 
 def create_run_dir(config: Config) -> Path:
@@ -17,37 +21,65 @@ def create_run_dir(config: Config) -> Path:
     """
     root = Path(config.run.root)
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.run.name}"
+    folder = None
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 1000):
-            folder = root / (stem if number == 1 else f"{stem}-{number}")
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                continue  # another run of this second
+        folder = _new_folder(root, stem)
+        write_whole(folder / "config.toml", to_toml(config))
         link = root / "latest"
-        if link.is_symlink():
-            link.unlink()
-        if not link.exists():
-            link.symlink_to(folder.name, target_is_directory=True)
+        if link.is_symlink() or not link.exists():
+            # Made beside and moved: at no moment is there none, whoever else starts a run.
+            (folder / "latest").symlink_to(folder.name, target_is_directory=True)
+            os.replace(folder / "latest", link)
     except OSError as error:
-        raise ConfigError(f"--run.root {config.run.root}: cannot write there: {error}") from error
-    (folder / "config.toml").write_text(to_toml(config))
+        if folder:
+            with suppress(OSError):
+                remove_tree(folder)
+        raise ConfigError(
+            f"--run.root {config.run.root}: cannot write there: {error.strerror}; make room, or "
+            "name another folder"
+        ) from error
     return folder
+
+
+def _new_folder(root: Path, stem: str) -> Path:
+    for number in itertools.count(1):
+        folder = root / (stem if number == 1 else f"{stem}-{number}")
+        with suppress(FileExistsError):  # another run of this second
+            folder.mkdir()
+            return folder
+    raise AssertionError("the count has no end")
 
 
 def find_resumable(resume: str, config: Config) -> Path | None:
     """Returns the run directory that `--resume` means.
 
     For "auto" that is the newest one of this name that has a checkpoint, or None where there is
-    none yet: a run that was killed before its first checkpoint has nothing to go on from.
+    none yet: a run that was killed before its first checkpoint has nothing to go on from. Raises
+    ConfigError where it is this name's by the name of its folder and its config.toml cannot be
+    read.
     """
     if resume != "auto":
         return Path(resume).resolve()
-    found = sorted(Path(config.run.root).glob(f"????????-??????-{config.run.name}*/config.toml"))
-    folders = [path.parent.resolve() for path in found]
-    return next((f for f in reversed(folders) if newest_marked_step(f) >= 0), None)
+    runs = (f for f in _newest_first(Path(config.run.root)) if newest_marked_step(f) >= 0)
+    return next((f.resolve() for f in runs if _is_named(f, config.run.name)), None)
+
+
+def _newest_first(root: Path) -> Iterator[Path]:
+    with suppress(OSError):
+        folders = [f for f in root.iterdir() if re.match(r"[0-9]{8}-[0-9]{6}-", f.name)]
+        # Runs of one second: -10 comes after -2.
+        yield from sorted(folders, key=lambda f: (f.name[:15], len(f.name), f.name), reverse=True)
+
+
+def _is_named(folder: Path, name: str) -> bool:
+    """Whether a run has this name, which may be another than its folder has: --run.name is free."""
+    try:
+        return load_toml(folder / "config.toml").run.name == name
+    except ConfigError:
+        if re.fullmatch(re.escape(name) + r"(-[0-9]+)?", folder.name[16:]):
+            raise
+        return False
 
 
 class RunLock:
@@ -55,12 +87,13 @@ class RunLock:
 
     def __init__(self, folder: Path):
         """Raises ConfigError where another process holds it."""
-        self._file = open(folder / "lock", "a+")  # noqa: SIM115 - held as long as the run lasts
+        # Held as long as the run lasts.
+        self._file = open(folder / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.seek(0)
-            owner = self._file.read().strip() or "another"
+            owner = self._file.read(20).strip() or "another"
             self._file.close()
             raise ConfigError(
                 f"--resume {folder}: process {owner} is writing to it; stop that one first"
@@ -71,10 +104,23 @@ class RunLock:
 
     def release(self) -> None:
         """Lets go."""
-        Path(self._file.name).unlink(missing_ok=True)
+        with suppress(OSError):  # what is left of it locks nothing
+            Path(self._file.name).unlink()
         self._file.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is never there in part."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
 
 
 def write_json(path: Path, data: dict) -> None:
     """Writes a JSON object, indented."""
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    write_whole(path, json.dumps(data, indent=2) + "\n")

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from azr.log.dashboards import Dashboards
 from azr.log.first_samples import FIRST_STEPS, FirstSamples
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
-from azr.log.run_dir import RunLock, create_run_dir, write_json
+from azr.log.run_dir import RunLock, create_run_dir, write_json, write_whole
 from azr.log.stage import Stage
 from azr.machine import describe_machine
 from azr.memory import GIB, Part, peak_bytes
+from azr.streams import take_losses
 
 Accuracies = Mapping[tuple[str, str], Accuracy]
 
@@ -45,31 +47,40 @@ class RunLog:
         directory and what `state` returned; what was written after that is rolled back."""
         self.config, self.universe = config, dict(universe)
         self.run_dir = resumed or create_run_dir(config)
-        self._lock = RunLock(self.run_dir)
-        self.console = RunConsole(
-            self.run_dir / "log.txt", plain=config.log.plain, every=config.log.every
-        )
         self.machine = describe_machine()
         state = state or {}
-        self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
-        self._db = None
-        if config.log.samples:
-            self._db = RunDb(self.run_dir / "run.db", to_json, state.get("db"))
+        self._last_step = self._first_step = state.get("step", 0)
+        self._is_resumed = resumed is not None
         self.before: Accuracies = _accuracies(state.get("before", []))
         self.latest: Accuracies = _accuracies(state.get("latest", []))
         self._proposals = [SampleRow(**row) for row in state.get("proposals", [])]
         self.started = started - state.get("elapsed_s", 0.0)
-        self._loop_started, self._first_step = time.monotonic(), state.get("step", 0)
+        self._loop_started = time.monotonic()
         self._diagnosis = Diagnosis(config.task.types)
         self._first_samples = FirstSamples(config)
         self.eval_s = 0.0
         """Seconds of the last evaluation."""
-        self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
-        self._last_step = self._first_step
-        self._is_resumed = resumed is not None
-        if resumed:
-            (self.run_dir / "config.toml").write_text(to_toml(config))
-            self.event(self._first_step, "resumed", json.dumps(self.machine))
+        with ExitStack() as opened:
+            lock = RunLock(self.run_dir)
+            opened.callback(lock.release)
+            self.console = RunConsole(
+                self.run_dir / "log.txt", plain=config.log.plain, every=config.log.every
+            )
+            opened.callback(self.console.close)
+            self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
+            opened.callback(self._close_metrics)
+            self._db = None
+            if config.log.samples:
+                path = self.run_dir / "run.db"
+                self._db = RunDb(path, to_json, state.get("db"), self._warn_here)
+                opened.callback(self._db.close)
+            if resumed:
+                write_whole(self.run_dir / "config.toml", to_toml(config))
+                self.event(self._first_step, "resumed", json.dumps(self.machine))
+            self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
+            opened.callback(self._note_losses)
+            opened.callback(lambda: self._dashboards.close(self._last_step))
+            self._opened = opened.pop_all()
 
     def state(self, step: int) -> dict:
         """Returns, as JSON values, how far the record has come; all of it is safe on the disk."""
@@ -83,6 +94,11 @@ class RunLog:
             "elapsed_s": time.monotonic() - self.started,
         }
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the run should be saved and end: run.db has been locked for minutes."""
+        return self._db is not None and self._db.is_stuck
+
     def banner(self, facts: list[tuple[str, str]], plan: list[Part]) -> None:
         """Shows what runs, where and why, and the memory plan; a new run keeps it in env.json."""
         m = self.machine
@@ -94,7 +110,9 @@ class RunLog:
                 "memory_peak_bytes": peak_bytes(plan),
                 "universe": self.universe,
             }
-            write_json(self.run_dir / "env.json", environment)
+            path = self.run_dir / "env.json"
+            with naming_disk_errors(path):
+                write_json(path, environment)
         versions = " ".join(f"{name} {m[name]}" for name in ("torch", "transformers", "numba"))
         hardware = f"{m['processor']}, {m['cores']} cores" + (f", {m['gpu']}" if m["gpu"] else "")
         lines = [
@@ -179,6 +197,7 @@ class RunLog:
             self._show_pace(step)
         for message in self._diagnosis.observe(row):
             self.warn(step, message)
+        self._note_losses()
 
     def _show_pace(self, step: int) -> None:
         """Says where the time of the first steps went, and when the run will end."""
@@ -217,12 +236,18 @@ class RunLog:
 
     def close(self) -> None:
         """Closes every file and lets go of the run directory."""
-        self._dashboards.close(self._last_step)
-        self.console.close()
-        self._metrics.close()
-        if self._db:
-            self._db.close()
-        self._lock.release()
+        self._opened.close()
+
+    def _close_metrics(self) -> None:
+        with suppress(OSError):  # what a full disk did not take, and said so
+            self._metrics.close()
+
+    def _note_losses(self) -> None:
+        for message in take_losses():
+            self._warn_here(message)
+
+    def _warn_here(self, message: str) -> None:
+        self.warn(self._last_step, message)
 
 
 SHOWN_FROM = 200

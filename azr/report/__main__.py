@@ -7,10 +7,12 @@ from pathlib import Path
 
 from azr.config import ConfigError, check_process
 from azr.report.page import write_report
+from azr.streams import open_standard_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 error, 2 bad usage."""
+    open_standard_streams()
     parser = argparse.ArgumentParser(
         prog="python -m azr.report",
         description="Writes one self-contained report.html of a run, or of several laid over "

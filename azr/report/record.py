@@ -291,8 +291,9 @@ def _changed(
         )
         for name in names
         if options.get(name) != usual.get(name)
-        # A run writes down what "auto" came to; the facts say it with its reason.
+        # A run writes down what "auto" and 0 came to; the facts say the style with its reason.
         and not (name == "task.style" and usual.get(name) == "auto")
+        and not (name == "optim.schedule_steps" and options[name] == options.get("steps"))
     ]
 
 

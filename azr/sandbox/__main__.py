@@ -6,6 +6,7 @@ import sys
 from azr.sandbox import corpus
 from azr.sandbox.client import Sandbox
 from azr.sandbox.records import SandboxError
+from azr.streams import open_standard_streams
 
 
 def self_test() -> int:
@@ -28,6 +29,7 @@ def self_test() -> int:
 
 
 def main() -> None:
+    open_standard_streams()
     parser = argparse.ArgumentParser(prog="python -m azr.sandbox", description=__doc__)
     parser.add_argument(
         "--self-test", action="store_true", required=True, help="print the layers, run the corpus"

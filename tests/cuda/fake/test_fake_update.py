@@ -28,7 +28,6 @@ def learner_of(shape, *, layers=1, dtype=torch.bfloat16, attention="torch-aten",
         loss=LossConfig(**(loss or {})),
         optim=OptimConfig(**({"micro_batch_tokens": 1500} | optim)),
         temperature=1.0,
-        total_steps=10,
         seed=0,
         attention=attention,
     )
