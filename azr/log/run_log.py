@@ -49,7 +49,9 @@ class RunLog:
         )
         self.machine = describe_machine()
         state = state or {}
-        self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
+        self._metrics = MetricsLog(
+            self.run_dir / "metrics.jsonl", state.get("metrics_bytes"), state.get("step", -1)
+        )
         self._db = None
         if config.log.samples:
             self._db = RunDb(self.run_dir / "run.db", to_json, state.get("db"))
@@ -65,6 +67,8 @@ class RunLog:
         if resumed:
             (self.run_dir / "config.toml").write_text(to_toml(config))
             self.event(self._first_step, "resumed", json.dumps(self.machine))
+            for problem in self._metrics.problems:
+                self.warn(self._first_step, problem)
 
     def state(self, step: int) -> dict:
         """Returns, as JSON values, how far the record has come; all of it is safe on the disk."""
@@ -161,6 +165,10 @@ class RunLog:
         )
         for message in self._diagnosis.observe(row):
             self.warn(step, message)
+
+    def keep_series(self) -> None:
+        """Keeps the metrics so far as series, from which the report is drawn."""
+        self._metrics.save_fold()
 
     def save_bad_batch(self, step: int, batch: list[dict]) -> Path:
         """Writes a batch that could not be trained on, as JSON, for inspection."""
