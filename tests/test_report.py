@@ -398,6 +398,83 @@ def test_a_failure_is_told_and_ends_nothing(tmp_path):
     assert len(told) == 2 and "IsADirectoryError" in told[1]
 
 
+def test_a_report_takes_little_of_a_runs_time_but_for_the_last(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("azr.report.page.time.monotonic", lambda: clock[0])
+    written = []
+
+    def write(folders, *, is_over):
+        clock[0] += 2.0 + len(written)  # it grows
+        written.append((clock[0], is_over))
+
+    monkeypatch.setattr("azr.report.page.write_report", write)
+    refresh = Refresher(tmp_path, lambda: None, 0.0)
+    while clock[0] < 5000:
+        clock[0] += 10.0
+        refresh(pytest.fail)
+    spent = [2.0 + i for i in range(len(written))]
+    assert len(written) > 5
+    for i, (end, _) in enumerate(written[1:], 1):
+        assert sum(spent[: i + 1]) <= 0.01 * end + 1.0  # each took a second more than foreseen
+    refresh(pytest.fail, is_over=True)
+    assert written[-1][1] and not any(is_over for _, is_over in written[:-1])
+
+
+def test_a_series_that_cannot_be_kept_ends_nothing(tmp_path):
+    def keep_series():
+        raise OSError(28, "No space left on device")
+
+    told = []
+    Refresher(make_run(tmp_path / "run", 2), keep_series, 0.0)(told.append)
+    assert len(told) == 1 and "No space left on device" in told[0]
+
+
+def test_spikes_and_missing_values_of_a_long_run_are_on_the_page(tmp_path):
+    folder = make_run(tmp_path / "run", 2, target=4000)
+    (folder / "metrics.jsonl").unlink()
+    log = MetricsLog(folder / "metrics.jsonl")
+    for step in range(4001):
+        spike = {1234: 77.0, 2345: -55.0, 3000: math.nan}.get(step, 1.0)
+        log.write(step, {"policy/lr": spike, "policy/entropy": math.nan, "policy/kl": spike})
+    log.close()
+    for _ in range(2):  # read from the file, then as the run keeps it
+        text = write_report([folder]).read_text()
+        for title in ("Learning rate", "KL to the start model"):
+            figure = re.search(f"<figcaption>{title}.*?</figure>", text)[0]
+            low, high = map(float, re.search(r'data-y="([^"]*)"', figure)[1].split())
+            assert low < -55 and high > 77
+            top, bottom = map(float, re.search(r'data-box="([^"]*)"', figure)[1].split()[2:])
+            drawn = [low + (bottom - y) / (bottom - top) * (high - low)
+                     for _, y in points(figure, "raw")]  # fmt: skip
+            assert min(drawn) == pytest.approx(-55, abs=1) and max(drawn) == pytest.approx(
+                77, abs=1
+            )
+            assert "no value (NaN) at 1 of 4,001 steps" in figure and 'class="gap' in figure
+        figure = re.search("<figcaption>Entropy.*?</figure>", text)[0]
+        assert "no value (NaN) at 4,001 of 4,001 steps: 0 to 4,000" in figure
+        log.save_fold()
+
+
+def test_a_curve_is_broken_where_it_has_no_value():
+    series = folded({"m": [1.0, 2.0, None, 4.0, None, 6.0, 7.0]})["m"]
+    figure = draw_lines("t", [Line(label="a", series=series)], note="words")
+    (path,) = re.findall(r'<path class="line[^>]*d="([^"]*)"', figure)
+    assert [len(piece.split("L")) for piece in path[1:].split("M")] == [2, 2, 2]
+    assert "words; a: no value (NaN) at 2 of 7 steps: 2 to 4" in figure
+    assert len(re.search('class="gap[^>]*d="([^"]*)"', figure)[1].split("v")) == 3
+
+
+def test_events_are_read_as_far_as_they_can_be_and_the_last_are_shown(tmp_path):
+    folder = make_run(tmp_path / "run", 2)
+    path = folder / "events.jsonl"
+    lines = [json.dumps({"step": i, "kind": "warning", "message": f"no {i}."}) for i in range(1500)]
+    path.write_text("\n".join(["[", *lines[:-1], "\0\0" + lines[-1]]))
+    text = read_page(write_report([folder])).text
+    assert "events.jsonl: lines 1 and 1501 are cut short or damaged" in text
+    assert "events.jsonl: the first 499 lines, of 1,501" in text
+    assert "no 1498." in text and "no 499." in text and "no 498." not in text
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one, two = make_run(tmp_path / "one", 3), make_run(tmp_path / "two", 3)
