@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from test_series import folded
 
 from azr.config import Config, ConfigError, LogConfig, TaskConfig, to_toml
 from azr.log.metrics import MetricsLog
@@ -24,7 +25,6 @@ from azr.report.samples import SCANNED, SHOWN, TEXT_CHARS, read_samples
 from azr.report.summary import headline, judge
 from azr.report.words import duration, number, percent
 from azr.series import POINTS, Series
-from tests.test_series import folded
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.errors='pwned'</script>",
