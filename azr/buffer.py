@@ -1,6 +1,8 @@
 """The task buffer of one type: distinct tasks, oldest out first."""
 
-from collections.abc import Hashable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,35 +22,66 @@ class TaskBuffer:
 
     The official code cuts a full buffer to its first entries, so that no new task ever enters;
     here the oldest leaves. It does not hold a task twice; the official code may.
+
+    Weights and answers are kept as tasks come and go: to make them anew for each draw or step of a
+    large buffer costs more than the draw.
     """
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int, answer: Callable[[Hashable], str] = lambda task: ""):
+        """`answer` tells what `answers` counts."""
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self.capacity = capacity
-        self._entries: dict[str, Entry] = {}  # a dict keeps the order of insertion
+        self.answers: Counter[str] = Counter()
+        """How often each answer stands in the buffer."""
+        self._answer = answer
+        self._added = 0
+        # A ring: the entry that was added as number n is in slot n % capacity.
+        self._ring: list[Entry] = []
+        self._weights = array("d")
+        self._numbers: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._ring)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._entries
+        return key in self._numbers
+
+    def __getitem__(self, place: int) -> Entry:
+        """Returns the entry at a place, of which 0 is the oldest."""
+        return self._ring[(self._oldest_slot() + place) % self.capacity]
 
     def add(self, key: str, task: Hashable, step: int) -> bool:
         """Adds a task and returns True, or returns False where it is there already.
 
         A repeated task keeps its age. A full buffer drops its oldest task.
         """
-        if key in self._entries:
+        if key in self._numbers:
             return False
-        if len(self._entries) == self.capacity:
-            del self._entries[next(iter(self._entries))]
-        self._entries[key] = Entry(key, task, step)
+        entry, weight = Entry(key, task, step), step + 1.0
+        if len(self) == self.capacity:
+            slot = self._added % self.capacity
+            dropped = self._ring[slot]
+            del self._numbers[dropped.key]
+            self._count(dropped.task, -1)
+            self._ring[slot], self._weights[slot] = entry, weight
+        else:
+            self._ring.append(entry)
+            self._weights.append(weight)
+        self._numbers[key] = self._added
+        self._added += 1
+        self._count(task, 1)
         return True
 
     def entries(self) -> list[Entry]:
         """Returns all entries, oldest first."""
-        return list(self._entries.values())
+        oldest = self._oldest_slot()
+        return self._ring[oldest:] + self._ring[:oldest]
+
+    def weights(self) -> np.ndarray:
+        """Returns the step of each entry plus one, oldest first."""
+        weights, oldest = np.frombuffer(self._weights), self._oldest_slot()
+        return np.concatenate([weights[oldest:], weights[:oldest]])
 
     def draw(
         self,
@@ -56,25 +89,55 @@ class TaskBuffer:
         n: int,
         *,
         recency: bool = False,
-        exclude: frozenset[str] | set[str] = frozenset(),
+        exclude: Collection[str] = frozenset(),
     ) -> list[Entry]:
         """Returns at most n distinct entries, in random order, none with a key in `exclude`."""
-        pool = [e for e in self._entries.values() if e.key not in exclude]
-        return draw_entries(pool, rng, n, recency=recency)
+        first = self._added - len(self)
+        numbers = (self._numbers[key] for key in set(exclude) if key in self)
+        skip = sorted(number - first for number in numbers)
+        return draw_entries([self], rng, n, recency=recency, skip=skip)
+
+    def _count(self, task: Hashable, change: int) -> None:
+        answer = self._answer(task)
+        self.answers[answer] += change
+        if not self.answers[answer]:
+            del self.answers[answer]
+
+    def _oldest_slot(self) -> int:
+        return (self._added - len(self)) % self.capacity
 
 
 def draw_entries(
-    pool: Sequence[Entry], rng: np.random.Generator, n: int, *, recency: bool = False
+    buffers: Sequence[TaskBuffer],
+    rng: np.random.Generator,
+    n: int,
+    *,
+    recency: bool = False,
+    skip: Sequence[int] = (),
 ) -> list[Entry]:
-    """Returns at most n entries of a pool, in random order, none twice.
+    """Returns at most n entries of some buffers, in random order, none twice.
 
-    Uniform without replacement, or with weights step + 1 (seeds have step 0) for `recency`.
+    Uniform without replacement, or with weights step + 1 (seeds have step 0) for `recency`. Places
+    in `skip`, ascending and counted over all the buffers, are left out.
     """
-    n = min(n, len(pool))
+    size = sum(map(len, buffers)) - len(skip)
+    n = min(n, size)
     if n == 0:
         return []
     weights = None
     if recency:
-        weights = np.array([e.step + 1 for e in pool], dtype=np.float64)
+        weights = np.concatenate([buffer.weights() for buffer in buffers])
+        weights = np.delete(weights, np.array(skip, dtype=int))
         weights /= weights.sum()
-    return [pool[i] for i in rng.choice(len(pool), size=n, replace=False, p=weights)]
+    places = rng.choice(size, size=n, replace=False, p=weights)
+    for place in skip:
+        places[places >= place] += 1
+    return [_entry(buffers, int(place)) for place in places]
+
+
+def _entry(buffers: Sequence[TaskBuffer], place: int) -> Entry:
+    for buffer in buffers:
+        if place < len(buffer):
+            return buffer[place]
+        place -= len(buffer)
+    raise IndexError(place)

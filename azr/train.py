@@ -74,7 +74,7 @@ def run(
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
     from azr.log.dashboards import check_installed
-    from azr.report import refresh
+    from azr.report import Refresher
     from azr.selfplay import read_seeds
     from azr.tasks import check_family, load_environment
     from azr.text import renew_chat
@@ -115,6 +115,7 @@ def run(
             state=checkpoint.state["log"] if checkpoint else None,
         )
     watchdog = Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
+    refresh = Refresher(log.run_dir, log.keep_series, started)
     step = checkpoint.step if checkpoint else 0
     writer = CheckpointWriter(
         log.run_dir,
@@ -163,11 +164,11 @@ def run(
             writer.check()
             if config.save.every and step % config.save.every == 0 and step < config.steps:
                 writer.save(resuming.snapshot(trainee, log, step))
-                refresh(log.run_dir, partial(log.warn, step))
+                refresh(partial(log.warn, step))
 
         saved = writer.save(resuming.snapshot(trainee, log, step))
         writer.wait()
-        refresh(log.run_dir, partial(log.warn, step), is_over=True)
+        refresh(partial(log.warn, step), is_over=True)
         log.finish(step, saved)
         if step < config.steps and not (stop and stop.signal):
             raise RunError(
@@ -176,7 +177,7 @@ def run(
             )
     except TrainingDiverged as error:
         path = log.save_bad_batch(step, [dataclasses.asdict(e) for e in error.batch])
-        refresh(log.run_dir, partial(log.warn, step), is_over=True)
+        refresh(partial(log.warn, step), is_over=True)
         raise RunError(f"{error}. The batch is in {path}") from error
     finally:
         watchdog.close()

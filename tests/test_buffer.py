@@ -1,11 +1,13 @@
 """The buffer holds distinct tasks, drops the oldest, and draws as asked."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from azr.buffer import TaskBuffer
+from azr.buffer import TaskBuffer, draw_entries
 
 
 def filled(n, capacity=100):
@@ -52,6 +54,52 @@ def test_uniform_draws_are_uniform_and_recent_ones_weigh_by_step():
         drawn = [buffer.draw(rng, 1, recency=recency)[0].task for _ in range(n)]
         share = np.bincount(drawn, minlength=4) / n
         assert np.abs(share - expected).max() < 5 * 0.5 / np.sqrt(n)
+
+
+def drawn_from_a_list(pool, rng, n, recency):
+    """The draw as it is defined: from a list of entries, with weights made of their steps."""
+    weights = np.array([e.step + 1 for e in pool], dtype=np.float64) if recency else None
+    n = min(n, len(pool))
+    if n == 0:
+        return []
+    p = weights / weights.sum() if recency else None
+    return [pool[i] for i in rng.choice(len(pool), size=n, replace=False, p=p)]
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=80), st.integers(1, 30), st.integers(0, 40),
+    st.sets(st.integers(0, 40)), st.booleans(), st.integers(0, 2**32),
+)  # fmt: skip
+def test_draws_and_counts_are_those_of_a_plain_list(keys, capacity, n, excluded, recency, seed):
+    buffers = [TaskBuffer(c, answer=lambda task: str(task % 3)) for c in (capacity, 7)]
+    for step, key in enumerate(keys):
+        buffers[step % 2].add(str(key), key, step)
+    one, two = (list(buffer.entries()) for buffer in buffers)
+    for buffer, entries in zip(buffers, (one, two), strict=True):
+        assert [buffer[i] for i in range(len(buffer))] == entries
+        assert buffer.answers == Counter(str(e.task % 3) for e in entries)
+    exclude = {str(key) for key in excluded}
+    rngs = [np.random.default_rng(seed) for _ in range(2)]
+    pool = [e for e in one if e.key not in exclude]
+    drawn = buffers[0].draw(rngs[0], n, recency=recency, exclude=exclude)
+    assert drawn == drawn_from_a_list(pool, rngs[1], n, recency)
+    drawn = draw_entries(buffers, rngs[0], n, recency=recency)
+    assert drawn == drawn_from_a_list(one + two, rngs[1], n, recency)
+
+
+def test_no_draw_and_no_count_looks_at_every_task():
+    looked_at = Counter()
+
+    def answer(task):
+        looked_at[task] += 1
+        return ""
+
+    buffer = TaskBuffer(1000, answer)
+    for i in range(2000):
+        buffer.add(f"k{i}", i, step=i)
+        buffer.draw(np.random.default_rng(i), 3, recency=True, exclude={f"k{i}"})
+    # Once as it enters, once as it leaves.
+    assert max(looked_at.values()) == 2 and looked_at.total() == 3000
 
 
 def test_an_empty_draw_and_a_bad_capacity():

@@ -5,6 +5,7 @@ import json
 import shutil
 import sqlite3
 
+import numpy as np
 import pytest
 import torch
 from folders import make_folder
@@ -126,6 +127,16 @@ def test_twenty_steps_of_the_whole_preset_have_no_failure(tmp_path):
     rows = [r for r in read_metrics(summary.run_dir / "metrics.jsonl") if r["step"] > 0]
     assert rows[-1]["sandbox/failures_total"] == 0
     assert sum(row["sandbox/disagreements"] for row in rows) == 0
+
+
+@pytest.mark.soak
+def test_two_thousand_steps_of_the_preset_hold_level_memory(tmp_path):
+    flags = ["--config", "cpu-program.toml", "--steps", "2000", "--run.root", str(tmp_path)]
+    summary = run(parse_command_line([*flags, "--log.plain", "True"]).config)
+    rows = read_metrics(summary.run_dir / "metrics.jsonl")[201:]  # the caches are full by then
+    resident = [1024 * row["perf/host_rss_gib"] for row in rows]
+    mib_a_step = np.polyfit([row["step"] for row in rows], resident, 1)[0]
+    assert mib_a_step < 0.02
 
 
 # Real architectures

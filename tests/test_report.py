@@ -12,17 +12,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from test_series import folded
 
 from azr.config import Config, ConfigError, LogConfig, TaskConfig, to_toml
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
-from azr.report import refresh, write_report
+from azr.report import Refresher, write_report
 from azr.report.__main__ import main
-from azr.report.chart import POINTS, Line, draw_histogram, draw_lines
+from azr.report.chart import Line, draw_histogram, draw_lines
 from azr.report.record import read_run
 from azr.report.samples import SCANNED, SHOWN, TEXT_CHARS, read_samples
 from azr.report.summary import headline, judge
 from azr.report.words import duration, number, percent
+from azr.series import POINTS, Series
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.errors='pwned'</script>",
@@ -388,12 +390,89 @@ def test_distributions_count_every_sample(tmp_path):
 
 def test_a_failure_is_told_and_ends_nothing(tmp_path):
     told = []
-    refresh(tmp_path / "nowhere", told.append)
+    Refresher(tmp_path / "nowhere", lambda: None, 0.0)(told.append)
     assert len(told) == 1 and "report.html was not written" in told[0] and "goes on" in told[0]
     folder = make_run(tmp_path / "run", 2)
     (folder / "report.html").mkdir()
-    refresh(folder, told.append)
+    Refresher(folder, lambda: None, 0.0)(told.append)
     assert len(told) == 2 and "IsADirectoryError" in told[1]
+
+
+def test_a_report_takes_little_of_a_runs_time_but_for_the_last(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("azr.report.page.time.monotonic", lambda: clock[0])
+    written = []
+
+    def write(folders, *, is_over):
+        clock[0] += 2.0 + len(written)  # it grows
+        written.append((clock[0], is_over))
+
+    monkeypatch.setattr("azr.report.page.write_report", write)
+    refresh = Refresher(tmp_path, lambda: None, 0.0)
+    while clock[0] < 5000:
+        clock[0] += 10.0
+        refresh(pytest.fail)
+    spent = [2.0 + i for i in range(len(written))]
+    assert len(written) > 5
+    for i, (end, _) in enumerate(written[1:], 1):
+        assert sum(spent[: i + 1]) <= 0.01 * end + 1.0  # each took a second more than foreseen
+    refresh(pytest.fail, is_over=True)
+    assert written[-1][1] and not any(is_over for _, is_over in written[:-1])
+
+
+def test_a_series_that_cannot_be_kept_ends_nothing(tmp_path):
+    def keep_series():
+        raise OSError(28, "No space left on device")
+
+    told = []
+    Refresher(make_run(tmp_path / "run", 2), keep_series, 0.0)(told.append)
+    assert len(told) == 1 and "No space left on device" in told[0]
+
+
+def test_spikes_and_missing_values_of_a_long_run_are_on_the_page(tmp_path):
+    folder = make_run(tmp_path / "run", 2, target=4000)
+    (folder / "metrics.jsonl").unlink()
+    log = MetricsLog(folder / "metrics.jsonl")
+    for step in range(4001):
+        spike = {1234: 77.0, 2345: -55.0, 3000: math.nan}.get(step, 1.0)
+        log.write(step, {"policy/lr": spike, "policy/entropy": math.nan, "policy/kl": spike})
+    log.close()
+    for _ in range(2):  # read from the file, then as the run keeps it
+        text = write_report([folder]).read_text()
+        for title in ("Learning rate", "KL to the start model"):
+            figure = re.search(f"<figcaption>{title}.*?</figure>", text)[0]
+            low, high = map(float, re.search(r'data-y="([^"]*)"', figure)[1].split())
+            assert low < -55 and high > 77
+            top, bottom = map(float, re.search(r'data-box="([^"]*)"', figure)[1].split()[2:])
+            drawn = [low + (bottom - y) / (bottom - top) * (high - low)
+                     for _, y in points(figure, "raw")]  # fmt: skip
+            assert min(drawn) == pytest.approx(-55, abs=1) and max(drawn) == pytest.approx(
+                77, abs=1
+            )
+            assert "no value (NaN) at 1 of 4,001 steps" in figure and 'class="gap' in figure
+        figure = re.search("<figcaption>Entropy.*?</figure>", text)[0]
+        assert "no value (NaN) at 4,001 of 4,001 steps: 0 to 4,000" in figure
+        log.save_fold()
+
+
+def test_a_curve_is_broken_where_it_has_no_value():
+    series = folded({"m": [1.0, 2.0, None, 4.0, None, 6.0, 7.0]})["m"]
+    figure = draw_lines("t", [Line(label="a", series=series)], note="words")
+    (path,) = re.findall(r'<path class="line[^>]*d="([^"]*)"', figure)
+    assert [len(piece.split("L")) for piece in path[1:].split("M")] == [2, 2, 2]
+    assert "words; a: no value (NaN) at 2 of 7 steps: 2 to 4" in figure
+    assert len(re.search('class="gap[^>]*d="([^"]*)"', figure)[1].split("v")) == 3
+
+
+def test_events_are_read_as_far_as_they_can_be_and_the_last_are_shown(tmp_path):
+    folder = make_run(tmp_path / "run", 2)
+    path = folder / "events.jsonl"
+    lines = [json.dumps({"step": i, "kind": "warning", "message": f"no {i}."}) for i in range(1500)]
+    path.write_text("\n".join(["[", *lines[:-1], "\0\0" + lines[-1]]))
+    text = read_page(write_report([folder])).text
+    assert "events.jsonl: lines 1 and 1501 are cut short or damaged" in text
+    assert "events.jsonl: the first 499 lines, of 1,501" in text
+    assert "no 1498." in text and "no 499." in text and "no 498." not in text
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
@@ -457,7 +536,9 @@ def points(figure, kind="line"):
 
 
 def test_a_curve_is_where_its_values_are():
-    figure = draw_lines("t", [Line(label="a", steps=[0, 50, 100], values=[0.0, 0.5, 1.0])], "share")
+    figure = draw_lines(
+        "t", [Line(label="a", series=Series.of([0, 50, 100], [0.0, 0.5, 1.0]))], "share"
+    )
     (x0, y0), (x1, y1), (x2, y2) = points(figure)
     left, right, top, bottom = map(float, re.search(r'data-box="([^"]*)"', figure)[1].split())
     assert (x0, y0) == (left, bottom) and (x2, y2) == (right, top)
@@ -465,11 +546,10 @@ def test_a_curve_is_where_its_values_are():
 
 
 def test_a_long_series_is_thinned_without_moving_its_ends_or_its_mean():
-    steps = list(range(10_000))
-    values = [math.sin(s / 700) for s in steps]
-    figure = draw_lines("t", [Line(label="", steps=steps, values=values)])
+    values = [math.sin(s / 700) for s in range(10_000)]
+    figure = draw_lines("t", [Line(label="", series=folded({"m": values})["m"])])
     drawn = points(figure)
-    assert len(drawn) == POINTS
+    assert POINTS / 2 < len(drawn) <= POINTS
     low, high = map(float, re.search(r'data-y="([^"]*)"', figure)[1].split())
     left, right, top, bottom = map(float, re.search(r'data-box="([^"]*)"', figure)[1].split())
     back = [low + (bottom - y) / (bottom - top) * (high - low) for _, y in drawn]
@@ -480,14 +560,14 @@ def test_a_long_series_is_thinned_without_moving_its_ends_or_its_mean():
 
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-3.0, -1.0], [1e-14, 3e-14], [1e9, 2e9]])
 def test_axes_fit_any_values(values):
-    figure = draw_lines("t", [Line(label="a", steps=range(len(values)), values=values)])
+    figure = draw_lines("t", [Line(label="a", series=Series.of(range(len(values)), values))])
     low, high = map(float, re.search(r'data-y="([^"]*)"', figure)[1].split())
     assert low < high and low <= min(values) and max(values) <= high
     assert "nan" not in figure and figure.count('class="tick"') >= 2
 
 
 def test_labels_do_not_overlap():
-    lines = [Line(label=f"n{i}", steps=[0, 9], values=[0, 0.5 + i / 1000]) for i in range(6)]
+    lines = [Line(label=f"n{i}", series=Series.of([0, 9], [0, 0.5 + i / 1000])) for i in range(6)]
     places = re.findall(
         r'class="label[^"]*" x="[^"]*" y="([^"]*)"', draw_lines("t", lines, "share")
     )

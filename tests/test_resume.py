@@ -185,6 +185,27 @@ def test_what_was_written_after_the_checkpoint_is_rolled_back(whole, stopped, tm
     assert_same(first, whole)
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_damaged_metrics_log_is_named_and_the_run_goes_on(whole, stopped, is_there, tmp_path):
+    run_dir = stopped(tmp_path, 4)
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.unlink()
+    if is_there:
+        path.write_bytes(b"".join([lines[0], b"\0" * 99 + b"\n", lines[2], lines[3][:50]]))
+    run(config(tmp_path), resume=run_dir)
+    last = read_metrics(whole / "metrics.jsonl")[-1]["step"]
+    before = [0, 2] if is_there else []
+    assert [row["step"] for row in read_metrics(path)] == [*before, *range(5, last + 1)]
+    events = [json.loads(e) for e in (run_dir / "events.jsonl").read_text().splitlines()]
+    told = [e["message"] for e in events if e["message"].startswith("metrics.jsonl")]
+    words = ["line 2 is cut", "bytes up to step 4"] if is_there else ["is missing"]
+    assert len(told) == len(words) and all(w in t for w, t in zip(words, told, strict=True))
+    assert (run_dir / "report.html").exists()
+    shutil.copy(whole / "metrics.jsonl", path)  # all else is as it would have been
+    assert_same(run_dir, whole)
+
+
 DAMAGE = {
     "no marker": lambda c: (c / MARKER).unlink(),
     "half a marker": lambda c: (c / MARKER).write_text("{"),

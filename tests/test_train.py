@@ -61,6 +61,7 @@ def test_the_run_directory_holds_what_the_design_names(finished):
         "config.toml",
         "env.json",
         "metrics.jsonl",
+        "metrics.folded.json",
         "run.db",
         "log.txt",
         "checkpoints",
@@ -132,6 +133,7 @@ def test_the_report_is_written_at_checkpoints_and_no_run_ends_for_want_of_it(tmp
 
     written = []
     monkeypatch.setattr(page, "write_report", refuse)
+    monkeypatch.setattr(page, "FIRST_S", 0.0)
     summary = run(fast(tmp_path, "--save.every", "1", "--steps", "2"))
     assert summary.step == 2 and written == [False, True]
     events = (summary.run_dir / "events.jsonl").read_text()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from azr.log.metrics import read_metrics, series
+from azr.series import Series, read_fold
 
 COLOURS = ("#3366cc", "#dc6b1f", "#2e9e5b", "#8e44ad", "#b03a48", "#4d8a99")
 
@@ -19,35 +19,39 @@ def plot_learning_curve(run_dir: Path, types: tuple[str, ...], universe: dict[st
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = read_metrics(run_dir / "metrics.jsonl")
+    metrics = read_fold(run_dir / "metrics.jsonl").series()
+
+    def series(name: str) -> Series:
+        return metrics.get(name, Series())
+
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     solver, proposer = figure.subplots(1, 2)
-    splits = {name.split("/")[1] for row in rows for name in row if name.startswith("eval/")}
+    splits = {name.split("/")[1] for name in metrics if name.startswith("eval/")}
     held_out = sorted(splits - {"train"})
     for task_type, colour in zip(types, COLOURS, strict=False):
-        solver.plot(
-            *series(rows, f"eval/train/{task_type}/greedy_accuracy"), color=colour, label=task_type
-        )
-        steps, chance = series(rows, f"eval/train/{task_type}/chance")
-        solver.plot(steps, chance, color=colour, linestyle="--", linewidth=1)
+        greedy = series(f"eval/train/{task_type}/greedy_accuracy")
+        solver.plot(greedy.steps, greedy.values, color=colour, label=task_type)
+        chance = series(f"eval/train/{task_type}/chance")
+        solver.plot(chance.steps, chance.values, color=colour, linestyle="--", linewidth=1)
         for split, style in zip(held_out, (":", "-."), strict=False):
-            steps, values = series(rows, f"eval/{split}/{task_type}/greedy_accuracy")
-            solver.plot(steps, values, color=colour, linestyle=style, linewidth=1, alpha=0.6)
-        steps, valid = series(rows, f"propose/{task_type}/valid_rate")
-        proposer.plot(steps, _smooth(valid), color=colour, label=f"{task_type}: valid")
-        if task_type in universe:
-            steps, size = series(rows, f"buffer/{task_type}/size")
-            proposer.plot(
-                steps, [s / universe[task_type] for s in size], color=colour, linestyle="--"
+            held = series(f"eval/{split}/{task_type}/greedy_accuracy")
+            solver.plot(
+                held.steps, held.values, color=colour, linestyle=style, linewidth=1, alpha=0.6
             )
+        valid = series(f"propose/{task_type}/valid_rate")
+        proposer.plot(valid.steps, valid.smooth(), color=colour, label=f"{task_type}: valid")
+        if valid.is_folded:
+            proposer.fill_between(valid.steps, valid.low, valid.high, color=colour, alpha=0.12)
+        if task_type in universe:
+            size = series(f"buffer/{task_type}/size")
+            shares = [s / universe[task_type] for s in size.values]
+            proposer.plot(size.steps, shares, color=colour, linestyle="--")
     if universe:
-        steps, distinct = series(rows, "propose/distinct_recent")
-        total = sum(universe.values())
+        distinct = series("propose/distinct_recent")
+        shares = [d / sum(universe.values()) for d in distinct.values]
         label = "distinct of the last 900 / all"
-        proposer.plot(
-            steps, [d / total for d in distinct], color="#555555", linestyle=":", label=label
-        )
+        proposer.plot(distinct.steps, shares, color="#555555", linestyle=":", label=label)
         label = "share of all tasks in the buffer"
         proposer.plot([], [], color="#555555", linestyle="--", label=label)
     solver.set(title="Solver: greedy accuracy", xlabel="step", ylim=(0, 1.02))
@@ -63,11 +67,3 @@ def plot_learning_curve(run_dir: Path, types: tuple[str, ...], universe: dict[st
     path = run_dir / "learning_curve.png"
     figure.savefig(path, dpi=110)
     return path
-
-
-def _smooth(values: list[float], window: int = 15) -> list[float]:
-    """Returns the running mean over up to `window` values that end at each place."""
-    return [
-        sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
-        for i in range(len(values))
-    ]

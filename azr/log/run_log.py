@@ -67,7 +67,9 @@ class RunLog:
                 self.run_dir / "log.txt", plain=config.log.plain, every=config.log.every
             )
             opened.callback(self.console.close)
-            self._metrics = MetricsLog(self.run_dir / "metrics.jsonl", state.get("metrics_bytes"))
+            self._metrics = MetricsLog(
+                self.run_dir / "metrics.jsonl", state.get("metrics_bytes"), state.get("step", -1)
+            )
             opened.callback(self._close_metrics)
             self._db = None
             if config.log.samples:
@@ -77,6 +79,8 @@ class RunLog:
             if resumed:
                 write_whole(self.run_dir / "config.toml", to_toml(config))
                 self.event(self._first_step, "resumed", json.dumps(self.machine))
+                for problem in self._metrics.problems:
+                    self.warn(self._first_step, problem)
             self._dashboards = Dashboards(config, self.run_dir, self._first_step, self.warn)
             opened.callback(self._note_losses)
             opened.callback(lambda: self._dashboards.close(self._last_step))
@@ -207,6 +211,10 @@ class RunLog:
         spent = self.console.spent
         seconds = (spent["step"] - spent["eval"]) / FIRST_STEPS * left + evaluations * self.eval_s
         self.console.pace(FIRST_STEPS, left, seconds)
+
+    def keep_series(self) -> None:
+        """Keeps the metrics so far as series, from which the report is drawn."""
+        self._metrics.save_fold()
 
     def save_bad_batch(self, step: int, batch: list[dict]) -> Path:
         """Writes a batch that could not be trained on, as JSON, for inspection."""

@@ -4,6 +4,6 @@ Curves are drawn as SVG here; the page needs no network, no library, and no scri
 tooltips and its browser of tasks and samples. Imports no torch.
 """
 
-from azr.report.page import refresh, write_report
+from azr.report.page import Refresher, write_report
 
-__all__ = ["refresh", "write_report"]
+__all__ = ["Refresher", "write_report"]

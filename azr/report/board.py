@@ -77,9 +77,8 @@ class Board:
                 told = ("greedy_accuracy", "sampled_accuracy", "chance", "tasks", "samples")
                 self._claim(*(f"{name}/{metric}" for metric in told))
                 greedy = run.series(f"{name}/greedy_accuracy")
-                tasks = dict(
-                    zip(*_pair(run.series(f"{name}/tasks")), strict=True)
-                )  # fmt: skip
+                counted = run.series(f"{name}/tasks")
+                tasks = dict(zip(counted.steps, counted.values, strict=True))
                 bounds = [
                     wilson(v, tasks[step])
                     for step, v in zip(greedy.steps, greedy.values, strict=True)
@@ -92,8 +91,7 @@ class Board:
                 lines.append(
                     Line(
                         label=label,
-                        steps=greedy.steps,
-                        values=greedy.values,
+                        series=greedy,
                         colour=f"k{place if self.is_single else r % 6}",
                         dash=DASHES[s % 3],
                         low=[b.low for b in bounds] if has_band else (),
@@ -105,8 +103,7 @@ class Board:
                     lines.append(
                         Line(
                             label="sampled",
-                            steps=sampled.steps,
-                            values=sampled.values,
+                            series=sampled,
                             colour=f"k{place}",
                             dash="dotted",
                         )
@@ -119,13 +116,7 @@ class Board:
         longest = max(found, key=lambda s: s.steps[-1] if s else -1)
         if not longest:
             return None
-        return Line(
-            label="chance",
-            steps=longest.steps,
-            values=longest.values,
-            colour="grey",
-            dash="dashed",
-        )
+        return Line(label="chance", series=longest, colour="grey", dash="dashed")
 
     def cell(self, role: str, task_type: str) -> list[str]:
         """Returns the mean reward of a cell, and with one run the band of its deviation."""
@@ -139,8 +130,7 @@ class Board:
             lines.append(
                 Line(
                     label="mean" if self.is_single else label,
-                    steps=mean.steps,
-                    values=mean.values,
+                    series=mean,
                     colour=f"k{(self.types.index(task_type) if self.is_single else i) % 6}",
                     low=[m - s for m, s in pairs],
                     high=[m + s for m, s in pairs],
@@ -175,24 +165,10 @@ class Board:
     def _line(self, run: int, name: str, label: str, colour: str, noisy: bool) -> list[Line]:
         self._claim(name)
         found = self.runs[run].series(name)
-        if not found:
-            return []
-        return [
-            Line(
-                label=label,
-                steps=found.steps,
-                values=found.values,
-                colour=colour,
-                is_noisy=noisy,
-            )
-        ]
+        return [Line(label=label, series=found, colour=colour, is_noisy=noisy)]
 
     def _claim(self, *names: str) -> None:
         self.shown.update(names)
-
-
-def _pair(series) -> tuple[Sequence[int], Sequence[float]]:
-    return series.steps, series.values
 
 
 def _present(figures: Sequence[str]) -> list[str]:

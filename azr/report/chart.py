@@ -4,19 +4,20 @@ Colours are classes of page.css (`k0` to `k5`, `grey`), so that one drawing serv
 paper. Every label passes through `escape`.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
 from azr.accuracy import Interval
 from azr.report.words import number, percent
+from azr.series import Series
 
 WIDTH, HEIGHT = 360, 214
 LEFT, TOP, BOTTOM = 40, 12, 28
-POINTS = 240
-"""Points of a drawn line; a longer series is averaged into so many equal parts."""
 LABEL_HEIGHT = 13.0
 CHAR_WIDTH = 5.9
 
@@ -25,17 +26,20 @@ Unit = Literal["share", "number"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A curve: `low` and `high` bound its band; a noisy one is drawn as its running mean."""
+    """A curve: `low` and `high` bound its band; a noisy one is drawn as its running mean.
+
+    Behind a running mean, and behind points that stand for several steps each, is a pale line from
+    the least to the most of each point. Steps that lack a value break the curve and have a mark on
+    the axis.
+    """
 
     label: str
-    steps: Sequence[float]
-    values: Sequence[float]
+    series: Series
     colour: str = "k0"
     dash: Literal["", "dashed", "dotted"] = ""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     is_noisy: bool = False
-    is_labelled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,20 @@ def draw_lines(title: str, lines: Sequence[Line], unit: Unit = "number", note: s
 
     A share has the axis 0 to 100%; other values have an axis that fits them.
     """
-    lines = [line for line in lines if len(line.steps)]
+    lines = [line for line in lines if line.series or line.series.gaps]
     if not lines:
         return ""
+    curves = [line for line in lines if line.series]
     scale = _scale(lines, unit)
     show = percent if unit == "share" else number
     parts = [_axes(scale, _y_ticks(scale, unit), show)]
-    parts += [_band(line, scale) for line in lines if len(line.low)]
-    parts += [_curve(line, scale, show) for line in lines]
-    parts.append(_labels([line for line in lines if line.is_labelled], scale))
+    parts += [_band(line, scale) for line in curves if len(line.low)]
+    parts += [_curve(line, scale, show) for line in curves]
+    parts += [_marks(line, scale) for line in lines if line.series.gaps]
+    parts.append(_labels(curves, scale))
     spoken = "; ".join(
-        f"{line.label} from {show(line.values[0])} to {show(line.values[-1])}" for line in lines
+        f"{line.label} from {show(line.series.first)} to {show(line.series.last)}"
+        for line in curves
     )
     data = f'data-x="{scale.x0:g} {scale.x1:g}" data-y="{scale.y0:.6g} {scale.y1:.6g}"'
     place = f'data-box="{LEFT} {WIDTH - scale.right:.1f} {TOP} {HEIGHT - BOTTOM}"'
@@ -80,7 +87,7 @@ def draw_lines(title: str, lines: Sequence[Line], unit: Unit = "number", note: s
         f'<svg class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-unit="{unit}" '
         f'{data} {place} aria-label="{escape(f"{title}: {spoken}")}">{"".join(parts)}</svg>'
     )
-    return _figure(title, svg, note)
+    return _figure(title, svg, "; ".join(filter(None, [note, *map(_silence, lines)])))
 
 
 def draw_histogram(
@@ -176,14 +183,17 @@ def _figure(title: str, svg: str, note: str) -> str:
 
 
 def _scale(lines: Sequence[Line], unit: Unit) -> _Scale:
-    steps = [s for line in lines for s in (line.steps[0], line.steps[-1])]
-    longest = max((len(line.label) for line in lines if line.is_labelled), default=0)
+    steps = [s for line in lines for s in (*line.series.steps[:1], *line.series.steps[-1:])]
+    steps += [s for line in lines for gap in line.series.gaps for s in (gap.first, gap.last)]
+    longest = max(len(line.label) for line in lines)
     right = 12 + min(104.0, longest * CHAR_WIDTH + 4)
     # Steps are counted from 0, whenever a metric was measured first.
     start, end = (0 if min(steps) < 0.1 * max(steps) else min(steps)), max(steps)
-    if unit == "share":
+    shown = [
+        v for x in lines for part in (x.series.low, x.series.high, x.low, x.high) for v in part
+    ]
+    if unit == "share" or not shown:
         return _Scale(start, end, 0.0, 1.0, right)
-    shown = [v for line in lines for v in (*_thin(line.values), *line.low, *line.high)]
     low, high = min(shown), max(shown)
     if 0 <= low < 0.6 * high:
         low = 0.0
@@ -228,64 +238,79 @@ def _axes(
     return "".join(parts)
 
 
-def _drawn(line: Line) -> tuple[list[float], list[float]]:
-    """Returns the (steps, values) that are drawn: thinned, and smoothed where noisy."""
-    values = _smooth(line.values) if line.is_noisy else list(line.values)
-    return _thin(line.steps), _thin(values)
+def _drawn(line: Line) -> Sequence[float]:
+    """Returns the values that are drawn, one for each point."""
+    return line.series.smooth() if line.is_noisy else line.series.values
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Returns the running mean over the last 2.5% of the series, 5 values at least."""
-    window = max(5, len(values) // 40)
-    smooth, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - window] if i >= window else 0.0)
-        smooth.append(total / min(i + 1, window))
-    return smooth
+def _pieces(series: Series) -> list[slice]:
+    """Returns the parts of a series that no step without a value lies between."""
+    cuts = {bisect_left(series.steps, gap.first) for gap in series.gaps if gap.is_whole}
+    ends = sorted(cuts | {0, len(series.steps)})
+    return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
-def _thin(values: Sequence[float]) -> list[float]:
-    """Returns at most POINTS values: the means of equal parts, but the first and the last."""
-    n = len(values)
-    if n <= POINTS:
-        return list(values)
-    cuts = [round(i * n / POINTS) for i in range(POINTS + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
-    return [values[0], *means[1:-1], values[-1]]
-
-
-def _path(xs: Sequence[float], ys: Sequence[float], scale: _Scale) -> str:
-    points = (f"{scale.x(x):.2f} {scale.y(y):.2f}" for x, y in zip(xs, ys, strict=True))
-    return "M" + "L".join(points)
+def _path(points: Iterable[tuple[float, float]], scale: _Scale) -> str:
+    return "M" + "L".join(f"{scale.x(x):.2f} {scale.y(y):.2f}" for x, y in points)
 
 
 def _curve(line: Line, scale: _Scale, show: Callable[[float], str]) -> str:
-    xs, ys = _drawn(line)
+    series, values = line.series, _drawn(line)
     parts = []
-    if line.is_noisy and line.is_labelled and len(line.values) > 20:
-        raw = _path(_thin(line.steps), _thin(line.values), scale)
+    if series.is_folded or (line.is_noisy and series.count > 20):
+        # Up one point and down the next, which crosses the least.
+        ranges = [
+            [(x, v) for v in ((low, high) if i % 2 else (high, low))[low == high :]]
+            for i, (x, low, high) in enumerate(
+                zip(series.steps, series.low, series.high, strict=True)
+            )
+        ]
+        raw = "".join(_path(itertools.chain(*ranges[p]), scale) for p in _pieces(series))
         parts.append(f'<path class="raw {line.colour}" d="{raw}"/>')
     style = f"line {line.colour} {line.dash}".strip()
-    if len(xs) == 1:
-        parts.append(f'<circle class="after {line.colour}" cx="{scale.x(xs[0]):.1f}" '
-                     f'cy="{scale.y(ys[0]):.1f}" r="3"/>')  # fmt: skip
+    if len(values) == 1:
+        parts.append(f'<circle class="after {line.colour}" cx="{scale.x(series.steps[0]):.1f}" '
+                     f'cy="{scale.y(values[0]):.1f}" r="3"/>')  # fmt: skip
+    points = list(zip(series.steps, values, strict=True))
+    # A point alone is drawn as a line to itself: a dot.
+    drawn = "".join(
+        _path(points[p] * (2 if p.stop - p.start == 1 < len(points) else 1), scale)
+        for p in _pieces(series)
+    )
     parts.append(
-        f'<path class="{style}" data-label="{escape(line.label)}" d="{_path(xs, ys, scale)}">'
-        f"<title>{escape(line.label)}: {show(line.values[-1])}</title></path>"
+        f'<path class="{style}" data-label="{escape(line.label)}" d="{drawn}">'
+        f"<title>{escape(line.label)}: {show(series.last)}</title></path>"
     )
     return "".join(parts)
 
 
 def _band(line: Line, scale: _Scale) -> str:
-    xs = _thin(line.steps)
-    there = _path(xs, _thin(line.high), scale)
-    back = _path(xs[::-1], _thin(line.low)[::-1], scale)
+    there = _path(zip(line.series.steps, line.high, strict=True), scale)
+    back = _path(reversed(list(zip(line.series.steps, line.low, strict=True))), scale)
     return f'<path class="band {line.colour}" d="{there}L{back[1:]}Z"/>'
+
+
+def _marks(line: Line, scale: _Scale) -> str:
+    bottom = HEIGHT - BOTTOM
+    d = "".join(f"M{scale.x((g.first + g.last) / 2):.1f} {bottom}v-7" for g in line.series.gaps)
+    return f'<path class="gap {line.colour}" d="{d}"><title>{escape(_silence(line))}</title></path>'
+
+
+def _silence(line: Line) -> str:
+    """Returns in words where a line has no value, "" where it always has one."""
+    gaps = line.series.gaps
+    if not gaps:
+        return ""
+    missing = sum(gap.missing for gap in gaps)
+    first, last = gaps[0].first, gaps[-1].last
+    where = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+    name = f"{line.label}: " if line.label else ""
+    return f"{name}no value (NaN) at {missing:,} of {missing + line.series.count:,} steps: {where}"
 
 
 def _labels(lines: Sequence[Line], scale: _Scale) -> str:
     """Returns the names at the ends of the lines, pushed apart where they would overlap."""
-    wanted = sorted((scale.y(_drawn(line)[1][-1]), i) for i, line in enumerate(lines))
+    wanted = sorted((scale.y(_drawn(line)[-1]), i) for i, line in enumerate(lines))
     places = [y for y, _ in wanted]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + LABEL_HEIGHT)
@@ -298,7 +323,7 @@ def _labels(lines: Sequence[Line], scale: _Scale) -> str:
         line = lines[i]
         room = int((scale.right - 10) / CHAR_WIDTH)
         text = line.label if len(line.label) <= room else line.label[: room - 1] + "…"
-        x = scale.x(line.steps[-1]) + 6
+        x = scale.x(line.series.steps[-1]) + 6
         parts.append(
             f'<text class="label {line.colour}" x="{x:.1f}" y="{place + 3.8:.1f}">'
             f"{escape(text)}</text>"

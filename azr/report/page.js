@@ -23,7 +23,7 @@ const tip = document.getElementById("tip");
 let hair = null;
 
 function pointsOf(path) {
-  if (!path.points) path.points = path.getAttribute("d").slice(1).split("L").map((p) => p.split(" ").map(Number));
+  if (!path.points) path.points = path.getAttribute("d").slice(1).split(/[LM]/).map((p) => p.split(" ").map(Number));
   return path.points;
 }
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.resources
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +19,10 @@ from azr.report.summary import cards, headline
 from azr.report.words import duration
 
 NAME = "report.html"
+SHARE = 0.01
+"""Of a run's time, at most so much goes into its report."""
+FIRST_S = 1.0
+"""Seconds that the first writing is expected to take; later ones are as long as the one before."""
 
 
 def write_report(
@@ -37,13 +42,32 @@ def write_report(
     return path
 
 
-def refresh(run_dir: Path, warn: Callable[[str], None], *, is_over: bool = False) -> None:
-    """Writes a run's own report; a failure is told to `warn` and never ends the run."""
-    try:
-        write_report([run_dir], is_over=is_over)
-    except Exception as error:
-        # A picture of the run is not worth the run, whatever goes wrong in drawing it.
-        warn(f"{NAME} was not written ({type(error).__name__}: {error}); the run goes on")
+class Refresher:
+    """Writes a run's own report again and again, in at most SHARE of the run's time.
+
+    Where the next writing would take more, it is left out; only the last one is always made. A
+    failure is told and never ends the run.
+    """
+
+    def __init__(self, run_dir: Path, keep_series: Callable[[], None], started: float):
+        """`keep_series` saves the series so far; `started` is the run's time.monotonic()."""
+        self._run_dir, self._keep_series, self._started = run_dir, keep_series, started
+        self._spent_s, self._next_s = 0.0, FIRST_S
+
+    def __call__(self, warn: Callable[[str], None], *, is_over: bool = False) -> None:
+        """Writes the report if it is time to; `is_over`: see `read_run`."""
+        began = time.monotonic()
+        is_due = self._spent_s + self._next_s <= SHARE * (began - self._started)
+        if not (is_due or is_over):
+            return
+        try:
+            self._keep_series()
+            write_report([self._run_dir], is_over=is_over)
+        except Exception as error:
+            # A picture of the run is not worth the run, whatever goes wrong in drawing it.
+            warn(f"{NAME} was not written ({type(error).__name__}: {error}); the run goes on")
+        self._next_s = time.monotonic() - began
+        self._spent_s += self._next_s
 
 
 def page(runs: Sequence[RunRecord]) -> str:
@@ -67,8 +91,9 @@ def page(runs: Sequence[RunRecord]) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>AZR: {escape(title)}</title><style>{style}</style></head><body><main>"
         f"<header>{_header(board)}</header><nav>{links}</nav>{shown}"
-        f"<footer>Absolute Zero self-play, arXiv:2505.03335. Curves of more than 240 points are "
-        "drawn as means of equal parts; metrics.jsonl and run.db hold everything.</footer>"
+        f"<footer>Absolute Zero self-play, arXiv:2505.03335. Of a long run a point of a "
+        "curve is the mean of several steps, and the pale line reaches from their least to their "
+        "most; metrics.jsonl and run.db hold everything.</footer>"
         '</main><div id="tip" hidden></div>'
         f'<script type="application/json" id="data">{_data(board)}</script>'
         f"<script>{script}</script></body></html>\n"

@@ -7,6 +7,7 @@ options of today, and may keep no samples: what cannot be read is left out and n
 import json
 import os
 import tomllib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,29 +15,22 @@ from typing import Any, Literal
 
 from azr.config import Config, ConfigError, load_toml, preset_path, to_toml, utf8_text
 from azr.report.samples import SampleBook, read_samples
+from azr.series import (
+    NAMED,
+    Fold,
+    Series,
+    describe_damage,
+    is_count,
+    read_fold,
+    read_lines,
+    short,
+)
 
 State = Literal["finished", "still going", "stopped early"]
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A metric over the steps at which it was measured."""
-
-    steps: Sequence[int] = ()
-    values: Sequence[float] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.steps)
-
-    @property
-    def first(self) -> float | None:
-        """The first value, None of nothing."""
-        return self.values[0] if self.values else None
-
-    @property
-    def last(self) -> float | None:
-        """The last value, None of nothing."""
-        return self.values[-1] if self.values else None
+EVENTS = 1_000
+"""Of events.jsonl, the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +92,19 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
     problems: list[str] = []
     options = _flat(_toml(folder / "config.toml", problems))
     env = _env(folder / "env.json", problems)
-    rows = _json_lines(folder / "metrics.jsonl", problems)
-    metrics = _by_name(rows, problems)
-    events = [
-        Event(row["step"], str(row.get("kind", "")), str(row.get("message", "")))
-        for row in _json_lines(folder / "events.jsonl", problems, may_lack=True)
-    ]
+    fold = _fold(folder / "metrics.jsonl", problems)
+    metrics = fold.series()
+    events = _events(folder / "events.jsonl", problems)
     preset, usual = _preset(env)
     measured = [name.split("/") for name in metrics if name.startswith("eval/")]
     named = options.get("task.types", [])
     types = [*(named if isinstance(named, list) else []), *(p[2] for p in measured if len(p) == 4)]
-    step, target = rows[-1]["step"] if rows else 0, options.get("steps", 0)
-    if not _is_count(target):
-        problems.append(f"config.toml: steps is {_short(target)}, not a number of steps")
+    step, target = max(fold.last_step, 0), options.get("steps", 0)
+    if not is_count(target):
+        problems.append(f"config.toml: steps is {short(target)}, not a number of steps")
         target = 0
     state: State = "stopped early"
-    if rows and target and step >= target:
+    if target and step >= target:
         state = "finished"
     elif not is_over and _is_held(folder / "lock"):
         state = "still going"
@@ -144,22 +135,10 @@ def _toml(path: Path, problems: list[str]) -> dict:
         return {}
 
 
-LARGEST = 1e100
-"""From here on a sum or a square could be more than a float holds."""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and _is_number(value) and value >= 0
-
-
 ENV: dict[str, Callable[[Any], bool]] = {
     "facts": lambda value: isinstance(value, dict),
-    "universe": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
-    "memory_peak_bytes": _is_count,
+    "universe": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
+    "memory_peak_bytes": is_count,
     "command": lambda value: isinstance(value, list),
 }
 """What is read of env.json, but for what is only shown: whether a value is of the right kind."""
@@ -173,65 +152,46 @@ def _env(path: Path, problems: list[str]) -> dict:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
     if not isinstance(env, dict):
-        problems.append(f"{path.name} is {_short(env)}, not a table of facts")
+        problems.append(f"{path.name} is {short(env)}, not a table of facts")
         return {}
     for name, fits in ENV.items():
         if name in env and not fits(env[name]):
-            problems.append(f"{path.name}: {name} is {_short(env.pop(name))}, and left out")
+            problems.append(f"{path.name}: {name} is {short(env.pop(name))}, and left out")
     return env
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _json_lines(path: Path, problems: list[str], may_lack: bool = False) -> list[dict]:
-    """Returns the objects of a JSONL file; a line that is none, cut by a kill say, is named."""
-    rows = []
+def _fold(path: Path, problems: list[str]) -> Fold:
+    """Returns metrics.jsonl folded; what is left out of it is named."""
     try:
-        lines = path.read_bytes().splitlines()
+        fold = read_fold(path)
     except OSError as error:
-        if not (may_lack and isinstance(error, FileNotFoundError)):
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+        return Fold()
+    problems += fold.problems()
+    return fold
+
+
+def _events(path: Path, problems: list[str]) -> list[Event]:
+    """Returns the last EVENTS of events.jsonl, which a run without any has not."""
+    events: deque[Event] = deque(maxlen=EVENTS)
+    damaged: list[int] = []
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(read_lines(file), 1):
+                if row := line.row:
+                    texts = str(row.get("kind", "")), str(row.get("message", ""))
+                    events.append(Event(row["step"], *texts))
+                else:
+                    damaged.append(number)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
             problems.append(f"{path.name} cannot be read: {error.strerror}")
-        return []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and _is_count(row.get("step")):
-            rows.append(row)
-        else:
-            problems.append(f"{path.name}: line {number} is cut short or damaged, and left out")
-    return rows
-
-
-def _is_drawable(name: str, value: object) -> bool:
-    if not _is_number(value):
-        return False
-    # Else there is no interval.
-    if name.startswith("eval/") and name.endswith(("_accuracy", "/chance")):
-        return 0 <= value <= 1
-    return value >= 1 if name.startswith("eval/") and name.endswith("/tasks") else True
-
-
-def _by_name(rows: list[dict], problems: list[str]) -> dict[str, Series]:
-    """Returns the metrics; null is no value, and what cannot be drawn is left out, named once."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    wrong: dict[str, str] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name == "step" or value is None:
-                continue
-            if _is_drawable(name, value):
-                steps, values = found.setdefault(name, ([], []))
-                steps.append(row["step"])
-                values.append(float(value))
-            else:
-                wrong.setdefault(name, f"{_short(value)} at step {row['step']}")
-    problems += [f"metrics.jsonl: {name} is {what}, and left out" for name, what in wrong.items()]
-    return {name: Series(*pair) for name, pair in found.items()}
+    if damaged:
+        problems.append(f"{path.name}: {describe_damage(len(damaged), damaged[:NAMED])}")
+    if (left_out := number - len(damaged) - len(events)) > 0:
+        problems.append(f"{path.name}: the first {left_out:,} lines, of {number:,}")
+    return list(events)
 
 
 def _is_held(lock: Path) -> bool:

@@ -128,7 +128,9 @@ def _read(db: sqlite3.Connection) -> SampleBook:
     tasks_total = db.execute("SELECT coalesce(max(id), 0) FROM tasks").fetchone()[0]
     every = max(1, -(-tasks_total // SHOWN_TASKS))
     tasks = db.execute(
-        "SELECT type, key, step, data FROM tasks WHERE (id - 1) % ? = 0 ORDER BY id", (every,)
+        "WITH RECURSIVE pick(n) AS (SELECT 1 UNION ALL SELECT n + :every FROM pick"
+        " WHERE n + :every <= :total) SELECT type, key, step, data FROM pick JOIN tasks ON id = n",
+        {"every": every, "total": tasks_total},
     )
     return SampleBook(
         total=total,

@@ -161,8 +161,8 @@ def _reasons(board: Board) -> str:
             board.shown.add(name)
             found = run.series(name)
             half = run.step / 2
-            early = sum(v for s, v in zip(found.steps, found.values, strict=True) if s <= half)
-            late = sum(v for s, v in zip(found.steps, found.values, strict=True) if s > half)
+            early = sum(v for s, v in zip(found.steps, found.sums, strict=True) if s <= half)
+            late = sum(v for s, v in zip(found.steps, found.sums, strict=True) if s > half)
             role, task_type, _, reason = levels
             row = [role, task_type, plain(reason), number(early), number(late)]
             rows.append(row if board.is_single else [label, *row])
@@ -243,12 +243,12 @@ def time(board: Board) -> str:
     """Where the time went, throughput and memory."""
     parts = []
     for run, name in zip(board.runs, board.names, strict=True):
-        spent = [(p, sum(run.series(f"time/{p}_s").values)) for p in PHASES]
+        spent = [(p, sum(run.series(f"time/{p}_s").sums)) for p in PHASES]
         for phase in PHASES:
             board.shown.add(f"time/{phase}_s")
         total = sum(seconds for _, seconds in spent)
         if total > 0:
-            label = f"{len(run.series('time/step_s').values):,} steps in {duration(total)}"
+            label = f"{run.series('time/step_s').count:,} steps in {duration(total)}"
             label += "" if board.is_single else f": {name}"
             bar = draw_shares([(p, s) for p, s in spent if s > 0], label)
             words = ", ".join(f"{p} {percent(s / total)}" for p, s in spent if s > 0)

@@ -50,11 +50,11 @@ def outcomes(run: RunRecord) -> list[Outcome]:
                     type=task_type,
                     tasks=int(tasks) if tasks else None,
                     measure=measure,
-                    before=compared.values[0],
-                    after=compared.values[-1],
-                    greedy=greedy.values[-1],
+                    before=compared.first,
+                    after=compared.last,
+                    greedy=greedy.last,
                     chance=run.series(f"{name}/chance").last,
-                    step=greedy.steps[-1],
+                    step=int(greedy.steps[-1]),
                 )
             )
     return found
@@ -94,8 +94,7 @@ def headline(run: RunRecord) -> str:
     """Returns one or two sentences, escaped."""
     found = outcomes(run)
     at = found[0].step if found else run.step
-    elapsed = run.series("time/elapsed_s")
-    spent = dict(zip(elapsed.steps, elapsed.values, strict=True)).get(at)
+    spent = run.series("time/elapsed_s").at(at)
     time = f" ({duration(spent)})" if spent is not None else ""
     if not found:
         return f"Nothing has been evaluated yet, after {run.step:,} steps{time}."

@@ -1,7 +1,6 @@
 """How varied proposals are: what the metrics show, and the optional novelty rewards are made of."""
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from azr.buffer import TaskBuffer
@@ -13,22 +12,12 @@ COMPLEXITY_SCALE = 10.0
 """Cyclomatic complexity that counts as full novelty."""
 
 
-def answer_counts(
-    environment: Environment, buffers: Mapping[str, TaskBuffer]
-) -> dict[str, Counter[str]]:
-    """Returns how often each answer stands in each buffer."""
-    return {
-        t: Counter(environment.answer(e.task) for e in buffer.entries())
-        for t, buffer in buffers.items()
-    }
-
-
 def describe_proposals(
-    environment: Environment, proposals: Sequence[Episode], counts: Mapping[str, Counter[str]]
+    environment: Environment, proposals: Sequence[Episode], buffers: Mapping[str, TaskBuffer]
 ) -> None:
     """Sets `traits` and `novelty` of the valid proposals, where the family tells.
 
-    `counts` are those of the buffers before these proposals enter.
+    The buffers are those before these proposals enter.
     """
     for e in proposals:
         if e.verdict.status != "valid":
@@ -36,8 +25,9 @@ def describe_proposals(
         e.traits = environment.traits(e.task, e.references)
         if e.traits is None:
             continue
-        total = counts[e.type].total()
-        share = counts[e.type][environment.answer(e.task)] / total if total else float("nan")
+        buffer = buffers[e.type]
+        same = buffer.answers[environment.answer(e.task)]
+        share = same / len(buffer) if len(buffer) else float("nan")
         e.novelty = Novelty(
             complexity=min(e.traits.complexity / COMPLEXITY_SCALE, 1.0),
             distance=e.traits.distance,

@@ -21,7 +21,7 @@ from azr.keys import generator, make_key
 from azr.log.run_db import SampleRow
 from azr.reward import proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
-from azr.selfplay.diversity import answer_counts, describe_proposals
+from azr.selfplay.diversity import describe_proposals
 from azr.selfplay.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics
 from azr.selfplay.prompts import Prompts
@@ -53,7 +53,8 @@ class SelfPlay:
         self.ends = end_ids(tokenizer, engine.model)
         self.prompts = Prompts(config, environment, tokenizer, engine.model)
         self.types = config.task.types
-        self.buffers = {t: TaskBuffer(config.selfplay.buffer_size) for t in self.types}
+        size = config.selfplay.buffer_size
+        self.buffers = {t: TaskBuffer(size, environment.answer) for t in self.types}
         self.cells = {
             (r, t): i for i, (r, t) in enumerate((r, t) for r in ROLES for t in self.types)
         }
@@ -114,10 +115,9 @@ class SelfPlay:
         """Plays step 1, 2, ...; the buffers gain this step's valid tasks."""
         c = self.config.selfplay
         seconds = Seconds()
-        counts = answer_counts(self.environment, self.buffers)
         proposals = self._propose(step, self.types, seconds)
         valid = _valid_tasks(proposals, step)
-        describe_proposals(self.environment, proposals, counts)
+        describe_proposals(self.environment, proposals, self.buffers)
 
         new_tasks: dict[str, list[Entry]] = {t: [] for t in self.types}
         for task_type, entries in valid.items():

@@ -24,10 +24,10 @@ class ReferencePool:
         source = environment.reference_source(task_type)
         self._count = config.task.references if source.count is None else source.count
         self._recency = config.selfplay.sampling == "recency"
-        self._entries = [e for t in source.types if t in buffers for e in buffers[t].entries()]
-        self._entries = self._entries or buffers[task_type].entries()
+        named = [buffers[t] for t in source.types if t in buffers]
+        self._buffers = named if any(map(len, named)) else [buffers[task_type]]
 
     def draw(self, rng: np.random.Generator) -> tuple[Task, ...]:
         """Returns the references of one proposal, distinct entries in random order."""
-        drawn = draw_entries(self._entries, rng, self._count, recency=self._recency)
+        drawn = draw_entries(self._buffers, rng, self._count, recency=self._recency)
         return tuple(e.task for e in drawn)
