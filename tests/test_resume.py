@@ -55,6 +55,9 @@ class StopAfter:
         self.left -= 1
         return signal.SIGTERM if self.left < 0 else None
 
+    def first_step(self):
+        """Signals of these tests come in steps alone."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def no_picture():

@@ -51,7 +51,7 @@ def distance(learner, samples):
     ]
     packed = pack(batch, torch.device("cpu"))
     with torch.no_grad():
-        logprobs, _ = learner._logprobs(learner.model, packed, with_entropy=False)
+        logprobs, _ = learner._logprobs(learner.model, packed)
     return (logprobs - packed.rollout_logprobs)[packed.mask].abs().max().item()
 
 

@@ -333,7 +333,6 @@ def test_the_curve_is_that_of_a_naive_loss_head(tmp_path, monkeypatch):
     from rlvr_kernels import TokenLogprobs
 
     import azr.learner
-    import azr.model.warmup
 
     def naive(hidden, weight, ids, *, temperature=1.0, mask=None, return_entropy=False):
         logp = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
@@ -344,7 +343,6 @@ def test_the_curve_is_that_of_a_naive_loss_head(tmp_path, monkeypatch):
     flags = ["--steps", "20", "--eval.every", "20"]
     kernels = comparable(run(fast(tmp_path / "kernels", *flags)).run_dir)
     monkeypatch.setattr(azr.learner, "linear_token_logprobs", naive)
-    monkeypatch.setattr(azr.model.warmup, "linear_token_logprobs", naive)
     reference = comparable(run(fast(tmp_path / "naive", *flags)).run_dir)
     for mine, theirs in zip(kernels[1:], reference[1:], strict=True):
         for name in ("reward/mean", "policy/loss", "policy/entropy", "policy/kl"):
