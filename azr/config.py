@@ -466,8 +466,8 @@ def _fault(value: Any, hint: Any, name: str) -> str:
     if hint is int and abs(value) > LARGEST_INT:
         return f"must be at most {LARGEST_INT} either way"
     if hint is float and not abs(value) <= LARGEST_FLOAT:  # a NaN as well
-        instead = _INSTEAD_OF_INFINITY.get(name, "give a number that you mean")
-        return f"must be a finite number, at most {LARGEST_FLOAT:g} either way; {instead}"
+        instead = f"; {_INSTEAD_OF_INFINITY[name]}" if name in _INSTEAD_OF_INFINITY else ""
+        return f"must be a finite number, at most 1e15 either way{instead}"
     if hint is str and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
         return "must be text without NUL and unpaired surrogates"
     return ""
@@ -581,8 +581,9 @@ def validate(config: Config) -> None:
         "save.keep_every run.watchdog_s rollout.cache_gib task.program.sandbox_workers"
     ).split():
         need(_get(config, name) >= 0, name, "must not be negative")
-    for name in ("warmup.lr", "optim.lr", "optim.grad_clip"):
-        need(_get(config, name) > 0, name, "must be above 0")
+    need(config.optim.grad_clip > 0, "optim.grad_clip", "must be above 0")
+    for name in ("warmup.lr", "optim.lr"):
+        need(0 < _get(config, name) <= 10, name, "must be in (0, 10]")
     for name in ("rollout.temperature", "selfplay.estimate_temperature"):
         need(
             TEMPERATURE_MIN <= _get(config, name) <= TEMPERATURE_MAX,
