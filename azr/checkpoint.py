@@ -147,11 +147,12 @@ def write_marked(final: Path, write: Callable[[Path], None]) -> None:
 
 def remove_tree(path: Path) -> None:
     """Removes a folder, also one whose modes forbid it, as a umask of 777 leaves them."""
-    path.chmod(0o700)
-    for folder, names, _ in os.walk(path):
-        for inner in (Path(folder, name) for name in names):
-            if not inner.is_symlink():
-                inner.chmod(0o700)
+    with suppress(PermissionError):  # another user's, who may let us all the same
+        path.chmod(0o700)
+        for folder, names, _ in os.walk(path):
+            for inner in (Path(folder, name) for name in names):
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
     shutil.rmtree(path)
 
 
@@ -235,9 +236,9 @@ def _read_marker(path: Path, expected: Collection[str]) -> dict[str, list] | str
         return f"its {MARKER} file cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
         marks = None
-    weights = re.compile(r"hf/[^/\0]+\.safetensors")
-    if isinstance(marks, dict) and marks.keys() >= {*expected} and any(map(weights.match, marks)):
-        return marks
+    if isinstance(marks, dict) and marks.keys() >= {*expected}:
+        if any(re.fullmatch(r"hf/[^/]+\.safetensors", name) for name in marks):
+            return marks
     return f"its {MARKER} file does not name the files of one: it was cut short or damaged"
 
 

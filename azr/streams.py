@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import select
 import sys
 from contextlib import suppress
 
@@ -39,9 +40,14 @@ _losses: list[str] = []
 class _Outliving(io.FileIO):
     """A stream that goes on into the null device where it fails."""
 
-    def write(self, data) -> int | None:
+    def write(self, data) -> int:
+        left = memoryview(data).cast("B")
         try:
-            return super().write(data)
+            while left:
+                count = super().write(left)
+                if count is None:  # a full pipe that does not block
+                    select.select([], [self], [])
+                left = left[count or 0 :]
         except OSError as error:
             name = "standard output" if self.fileno() == 1 else "standard error"
             loss = f"{name} is gone ({error.strerror}): what follows is not shown there"
@@ -50,7 +56,7 @@ class _Outliving(io.FileIO):
             if error.errno != errno.EPIPE:  # a reader that has enough, `| head`, asks for no word
                 with suppress(OSError):
                     os.write(2, f"azr: {loss}\n".encode())
-            return len(data)
+        return len(data)
 
 
 def _outliving(stream: io.TextIOWrapper, fd: int) -> io.TextIOWrapper:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -50,5 +51,6 @@ class Watchdog:
             if number != threading.get_ident():
                 lines += [f"\nThread {names.get(number, number)}:\n"]
                 lines += traceback.format_stack(frame)
-        with open(self._path, "a") as file:
+        # No run is worth its stacks: a full disk goes without them.
+        with suppress(OSError), open(self._path, "a") as file:
             file.write("".join(lines) + "\n")

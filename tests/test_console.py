@@ -24,9 +24,10 @@ def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):
     shown = capsys.readouterr().out
     console.console.quiet = True  # pytest's stream takes no surrogate
     console.print(NAMES[-1])
+    console.proposals([("deduction", "\x1b[2Jgone\ttab\nline", "é", "1")])
     console.close()
     kept = (tmp_path / "log.txt").read_text()
-    assert "a\\udcff" in kept
+    assert "a\\udcff" in kept and "\\x1b[2Jgone\\ttab" in kept and "\x1b" not in kept
     for name in (*NAMES[:-1], "[x] title"):
         assert name in shown and name in kept
         assert shown.count(name) >= 5 or name == "[x] title"

@@ -230,10 +230,16 @@ def test_a_damaged_checkpoint_is_named_and_a_run_falls_back_to_the_one_before(
     damaged = copy / "checkpoints" / "step_000006"
     (damaged / "COMPLETE").unlink()
     assert "no COMPLETE file" in refused(capsys, 2, damaged)
+    other = shutil.copytree(copy / "checkpoints" / "step_000003", copy / "checkpoints" / "best")
+    assert "named step_ and its number; rename it" in refused(capsys, 2, other)
+    (copy / "start" / "hf" / "config.json").write_text("{}")
+    assert "start: not a whole model: hf/config.json is" in refused(capsys, 2, copy / "start")
     out = tmp_path / "x.json"
     evaluated(copy, "--out", out)
-    assert "step_000006 is not used" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "step_000006 is not used" in told and "start is not compared with: hf/config" in told
     assert json.loads(out.read_text())["step"] == 3
+    assert json.loads(out.read_text())["baseline"] is None
     shutil.rmtree(copy / "checkpoints")
     assert "no whole checkpoint" in refused(capsys, 1, copy)
 

@@ -47,6 +47,11 @@ sys.exit(7)
 """
 
 
+@pytest.fixture(autouse=True)
+def buffered(monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 def broken_pipe():
     reader, writer = os.pipe()
     os.close(reader)
@@ -90,3 +95,19 @@ def test_no_command_complains_of_readers_that_are_gone(arguments):
         assert done.returncode == code and done.stderr.count("\n") == (code == 2), done.stderr
         if code:
             assert subprocess.run(command, stdout=stream, stderr=stream, timeout=60).returncode == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_a_pipe_that_does_not_block_is_waited_for(flags):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    code = (
+        "from azr.streams import open_standard_streams, take_losses; open_standard_streams()\n"
+        "print('x' * 10**6, flush=True)\n"
+        "assert not take_losses()"
+    )
+    with subprocess.Popen([sys.executable, *flags, "-c", code], stdout=writer) as process:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as stream:
+            assert len(stream.read()) == 10**6 + 1
+    assert process.returncode == 0

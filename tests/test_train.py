@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -277,6 +278,21 @@ def test_what_cannot_run_leaves_with_code_2_and_one_line(flags, message, tmp_pat
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("limit", [0, 3_000, 20_000, 200_000])
+def test_a_disk_that_is_full_at_the_start_is_named_in_one_line(limit, tmp_path, capsys):
+    flags = ["--run.root", str(tmp_path / "runs"), "--warmup.steps", "0", "--steps", "1"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # no file grows beyond it
+    try:
+        code = main([*FAST, *flags])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    err = capsys.readouterr().err
+    assert code == (1 if limit else 2)
+    assert [line for line in err.splitlines() if line.startswith("azr: ")] and "cannot write" in err
+    assert "Traceback" not in err
 
 
 def test_the_code_is_that_of_the_process():

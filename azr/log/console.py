@@ -251,8 +251,13 @@ class RunConsole:
         for column in ("type", "the model wrote", "the task it became", "solve rate then"):
             table.add_column(column)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(_visible(cell)) for cell in row))
         self.print(table)
+
+
+def _visible(text: str) -> str:
+    """Returns a text with what would steer a terminal written out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _greedy(

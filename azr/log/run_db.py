@@ -162,7 +162,7 @@ class RunDb:
                 for _, statement, rows in self._waiting:
                     self._db.executemany(statement, rows)
         except RunError as error:
-            if not _is_lock(error.__cause__):
+            if _kind(error.__cause__) not in _LOCKED:
                 raise
             now = time.monotonic()
             self._locked_s = self._locked_s or now
@@ -201,22 +201,29 @@ class RunDb:
             self._db.close()
 
 
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
+
+
+def _kind(error: BaseException | None) -> int:
+    # The low byte is the kind of error, the rest its variety.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 @contextmanager
 def _naming_damage(path: Path) -> Iterator[None]:
     """Turns what keeps a run.db from being opened into a RunError."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        advice = "move it away to go on without the samples so far"
-        if _is_lock(error):
-            advice = "close what has it open, then go on with --resume RUN"
-        raise RunError(f"cannot use {path}: {error}; {advice}") from error
-
-
-def _is_lock(error: BaseException | None) -> bool:
-    # The low byte is the kind of error, the rest its variety.
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    with naming_disk_errors(path):
+        try:
+            yield
+        except sqlite3.Error as error:
+            if _kind(error) in _LOCKED:
+                advice = "close what has it open, then go on with --resume RUN"
+            elif _kind(error) in _DAMAGED:
+                advice = "move it away to go on without the samples so far"
+            else:
+                raise
+            raise RunError(f"cannot use {path}: {error}; {advice}") from error
 
 
 def _digest(text: str) -> bytes:

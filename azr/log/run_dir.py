@@ -1,7 +1,6 @@
 """The run directory: where it is, and what is written to it at the start of a run."""
 
 import fcntl
-import itertools
 import json
 import os
 import re
@@ -43,12 +42,14 @@ def create_run_dir(config: Config) -> Path:
 
 
 def _new_folder(root: Path, stem: str) -> Path:
-    for number in itertools.count(1):
-        folder = root / (stem if number == 1 else f"{stem}-{number}")
-        with suppress(FileExistsError):  # another run of this second
+    folder, number = root / stem, 1
+    while True:
+        try:
             folder.mkdir()
             return folder
-    raise AssertionError("the count has no end")
+        except FileExistsError:  # another run of this second
+            number += 1
+            folder = root / f"{stem}-{number}"
 
 
 def find_resumable(resume: str, config: Config) -> Path | None:
