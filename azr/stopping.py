@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -91,14 +92,19 @@ class StopRequest:
         self._is_heard = True
         self._note(number)
         if self._is_early:
-            os.write(2, b"stopping before the first step; there is nothing to save yet\n")
+            _say("stopping before the first step; there is nothing to save yet\n")
             threading.Thread(target=self._leave_soon, daemon=True).start()
         else:
-            os.write(2, b"finishing the step and saving; Ctrl-C again ends at once without\n")
+            _say("finishing the step and saving; Ctrl-C again ends at once without\n")
 
     def _leave_soon(self) -> None:
         if not self._is_over.wait(GRACE_S) and self._is_early:
             leave(self.exit_code)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody reads it any more
+        os.write(2, text.encode())
 
 
 def leave(code: int) -> NoReturn:
@@ -107,5 +113,5 @@ def leave(code: int) -> NoReturn:
     Taking an interpreter with a real model apart takes longer than a second.
     """
     if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h\n")  # a live table hides the cursor
+        _say("\x1b[?25h\n")  # a live table hides the cursor
     os._exit(code)

@@ -1,6 +1,7 @@
 """Run directories: their names, which one --resume auto means, and what starts at the same time."""
 
 import errno
+import fcntl
 import os
 from dataclasses import replace
 from datetime import datetime
@@ -144,3 +145,21 @@ def test_the_owner_of_a_lock_is_named_whatever_the_file_holds(tmp_path):
         RunLock(tmp_path)
     lock.release()
     RunLock(tmp_path).release()
+
+
+def test_a_lock_that_was_removed_under_its_taker_is_taken_anew(tmp_path, monkeypatch):
+    real, calls = fcntl.flock, []
+
+    def flock(file, how):
+        if not calls:  # the run before ends between the two calls
+            (tmp_path / "lock").unlink()
+        calls.append(file)
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = RunLock(tmp_path)
+    assert len(calls) == 2
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} is writing to it"):
+        RunLock(tmp_path)
+    lock.release()
+    assert not (tmp_path / "lock").exists()

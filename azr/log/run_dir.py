@@ -88,20 +88,29 @@ class RunLock:
 
     def __init__(self, folder: Path):
         """Raises ConfigError where another process holds it."""
-        # Held as long as the run lasts.
-        self._file = open(folder / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.seek(0)
-            owner = self._file.read(20).strip() or "another"
-            self._file.close()
-            raise ConfigError(
-                f"--resume {folder}: process {owner} is writing to it; stop that one first"
-            ) from error
+        while True:
+            # Held as long as the run lasts.
+            self._file = open(folder / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                self._file.seek(0)
+                owner = self._file.read(20).strip() or "another"
+                self._file.close()
+                raise ConfigError(
+                    f"--resume {folder}: process {owner} is writing to it; stop that one first"
+                ) from error
+            if self._is_in_place():
+                break
+            self._file.close()  # a run that ended has removed it since
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
+
+    def _is_in_place(self) -> bool:
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.stat(self._file.name), os.fstat(self._file.fileno()))
+        return False
 
     def release(self) -> None:
         """Lets go."""
