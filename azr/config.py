@@ -9,7 +9,6 @@ import codecs
 import dataclasses
 import difflib
 import os
-import re
 import sys
 import tomllib
 import typing
@@ -651,10 +650,6 @@ def validate(config: Config) -> None:
     to = config.log.to
     need(set(to) <= set(DASHBOARDS), "log.to", f"known are {', '.join(DASHBOARDS)}")
     need(len(set(to)) == len(to), "log.to", "names one twice")
-    for name in field_names():
-        # Paths may hold such bytes; config.toml, which names them, may not.
-        text = str(_get(config, name))
-        need(not re.search("[\0\ud800-\udfff]", text), name, "must be UTF-8 text without NUL")
     name = config.run.name
     need(
         name.isprintable()
