@@ -52,20 +52,14 @@ class Series:
     """The mean of each bin; the first and the last are those of the series."""
     first: float | None = None
     last: float | None = None
+    """The first value and the last, None of nothing."""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    """The least and the most of each bin."""
     sums: Sequence[float] = ()
     counts: Sequence[int] = ()
-    """Values of each bin."""
+    """The sum of each bin's values, and how many they are."""
     gaps: Sequence[Gap] = ()
-
-    @classmethod
-    def of(cls, steps: Sequence[float], values: Sequence[float]) -> "Series":
-        """Returns a series in which every value is a point."""
-        return cls(
-            steps=steps, values=values, first=values[0], last=values[-1], low=values, high=values,
-            sums=values, counts=[1] * len(values),
-        )  # fmt: skip
 
     def __bool__(self) -> bool:
         return bool(self.steps)

@@ -24,7 +24,7 @@ from azr.report.record import read_run
 from azr.report.samples import SCANNED, SHOWN, TEXT_CHARS, read_samples
 from azr.report.summary import headline, judge
 from azr.report.words import duration, number, percent
-from azr.series import POINTS, Series
+from azr.series import POINTS
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.errors='pwned'</script>",
@@ -456,7 +456,7 @@ def test_spikes_and_missing_values_of_a_long_run_are_on_the_page(tmp_path):
 
 
 def test_a_curve_is_broken_where_it_has_no_value():
-    series = folded({"m": [1.0, 2.0, None, 4.0, None, 6.0, 7.0]})["m"]
+    series = folded([1.0, 2.0, None, 4.0, None, 6.0, 7.0])
     figure = draw_lines("t", [Line(label="a", series=series)], note="words")
     (path,) = re.findall(r'<path class="line[^>]*d="([^"]*)"', figure)
     assert [len(piece.split("L")) for piece in path[1:].split("M")] == [2, 2, 2]
@@ -537,7 +537,7 @@ def points(figure, kind="line"):
 
 def test_a_curve_is_where_its_values_are():
     figure = draw_lines(
-        "t", [Line(label="a", series=Series.of([0, 50, 100], [0.0, 0.5, 1.0]))], "share"
+        "t", [Line(label="a", series=folded([0.0, 0.5, 1.0], [0, 50, 100]))], "share"
     )
     (x0, y0), (x1, y1), (x2, y2) = points(figure)
     left, right, top, bottom = map(float, re.search(r'data-box="([^"]*)"', figure)[1].split())
@@ -547,7 +547,7 @@ def test_a_curve_is_where_its_values_are():
 
 def test_a_long_series_is_thinned_without_moving_its_ends_or_its_mean():
     values = [math.sin(s / 700) for s in range(10_000)]
-    figure = draw_lines("t", [Line(label="", series=folded({"m": values})["m"])])
+    figure = draw_lines("t", [Line(label="", series=folded(values))])
     drawn = points(figure)
     assert POINTS / 2 < len(drawn) <= POINTS
     low, high = map(float, re.search(r'data-y="([^"]*)"', figure)[1].split())
@@ -560,14 +560,14 @@ def test_a_long_series_is_thinned_without_moving_its_ends_or_its_mean():
 
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-3.0, -1.0], [1e-14, 3e-14], [1e9, 2e9]])
 def test_axes_fit_any_values(values):
-    figure = draw_lines("t", [Line(label="a", series=Series.of(range(len(values)), values))])
+    figure = draw_lines("t", [Line(label="a", series=folded(values))])
     low, high = map(float, re.search(r'data-y="([^"]*)"', figure)[1].split())
     assert low < high and low <= min(values) and max(values) <= high
     assert "nan" not in figure and figure.count('class="tick"') >= 2
 
 
 def test_labels_do_not_overlap():
-    lines = [Line(label=f"n{i}", series=Series.of([0, 9], [0, 0.5 + i / 1000])) for i in range(6)]
+    lines = [Line(label=f"n{i}", series=folded([0, 0.5 + i / 1000], [0, 9])) for i in range(6)]
     places = re.findall(
         r'class="label[^"]*" x="[^"]*" y="([^"]*)"', draw_lines("t", lines, "share")
     )

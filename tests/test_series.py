@@ -36,12 +36,12 @@ def written(path, steps, *, saved=()):
     return log._fold.series()
 
 
-def folded(metrics):
-    """Returns the series of metrics that are given as {name: values by step}."""
+def folded(values, steps=None):
+    """Returns the series of a metric, measured at the steps from 0 on if not said otherwise."""
     fold = Fold()
-    for step, values in enumerate(zip(*metrics.values(), strict=True)):
-        fold.add_row({"step": step, **dict(zip(metrics, values, strict=True))})
-    return fold.series()
+    for step, value in zip(steps or range(len(values)), values, strict=True):
+        fold.add_row({"step": step, "m": value})
+    return fold.series()["m"]
 
 
 @pytest.mark.parametrize("steps", [1, 240, 241, 3000])
@@ -80,14 +80,14 @@ def test_a_short_series_is_what_was_measured(tmp_path):
 def test_the_running_mean_is_that_of_the_steps_of_a_short_series():
     values = [random.Random(i).random() for i in range(200)]
     plain = [sum(values[max(0, i - 4) : i + 1]) / min(i + 1, 5) for i in range(200)]
-    assert Series.of(range(200), values).smooth() == pytest.approx(plain)
-    long = folded({"m": [float(s) for s in range(48_000)]})["m"]
+    assert folded(values).smooth() == pytest.approx(plain)
+    long = folded([float(s) for s in range(48_000)])
     behind = np.array(long.steps) - long.smooth()
     assert 0 < behind[10:].max() < 0.025 * 48_000
 
 
 def test_a_value_between_two_points_lies_on_their_line():
-    long = folded({"m": [2.0 * s for s in range(10_000)]})["m"]
+    long = folded([2.0 * s for s in range(10_000)])
     assert [long.at(s) for s in (0, 1234, 9999, 20_000)] == pytest.approx([0, 2468, 19_998, 19_998])
     assert Series().at(3) is None
 
@@ -107,10 +107,7 @@ def test_memory_does_not_grow_with_the_steps(tmp_path):
     "steps", [[7, 3, 3, 900_000], [10**90, 5], [50_000 + s for s in range(999)]]
 )
 def test_steps_in_any_order_and_from_anywhere(steps):
-    fold = Fold()
-    for step in steps:
-        fold.add_row({"step": step, "m": 1.0})
-    (found,) = fold.series().values()
+    found = folded([1.0] * len(steps), steps)
     assert found.count == len(steps) and len(found.steps) <= POINTS
     assert list(found.steps) == sorted(found.steps)
     assert found.steps[0] == min(steps) and found.steps[-1] == max(steps)

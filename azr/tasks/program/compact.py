@@ -147,7 +147,7 @@ def _is_item(value: object) -> bool:
     return type(value) in (int, str) and repr(value) in DIGITS + LETTERS
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def write_literal(text: str) -> str:
     """Returns the compact text of a Python literal; raises Inexpressible where there is none."""
     try:
@@ -156,7 +156,7 @@ def write_literal(text: str) -> str:
         raise Inexpressible(f"no compact text for {text!r:.80}") from error
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def write_program(code: str) -> str:
     """Returns the compact text of a program that `read_program` made; raises Inexpressible."""
     try:

@@ -326,6 +326,6 @@ def _text_list(value: object) -> list[str]:
     return value
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def _is_train(code: str) -> bool:
     return make_key(HOLDOUT_SALT, digest(code)) / 2**64 >= HOLDOUT_FRACTION

@@ -9,7 +9,7 @@ from azr.errors import RunError
 from azr.sandbox import Job, Label, Limits, Result, Sandbox, SandboxError
 from azr.tasks.program.values import MAX_NESTING
 
-REMEMBERED = 200_000
+REMEMBERED = 20_000
 """Results kept, each of one program on one input."""
 
 

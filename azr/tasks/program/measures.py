@@ -18,7 +18,7 @@ def lines(code: str) -> int:
     return sum(bool(line.strip()) for line in code.splitlines())
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def complexity(code: str) -> int:
     """Returns the sum of the cyclomatic complexities of a program's functions, at least 1.
 
@@ -32,7 +32,7 @@ def complexity(code: str) -> int:
     return max(1, sum(graph.complexity() for graph in visitor.graphs.values()))
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def ast_distance(code: str, other: str) -> float:
     """Returns the distance of two programs' syntax trees, 0 (equal) to 1 (nothing in common).
 
@@ -63,7 +63,7 @@ def _common(left: Sequence[str], right: Sequence[str]) -> int:
     return len(left) - row.bit_count()
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(maxsize=1 << 12)
 def _nodes(code: str) -> list[str]:
     """Returns a text per node of a program's normal tree, in preorder."""
     texts: list[str] = []

@@ -73,7 +73,7 @@ def normal_tree(code: str) -> ast.Module:
     return tree
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def normal_form(code: str) -> str:
     """Returns the text of the normal tree; raises UnreadableCode."""
     try:

@@ -14,7 +14,7 @@ nothing, and gives the proposer a named reason without a run.
 """
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def reject_program(code: str) -> str:
     """Returns the reason why a program is no task, empty where it may be run.
 

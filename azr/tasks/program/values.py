@@ -71,7 +71,7 @@ def parse_call(text: str) -> ast.Call:
     return call
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 13)
 def read_arguments(text: str) -> str:
     """Returns the canonical text of an argument list; raises NoLiteral where it is none.
 
