@@ -76,6 +76,11 @@ def group_normalize(
 ) -> Tensor:
     """Return (value - mean) * rsqrt(variance + eps) inside each group, in the shape of `values`.
 
+    `eps` stands under the root, as in the whitening of verl's REINFORCE++: a deviation d is scaled
+    to d / sqrt(d^2 + eps), so that gaps well below sqrt(eps), 1e-4 by default, fade out instead of
+    being blown up to 1. Rewards of 1 and 1.00001 become -0.05 and 0.05; GRPO's usual
+    (value - mean) / (std + 1e-6) makes them -0.62 and 0.62, which eps=0 comes near (-0.71, 0.71).
+
     Arguments as `group_statistics`. `center` and `scale` switch the two halves off. The result is
     exactly 0 where the mask is 0, and in a group whose deviation is below `min_std` or that has
     fewer than two elements: such a group carries no signal, and rsqrt would amplify its rounding.
