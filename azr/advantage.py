@@ -32,9 +32,10 @@ def task_relative_advantages(
     """Returns (advantages [N] fp32, statistics of the cells).
 
     Eq. 8, arXiv:2505.03335: A = (r - mean) / std with the statistics of the sample's own cell,
-    unbiased variance. `weighting="token"` counts a sample once per response token (`lengths` [N]),
-    as the official code does: long responses then dominate the statistics. Raises ValueError for
-    an empty response, which would have no place among the tokens.
+    unbiased variance, 1e-8 added to it: deviations below 1e-4, which no rewards of a family have
+    but for rounding, fade out (see `group_normalize`). `weighting="token"` counts a sample once per
+    response token (`lengths` [N]), as the official code does: long responses then dominate the
+    statistics. Raises ValueError for an empty response, which would have no place among the tokens.
     """
     if bool((lengths < 1).any()):
         raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}")

@@ -22,7 +22,9 @@ from azr.checkpoint import MARKER, load_newest
 from azr.config import Config, ConfigError, load_toml, parse_command_line
 from azr.errors import RunError
 from azr.log.metrics import read_metrics
-from azr.resume import describe_rate, settle_schedule, snapshot
+from azr.model.load import ALIGNMENT
+from azr.resume import describe_rate, restore, settle_schedule, snapshot
+from azr.tasks import load_environment
 from azr.train import main, run
 
 FLAGS = [
@@ -133,6 +135,18 @@ def assert_same(run_dir, whole):
                 assert torch.equal(mine[name], theirs[name]), name
         else:
             assert mine == theirs
+
+
+def test_everything_restored_lies_where_it_did_in_the_straight_run(whole):
+    """Tensors of a mapped file lie anywhere, and products of few rows may round by that."""
+    c = load_toml(whole / "config.toml")
+    environment = load_environment(c.task)
+    trainee = restore(c, environment, load_newest(whole, pytest.fail), whole)
+    model, learner = trainee.model, trainee.learner
+    moments = [t for state in learner.optimizer.state.values() for t in state.values()]
+    tensors = [*model.parameters(), *model.buffers(), *learner.reference.parameters(), *moments]
+    assert len(moments) == 3 * len(list(model.parameters()))
+    assert {t.data_ptr() % ALIGNMENT for t in tensors} == {0}
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3, 4])

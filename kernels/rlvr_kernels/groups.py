@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_device, check_dtype, check_shape
+from .scalars import as_number
 
 # Bounds the [groups, elements] table of the CUDA path at 64 MiB of float32.
 _TABLE_ELEMENTS = 1 << 24
@@ -41,7 +42,7 @@ def group_statistics(
     Two passes (mean, then squared deviations), never E[x^2] - E[x]^2, which cancels for rewards
     with a large common offset. Deterministic: no atomics. The deviation is 0 in a group with fewer
     than two elements. Raises TypeError, ValueError, and on the CPU IndexError for a group id out of
-    range; on CUDA such an element counts in no group.
+    range; on CUDA, and compiled, such an element counts in no group.
     """
     _check(values, mask, group_ids, n_groups)
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
@@ -75,6 +76,11 @@ def group_normalize(
 ) -> Tensor:
     """Return (value - mean) * rsqrt(variance + eps) inside each group, in the shape of `values`.
 
+    `eps` stands under the root, as in the whitening of verl's REINFORCE++: a deviation d is scaled
+    to d / sqrt(d^2 + eps), so that gaps well below sqrt(eps), 1e-4 by default, fade out instead of
+    being blown up to 1. Rewards of 1 and 1.00001 become -0.05 and 0.05; GRPO's usual
+    (value - mean) / (std + 1e-6) makes them -0.62 and 0.62, which eps=0 comes near (-0.71, 0.71).
+
     Arguments as `group_statistics`. `center` and `scale` switch the two halves off. The result is
     exactly 0 where the mask is 0, and in a group whose deviation is below `min_std` or that has
     fewer than two elements: such a group carries no signal, and rsqrt would amplify its rounding.
@@ -99,6 +105,7 @@ def normalize_with(
 ) -> Tensor:
     """Whiten `values` with statistics already at hand (of a larger batch, or of all ranks)."""
     mean, std, count = statistics
+    eps, min_std = as_number(eps), as_number(min_std)
     ids = group_ids.long()
     values = values.detach().to(mean.dtype)
     if mask is not None:
@@ -121,7 +128,7 @@ def _of_group(statistic: Tensor, ids: Tensor) -> Tensor:
 
 def _group_sum(flat: Tensor, keep: Tensor, ids: Tensor, n_groups: int) -> Tensor:
     """Sum of kept elements per group, [n_groups]."""
-    if flat.device.type == "cpu":
+    if _is_read(flat):
         kept = torch.where(keep, flat, 0)
         return flat.new_zeros(n_groups).index_add_(0, ids.clamp(0, n_groups - 1), kept)
     # index_add_ on CUDA adds with atomics in an order that varies; a table of groups by elements
@@ -132,6 +139,11 @@ def _group_sum(flat: Tensor, keep: Tensor, ids: Tensor, n_groups: int) -> Tensor
         rows = torch.arange(first, min(first + step, n_groups), device=flat.device)[:, None]
         sums.append(torch.where((ids == rows) & keep, flat, 0).sum(1))
     return torch.cat(sums)
+
+
+def _is_read(values: Tensor) -> bool:
+    """Whether ids out of range are looked for: on the CPU, and not in a compiled graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check(values: Tensor, mask: Tensor | None, group_ids: Tensor, n_groups: int) -> None:
@@ -145,7 +157,7 @@ def _check(values: Tensor, mask: Tensor | None, group_ids: Tensor, n_groups: int
         check_dtype("mask", mask, (torch.bool,))
         check_shape("mask", mask, tuple(values.shape), "one per value")
         check_device("mask", mask, values.device, "values")
-    if values.device.type == "cpu" and group_ids.numel():
+    if _is_read(values) and group_ids.numel():
         kept = group_ids if mask is None else group_ids[mask]
         if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < n_groups:
             raise IndexError(

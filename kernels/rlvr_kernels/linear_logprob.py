@@ -10,7 +10,6 @@ of the vocabulary, so there is no accumulator traffic and no dependence on timin
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import logprob_torch
@@ -21,7 +20,6 @@ from .checks import (
     check_device,
     check_dtype,
     check_ids_in_range,
-    check_positive,
     check_shape,
 )
 from .logprob import (
@@ -33,7 +31,9 @@ from .logprob import (
     valid_rows,
     wants_range_check,
 )
+from .products import linear, product
 from .records import TokenLogprobs
+from .scalars import Number, as_positive, packed, unpacked
 
 _MIB = 1 << 20
 
@@ -81,33 +81,29 @@ def linear_token_logprobs(
     Raises TypeError for a dtype, ValueError for a shape, device or option, IndexError for an id
     (see `token_logprobs`).
     """
-    check_linear(hidden, weight, bias, ids, mask, temperature, softcap, max_buffer_mb)
+    check_linear(hidden, weight, bias, ids, mask)
+    numbers = linear_numbers(temperature, softcap, max_buffer_mb)
     check_choice("validate", validate, ("async", "sync"))
     if grad_weight_dtype is not None and grad_weight_dtype not in FLOATS:
         raise TypeError(f"grad_weight_dtype: expected a float dtype; got {grad_weight_dtype}")
     chosen_backend = resolve(backend, hidden.device)
-    fits = ids.numel() * weight.shape[0] * 4 <= max_buffer_mb * _MIB
-    # autograd gives the weight's dtype; only the op can give another.
-    fits = fits and grad_weight_dtype in (None, weight.dtype)
     # A compiled graph cannot hold a number of rows that depends on the data; the op hides it.
     is_compiling = torch.compiler.is_compiling()
     is_direct = hidden.device.type == "cpu" and chosen_backend == "torch" and not is_compiling
-    is_direct = is_direct and fits
+    # autograd gives the weight's dtype; only the op can give another.
+    is_direct = is_direct and grad_weight_dtype in (None, weight.dtype)
+    is_direct = is_direct and ids.numel() * weight.shape[0] * 4 <= numbers[2] * _MIB
     if is_direct and every_row_counts(ids, mask, ignore_index, weight.shape[0]):
-        return _direct(
-            hidden, weight, bias, ids, None, temperature, softcap, return_entropy, return_lse
-        )
+        return _direct(hidden, weight, bias, ids, None, *numbers[:2], return_entropy, return_lse)
     valid = valid_rows(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
         check_ids_in_range(ids, valid, weight.shape[0])
     if is_direct:
-        return _direct(
-            hidden, weight, bias, ids, valid, temperature, softcap, return_entropy, return_lse
-        )
+        return _direct(hidden, weight, bias, ids, valid, *numbers[:2], return_entropy, return_lse)
     rows = Rows.of(ids, valid, are_dropped=mask is not None)
     logprobs, entropy, lse = linear_logprob(
-        hidden, weight, bias, rows.ids, rows.valid, temperature, softcap, return_entropy,
-        max_buffer_mb, grad_weight_dtype, chosen_backend,
+        hidden, weight, bias, rows.ids, rows.valid, packed(numbers), return_entropy,
+        grad_weight_dtype, chosen_backend,
     )  # fmt: skip
     return TokenLogprobs(
         rows.blanked(logprobs),
@@ -149,7 +145,7 @@ def _direct(
     kept, kept_ids = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1)
     if rows is not None:
         kept, kept_ids = kept.index_select(0, rows), kept_ids.index_select(0, rows)
-    logits = F.linear(kept.float(), weight.float(), None if bias is None else bias.float())
+    logits = linear(kept.float(), weight.float(), None if bias is None else bias.float())
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if weight.shape[0] <= SMALL_VOCABULARY:  # the ids are known to be in range
@@ -170,7 +166,18 @@ def _direct(
     return TokenLogprobs(*map(in_place, found))
 
 
-def check_linear(hidden, weight, bias, ids, mask, temperature, softcap, max_buffer_mb) -> None:
+def linear_numbers(
+    temperature: Number, softcap: Number | None, max_buffer_mb: Number
+) -> tuple[Number, Number | None, Number]:
+    """The three numbers of a linear log-prob; raises ValueError where one is not above 0."""
+    return (
+        as_positive("temperature", temperature),
+        None if softcap is None else as_positive("softcap", softcap),
+        as_positive("max_buffer_mb", max_buffer_mb),
+    )
+
+
+def check_linear(hidden, weight, bias, ids, mask) -> None:
     """Raise where the arguments of a linear log-prob do not fit together."""
     check_dtype("hidden", hidden, FLOATS)
     if hidden.dim() < 1 or hidden.shape[-1] == 0:
@@ -186,10 +193,6 @@ def check_linear(hidden, weight, bias, ids, mask, temperature, softcap, max_buff
         check_shape("bias", bias, (n_vocab,), "one per row of weight")
         check_device("bias", bias, hidden.device, "hidden")
     check_ids("hidden", hidden, ids, mask)
-    check_positive("temperature", temperature)
-    check_positive("max_buffer_mb", max_buffer_mb)
-    if softcap is not None:
-        check_positive("softcap", softcap)
 
 
 @torch.library.custom_op("rlvr_kernels::linear_logprob", mutates_args=())
@@ -199,17 +202,16 @@ def linear_logprob(
     bias: Tensor | None,
     ids: Tensor,
     valid: Tensor | None,
-    temperature: float,
-    softcap: float | None,
+    numbers: Tensor,
     with_entropy: bool,
-    max_buffer_mb: float,
     grad_weight_dtype: torch.dtype | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log-probs, entropy or [0], log-sum-exp), each in the shape of ids, float32.
 
-    `valid` None: every row counts, and nothing is read on the host.
+    `numbers` of `linear_numbers`. `valid` None: every row counts, and nothing is read on the host.
     """
+    temperature, softcap, max_buffer_mb = linear_numbers(*unpacked(numbers))
     rows = kept_rows(valid)
     hidden_TD, ids_T = take(hidden, ids, rows)
     if backend == "triton":
@@ -231,7 +233,7 @@ def linear_logprob(
 
 
 @linear_logprob.register_fake
-def _(hidden, weight, bias, ids, valid, temperature, softcap, with_entropy, *rest):
+def _(hidden, weight, bias, ids, valid, numbers, with_entropy, *rest):
     result = hidden.new_empty(ids.shape, dtype=torch.float32)
     entropy = torch.empty_like(result) if with_entropy else result.new_empty(0)
     return result, entropy, torch.empty_like(result)
@@ -245,10 +247,8 @@ def linear_logprob_backward(
     ids: Tensor,
     valid: Tensor | None,
     coefficients: Tensor,
-    temperature: float,
-    softcap: float | None,
+    numbers: Tensor,
     needs: list[bool],
-    max_buffer_mb: float,
     grad_weight_dtype: torch.dtype | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,6 +257,7 @@ def linear_logprob_backward(
     coefficients [4, ids.numel()] float32: ref, level, slope, at_target. The gradient to a softmax
     input z is exp(z - ref) (level + slope (z - ref)), and at_target in the target's column.
     """
+    temperature, softcap, max_buffer_mb = linear_numbers(*unpacked(numbers))
     needs_hidden, needs_weight, needs_bias = needs
     rows = kept_rows(valid)
     hidden_TD, ids_T = take(hidden, ids, rows)
@@ -309,9 +310,9 @@ def linear_logprob_backward(
 
 
 @linear_logprob_backward.register_fake
-def _(hidden, weight, bias, ids, valid, coefficients, temperature, softcap, needs, *rest):
+def _(hidden, weight, bias, ids, valid, coefficients, numbers, needs, grad_weight_dtype, backend):
     needs_hidden, needs_weight, needs_bias = needs
-    weight_dtype = rest[1] or weight.dtype
+    weight_dtype = grad_weight_dtype or weight.dtype
     d_hidden = hidden.new_empty(hidden.shape) if needs_hidden else hidden.new_empty(0).float()
     d_bias_dtype = torch.float32 if bias is None else bias.dtype
     return (
@@ -322,33 +323,31 @@ def _(hidden, weight, bias, ids, valid, coefficients, temperature, softcap, need
 
 
 def _save(ctx, inputs, output) -> None:
-    hidden, weight, bias, ids, valid, temperature, softcap, _, *rest = inputs
+    *tensors, _, grad_weight_dtype, backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, weight, bias, ids, valid, *output)
-    ctx.options = (temperature, softcap, rest)
+    ctx.save_for_backward(*tensors, *output)
+    ctx.options = (grad_weight_dtype, backend)
 
 
 def _gradient(ctx, *grads):
     if all(g is None for g in grads):
-        return (None,) * 11
-    hidden, weight, bias, ids, valid, logprobs, entropy, lse = ctx.saved_tensors
+        return (None,) * 9
+    *inputs, logprobs, entropy, lse = ctx.saved_tensors
     flat = [None if g is None else g.reshape(-1) for g in grads]
     level, slope, at_target = logprob_torch.coefficients(
         logprobs.reshape(-1), entropy.reshape(-1), *flat
     )
     coefficients = torch.stack([lse.reshape(-1), level, slope, at_target])
-    return backward_of(ctx, hidden, weight, bias, ids, valid, coefficients)
+    return backward_of(ctx, inputs, coefficients)
 
 
-def backward_of(ctx, hidden, weight, bias, ids, valid, coefficients):
-    """The eleven gradients of an op with these inputs, from the coefficients of its rows."""
-    temperature, softcap, rest = ctx.options
+def backward_of(ctx, inputs, coefficients):
+    """The nine gradients of an op with these tensors, from the coefficients of its rows."""
+    *tensors, numbers = inputs
     needs = [bool(need) for need in ctx.needs_input_grad[:3]]
-    found = linear_logprob_backward(
-        hidden, weight, bias, ids, valid, coefficients, temperature, softcap, needs, *rest
-    )
+    found = linear_logprob_backward(*tensors, coefficients, numbers, needs, *ctx.options)
     wanted = [grad if need else None for grad, need in zip(found, needs, strict=True)]
-    return (*wanted, *(None,) * 8)
+    return (*wanted, *(None,) * 6)
 
 
 linear_logprob.register_autograd(_gradient, setup_context=_save)
@@ -423,7 +422,7 @@ def _forward_torch(
 
 def softmax_input(hidden, weight, bias, temperature, softcap) -> Tensor:
     """softcap(hidden @ weight.T + bias) / temperature in float32, free to be overwritten."""
-    z = _product(hidden, weight.T)
+    z = product(hidden, weight.T)
     if bias is not None:
         z += bias
     if softcap is not None:
@@ -444,19 +443,12 @@ def _slab_dlogits_torch(
     return dz if temperature == 1 else dz.mul_(1 / temperature)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with float32 accumulation and result, from the values as they are."""
-    if a.dtype == b.dtype != torch.float32 and a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
 def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out = a @ b, accumulated in float32 and rounded once to out's dtype."""
     if a.dtype == b.dtype == out.dtype and (a.is_cuda or a.dtype == torch.float32):
         torch.mm(a, b, out=out)
     else:
-        out.copy_(_product(a, b))
+        out.copy_(product(a, b))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

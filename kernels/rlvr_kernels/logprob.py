@@ -15,10 +15,10 @@ from .checks import (
     check_device,
     check_dtype,
     check_ids_in_range,
-    check_positive,
     check_shape,
 )
 from .records import TokenLogprobs
+from .scalars import Number, as_positive, packed, unpacked
 
 # Up to here log_softmax's serial float32 sum stays within 2e-6 of float64, rows stay in the cache,
 # and on the CPU torch's own operations are the fastest path.
@@ -63,7 +63,7 @@ def token_logprobs(
     if logits.dim() < 1 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape [..., V] with V >= 1; got {list(logits.shape)}")
     check_ids("logits", logits, ids, mask)
-    check_positive("temperature", temperature)
+    temperature = as_positive("temperature", temperature)
     check_choice("validate", validate, ("async", "sync"))
     n_vocab = logits.shape[-1]
     chosen_backend = resolve(backend, logits.device)
@@ -79,7 +79,7 @@ def token_logprobs(
     if torch.compiler.is_compiling():
         inplace_grad = False
     logprobs, entropy, lse = row_logprob(
-        logits, ids, valid, temperature, return_entropy, inplace_grad, chosen_backend
+        logits, ids, valid, packed([temperature]), return_entropy, inplace_grad, chosen_backend
     )
     return TokenLogprobs(logprobs, entropy if return_entropy else None, lse if return_lse else None)
 
@@ -121,7 +121,7 @@ def of_a_small_vocabulary(
     logits: Tensor,
     ids: Tensor,
     valid: Tensor | None,
-    temperature: float,
+    temperature: Number,
     return_entropy: bool,
     return_lse: bool,
 ) -> TokenLogprobs:
@@ -132,7 +132,9 @@ def of_a_small_vocabulary(
     shape, n_vocab = ids.shape, logits.shape[-1]
     z_TV, ids_T = logits.float().reshape(-1, n_vocab), ids.reshape(-1).long()
     valid_T = None if valid is None else valid.reshape(-1)
-    if temperature != 1:  # in float32: a bf16 quotient would round the logits
+    if (
+        isinstance(temperature, Tensor) or temperature != 1
+    ):  # in float32: a bf16 quotient would round the logits
         z_TV = z_TV / temperature
     # Rows are cleaned where any is ignored: a NaN there would reach the gradient as 0 * NaN.
     is_whole = valid_T is None or (not torch.compiler.is_compiling() and bool(valid_T.all()))
@@ -162,12 +164,16 @@ def row_logprob(
     logits: Tensor,
     ids: Tensor,
     valid: Tensor,
-    temperature: float,
+    numbers: Tensor,
     with_entropy: bool,
     inplace_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probs, entropy or [0], log-sum-exp), each in the shape of ids, float32."""
+    """(log-probs, entropy or [0], log-sum-exp), each in the shape of ids, float32.
+
+    `numbers` [1]: the temperature.
+    """
+    temperature = as_positive("temperature", *unpacked(numbers))
     if backend == "triton":
         from . import logprob_triton
 
@@ -188,7 +194,7 @@ def row_logprob(
 
 
 @row_logprob.register_fake
-def _(logits, ids, valid, temperature, with_entropy, inplace_grad, backend):
+def _(logits, ids, valid, numbers, with_entropy, inplace_grad, backend):
     result = logits.new_empty(ids.shape, dtype=torch.float32)
     entropy = torch.empty_like(result) if with_entropy else result.new_empty(0)
     return result, entropy, torch.empty_like(result)
@@ -205,13 +211,13 @@ def row_logprob_backward(
     g_logprobs: Tensor | None,
     g_entropy: Tensor | None,
     g_lse: Tensor | None,
-    temperature: float,
+    numbers: Tensor,
     backend: str,
 ) -> Tensor:
     """Gradient of the logits, contiguous, in their dtype."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     saved, grads = (logprobs, entropy, lse), (g_logprobs, g_entropy, g_lse)
-    _write_gradient(logits, ids, valid, saved, grads, temperature, backend, out)
+    _write_gradient(logits, ids, valid, saved, grads, numbers, backend, out)
     return out
 
 
@@ -220,7 +226,8 @@ def _(logits, *_):
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def _write_gradient(logits, ids, valid, saved, grads, temperature, backend, out) -> None:
+def _write_gradient(logits, ids, valid, saved, grads, numbers, backend, out) -> None:
+    (temperature,) = unpacked(numbers)
     if backend == "triton":
         from . import logprob_triton
 
@@ -239,24 +246,23 @@ def _write_gradient(logits, ids, valid, saved, grads, temperature, backend, out)
 
 
 def _save(ctx, inputs, output) -> None:
-    logits, ids, valid, temperature, _, inplace_grad, backend = inputs
+    *tensors, _, ctx.inplace_grad, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, ids, valid, *output)
-    ctx.temperature, ctx.inplace_grad, ctx.backend = temperature, inplace_grad, backend
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _gradient(ctx, *grads):
     nothing = (None,) * 6
     if all(g is None for g in grads):
         return None, *nothing
-    logits, ids, valid, *saved = ctx.saved_tensors
+    logits, ids, valid, numbers, *saved = ctx.saved_tensors
     if ctx.inplace_grad and logits.is_contiguous():
         # Through autograd's version counter: whoever else saved the logits gets an error, not rot.
         out = logits.detach()
         torch.autograd.graph.increment_version(logits)
-        _write_gradient(logits, ids, valid, saved, grads, ctx.temperature, ctx.backend, out)
+        _write_gradient(logits, ids, valid, saved, grads, numbers, ctx.backend, out)
         return out, *nothing
-    out = row_logprob_backward(logits, ids, valid, *saved, *grads, ctx.temperature, ctx.backend)
+    out = row_logprob_backward(logits, ids, valid, *saved, *grads, numbers, ctx.backend)
     return out, *nothing
 
 

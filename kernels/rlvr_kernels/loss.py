@@ -1,7 +1,5 @@
 """The clipped policy loss of REINFORCE++ / PPO over tokens, and its metrics in the same pass."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from .checks import (
     check_shape,
 )
 from .groups import GroupStatistics
+from .scalars import as_number, packed, unpacked
 
 _RECORD = 32  # length of the kernel's record of metrics
 
@@ -97,23 +96,23 @@ def policy_loss(
     _check(logprobs, old_logprobs, advantages, mask, ref_logprobs, rollout_logprobs, entropy)
     check_choice("kl", kl, (None, "k1", "k2", "k3"))
     check_choice("reduction", reduction, ("token", "seq-mean", "sum"))
-    check_positive("log_ratio_clamp", log_ratio_clamp)
-    if not 0 <= clip_low <= 1 or clip_high < 0:
-        raise ValueError(
-            f"clip_low, clip_high: expected in [0, 1] and at least 0; got {clip_low}, {clip_high}"
-        )
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip: expected above 1; got {dual_clip}")
-    if tis_cap is not None:
-        check_positive("tis_cap", tis_cap)
-        if rollout_logprobs is None:
-            raise ValueError("tis_cap: expected rollout_logprobs with it; got None")
+    options = dict(
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        kl_coef=kl_coef,
+        tis_cap=tis_cap,
+        entropy_coef=entropy_coef,
+        log_ratio_clamp=log_ratio_clamp,
+        denom=None if isinstance(denom, Tensor) else denom,
+    )
+    numbers = {name: None if x is None else as_number(x) for name, x in options.items()}
+    if not torch.compiler.is_compiling():
+        _check_numbers(numbers, kl, entropy)
+    if tis_cap is not None and rollout_logprobs is None:
+        raise ValueError("tis_cap: expected rollout_logprobs with it; got None")
     if kl is not None and ref_logprobs is None:
         raise ValueError(f"kl={kl!r}: expected ref_logprobs with it; got None")
-    if kl is None and kl_coef:
-        raise ValueError(f"kl_coef={kl_coef}: expected kl to name an estimator; got None")
-    if entropy_coef and entropy is None:
-        raise ValueError(f"entropy_coef={entropy_coef}: expected entropy with it; got None")
     if (group_ids is None) != (group_stats is None):
         raise ValueError("group_ids, group_stats: expected both or neither; got one")
     if group_ids is not None:
@@ -127,16 +126,10 @@ def policy_loss(
     if isinstance(denom, Tensor):
         check_shape("denom", denom, (), "one number")
         check_device("denom", denom, logprobs.device, "logprobs")
-    options = dict(
-        clip_low=clip_low,
-        clip_high=clip_high,
-        dual_clip=dual_clip,
-        kl_coef=kl_coef,
-        tis_cap=tis_cap,
-        entropy_coef=entropy_coef,
-        log_ratio_clamp=log_ratio_clamp,
-    )
     if resolve(backend, logprobs.device) == "torch":
+        here = {n: x.to(logprobs.device) if torch.is_tensor(x) else x for n, x in numbers.items()}
+        if isinstance(denom, Tensor):
+            here["denom"] = denom
         return reference.policy_loss(
             logprobs,
             old_logprobs,
@@ -148,22 +141,42 @@ def policy_loss(
             group_ids=group_ids,
             group_stats=group_stats,
             reduction=reduction,
-            denom=denom,
             entropy=entropy,
-            **options,
+            **here,
         )
-    denom_tensor = denom if isinstance(denom, Tensor) else None
-    options["denom"] = None if denom_tensor is not None or denom is None else float(denom)
-    names = list(options)
-    values = [math.nan if options[name] is None else float(options[name]) for name in names]
     loss, _, record, _, _ = fused_policy_loss(
         logprobs, old_logprobs, advantages, mask, ref_logprobs, rollout_logprobs, entropy,
-        group_ids, list(group_stats or ()), denom_tensor, values, kl, reduction,
+        group_ids, list(group_stats or ()), denom if isinstance(denom, Tensor) else None,
+        packed([numbers[name] for name in _OPTIONS]), kl, reduction,
     )  # fmt: skip
     return loss, _metrics(record, ref_logprobs, rollout_logprobs, entropy, reduction)
 
 
-# The order of the numbers that the op takes as one list; NaN stands for None.
+def _check_numbers(
+    numbers: dict[str, float | None], kl: str | None, entropy: Tensor | None
+) -> None:
+    """Raise where a number is out of its range or weighs nothing; a compiled graph cannot tell."""
+    check_positive("log_ratio_clamp", numbers["log_ratio_clamp"])
+    low, high = numbers["clip_low"], numbers["clip_high"]
+    if not (0 <= low <= 1 and high >= 0):
+        raise ValueError(
+            f"clip_low, clip_high: expected in [0, 1] and at least 0; got {low}, {high}"
+        )
+    if numbers["dual_clip"] is not None and not numbers["dual_clip"] > 1:
+        raise ValueError(f"dual_clip: expected above 1; got {numbers['dual_clip']}")
+    if numbers["tis_cap"] is not None:
+        check_positive("tis_cap", numbers["tis_cap"])
+    if kl is None and numbers["kl_coef"]:
+        raise ValueError(
+            f"kl_coef={numbers['kl_coef']}: expected kl to name an estimator; got None"
+        )
+    if entropy is None and numbers["entropy_coef"]:
+        raise ValueError(
+            f"entropy_coef={numbers['entropy_coef']}: expected entropy with it; got None"
+        )
+
+
+# The order of the numbers that the op takes as one tensor.
 _OPTIONS = (
     "clip_low",
     "clip_high",
@@ -188,17 +201,14 @@ def fused_policy_loss(
     group_ids: Tensor | None,
     group_stats: list[Tensor],
     denom: Tensor | None,
-    options: list[float],
+    numbers: Tensor,
     kl: str | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, scale, record of metrics, d_logprobs, d_entropy or [0]) by the Triton kernels."""
     from . import loss_triton
 
-    named = {
-        name: None if math.isnan(value) else value
-        for name, value in zip(_OPTIONS, options, strict=True)
-    }
+    named = dict(zip(_OPTIONS, unpacked(numbers), strict=True))
     return loss_triton.forward(
         logprobs, old_logprobs, advantages, mask, ref_logprobs, rollout_logprobs, entropy,
         group_ids, group_stats, denom, named, kl, reduction,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .groups import GroupStatistics, group_normalize, group_statistics, normalize_with
+from .products import linear
 from .records import TokenLogprobs
 
 __all__ = [
@@ -76,9 +77,9 @@ def linear_token_logprobs(
         valid = valid & mask
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     clean = torch.where(valid[..., None], hidden.to(wide), 0)
-    logits = clean @ weight.to(wide).T
-    if bias is not None:
-        logits = logits + bias.to(wide)
+    flat = clean.reshape(-1, clean.shape[-1])
+    logits = linear(flat, weight.to(wide), None if bias is None else bias.to(wide))
+    logits = logits.view(*clean.shape[:-1], -1)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return token_logprobs(
@@ -166,7 +167,7 @@ def policy_loss(
     if reduction == "sum":
         value = total
     else:
-        value = total / (units.clamp(min=1) if denom is None else denom)
+        value = (total / (units.clamp(min=1) if denom is None else denom)).to(wide)
 
     def mean(x: Tensor) -> Tensor:
         return torch.where(mask, x.detach().to(wide), 0).sum() / count.clamp(min=1)

@@ -20,6 +20,7 @@ from .linear_logprob import (
     backward_of,
     check_linear,
     kept_rows,
+    linear_numbers,
     softmax_input,
     spread,
     take,
@@ -27,6 +28,7 @@ from .linear_logprob import (
 )
 from .logprob import valid_rows, wants_range_check
 from .records import TokenLogprobs
+from .scalars import packed, unpacked
 
 NAMES = ("top", "rest", "tilt", "target")
 _NO_TOP = -0.6931471805599453e30  # of a shard with no column but the target
@@ -61,7 +63,8 @@ def linear_token_logprob_partials(
     another shard. Differentiable but for `top`, whose effect cancels in `combine_partials`. All 0
     where masked; `target` is NaN for an id outside the whole vocabulary.
     """
-    check_linear(hidden, weight, bias, ids, mask, temperature, softcap, max_buffer_mb)
+    check_linear(hidden, weight, bias, ids, mask)
+    numbers = linear_numbers(temperature, softcap, max_buffer_mb)
     if not 0 <= vocab_start <= vocab_start + weight.shape[0] <= n_vocab:
         raise ValueError(
             f"vocab_start: expected a shard of {weight.shape[0]} columns inside {n_vocab}; "
@@ -72,8 +75,8 @@ def linear_token_logprob_partials(
         check_ids_in_range(ids, valid, n_vocab)
     rows = Rows.of(ids, valid, are_dropped=mask is not None)
     sums = linear_partials(
-        hidden, weight, bias, rows.ids.long() - vocab_start, rows.valid, temperature, softcap,
-        return_entropy, max_buffer_mb, grad_weight_dtype, resolve(backend, hidden.device),
+        hidden, weight, bias, rows.ids.long() - vocab_start, rows.valid, packed(numbers),
+        return_entropy, grad_weight_dtype, resolve(backend, hidden.device),
     )  # fmt: skip
     unknown = valid & ((ids < 0) | (ids >= n_vocab))
     target = torch.where(unknown, float("nan"), sums[3])
@@ -115,14 +118,13 @@ def linear_partials(
     bias: Tensor | None,
     ids: Tensor,
     valid: Tensor | None,
-    temperature: float,
-    softcap: float | None,
+    numbers: Tensor,
     with_entropy: bool,
-    max_buffer_mb: float,
     grad_weight_dtype: torch.dtype | None,
     backend: str,
 ) -> Tensor:
     """[4, ...] sums over the rows of `weight`; ids count from its first and may lie outside."""
+    temperature, softcap, max_buffer_mb = linear_numbers(*unpacked(numbers))
     rows = kept_rows(valid)
     hidden_TD, ids_T = take(hidden, ids, rows)
     if backend == "triton":
@@ -144,17 +146,17 @@ def _(hidden, weight, bias, ids, *rest):
 
 
 def _save(ctx, inputs, output) -> None:
-    hidden, weight, bias, ids, valid, temperature, softcap, _, *rest = inputs
-    ctx.save_for_backward(hidden, weight, bias, ids, valid, output[0])
-    ctx.options = (temperature, softcap, rest)
+    *tensors, _, grad_weight_dtype, backend = inputs
+    ctx.save_for_backward(*tensors, output[0])
+    ctx.options = (grad_weight_dtype, backend)
 
 
 def _gradient(ctx, grad):
-    hidden, weight, bias, ids, valid, top = ctx.saved_tensors
+    *inputs, top = ctx.saved_tensors
     _, g_rest, g_tilt, g_target = grad.reshape(4, -1)
     # d rest / d z = e, d tilt / d z = e (z - top + 1), with e = exp(z - top) and top held constant.
     coefficients = torch.stack([top.reshape(-1), g_rest + g_tilt, g_tilt, g_target])
-    return backward_of(ctx, hidden, weight, bias, ids, valid, coefficients)
+    return backward_of(ctx, inputs, coefficients)
 
 
 linear_partials.register_autograd(_gradient, setup_context=_save)

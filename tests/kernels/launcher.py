@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from rlvr_kernels import configs
+from rlvr_kernels import configs, scalars
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
@@ -135,7 +135,15 @@ def pretend(capability: int, chip: dict[str, int], modules):
     # the device's runtime for a guard. These three keep it on the path of a CUDA tensor.
     FakeTensor.is_cuda = property(lambda tensor: True)
     FakeTensor.data_ptr = lambda tensor: ADDRESS + tensor.storage_offset() * tensor.element_size()
+    numbers: dict[int, list[float | None]] = {}  # a fake tensor holds none
+
+    def packed(given):
+        numbers[len(given)] = given
+        return scalars.packed(given)
+
     for module in modules:
+        if hasattr(module, "unpacked"):
+            module.packed, module.unpacked = packed, lambda fake: numbers[len(fake)]
         if hasattr(module, "wants_range_check"):
             module.wants_range_check = lambda validate, device: validate == "sync"
         if hasattr(module, "_triton_problem"):

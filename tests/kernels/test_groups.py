@@ -100,3 +100,13 @@ def test_shape_dtype_and_range_errors_name_the_argument():
     with pytest.raises(IndexError, match=r"expected ids in \[0, 1\); got ids from 0 to 5"):
         group_normalize(values, None, ids + torch.tensor([0, 5, 0]), 1)
     assert group_normalize(values[:0], None, ids[:0], 1).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("gap", "eps", "wanted"),
+    [(1e-5, 1e-8, 0.0499), (1e-5, 0.0, 0.7071), (1e-4, 1e-8, 0.4082), (1.0, 1e-8, 0.7071)],
+)
+def test_gaps_below_the_root_of_eps_fade_out(gap, eps, wanted):
+    values = torch.tensor([1.0, 1.0 + gap], dtype=torch.float64)
+    got = group_normalize(values, None, torch.zeros(2, dtype=torch.int64), 1, eps=eps)
+    assert got.tolist() == pytest.approx([-wanted, wanted], abs=1e-3)

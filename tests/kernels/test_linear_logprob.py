@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from oracle import logprob_entropy_lse, logprob_of_a_gemm
 from rlvr_kernels import combine_partials, linear_token_logprob_partials, linear_token_logprobs
 from rlvr_kernels.linear_logprob import linear_logprob, row_stride, slab_width
+from rlvr_kernels.scalars import packed
 from rlvr_kernels.vocab_parallel import linear_partials
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -353,7 +354,7 @@ def test_opcheck(place, masked):
     valid = torch.rand(ids.shape, device=place.device) > 0.3 if masked else None
     torch.library.opcheck(
         linear_logprob,
-        (hidden, weight, bias, ids, valid, 0.8, 9.0, True, 0.001, None, place.backend),
+        (hidden, weight, bias, ids, valid, packed([0.8, 9.0, 0.001]), True, None, place.backend),
     )
 
 
@@ -363,7 +364,17 @@ def test_opcheck_of_a_shard(place, masked):
     valid = torch.rand(ids.shape, device=place.device) > 0.3 if masked else None
     torch.library.opcheck(
         linear_partials,
-        (hidden, weight, bias, ids - 20, valid, 0.8, None, True, 0.001, None, place.backend),
+        (
+            hidden,
+            weight,
+            bias,
+            ids - 20,
+            valid,
+            packed([0.8, None, 0.001]),
+            True,
+            None,
+            place.backend,
+        ),
     )
 
 

@@ -5,6 +5,7 @@ import torch
 from oracle import logprob_entropy_lse
 from rlvr_kernels import token_logprobs
 from rlvr_kernels.logprob import row_logprob
+from rlvr_kernels.scalars import packed
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 VOCABULARIES = [1, 2, 127, 128, 257, 1000]
@@ -84,7 +85,13 @@ def test_gradient_of_a_confident_token(place, miss, dtype):
     logits = logits.to(dtype).to(place.device).requires_grad_()
     ids = torch.full((2,), 7, device=place.device)
     found = row_logprob(
-        logits, ids, torch.ones_like(ids, dtype=torch.bool), 1.0, False, False, place.backend
+        logits,
+        ids,
+        torch.ones_like(ids, dtype=torch.bool),
+        packed([1.0]),
+        False,
+        False,
+        place.backend,
     )[0]
     upstream = torch.randn(2, device=place.device)
     (got,) = torch.autograd.grad(found, logits, upstream)
@@ -197,7 +204,7 @@ def test_an_id_out_of_range_poisons_only_its_row(place):
     logits = torch.randn(4, 130, device=place.device, requires_grad=True)
     ids = torch.tensor([1, 130, -7, 2], device=place.device)
     valid = torch.ones(4, dtype=torch.bool, device=place.device)
-    found = row_logprob(logits, ids, valid, 1.0, True, False, place.backend)
+    found = row_logprob(logits, ids, valid, packed([1.0]), True, False, place.backend)
     for values in found:
         assert torch.isnan(values).tolist() == [False, True, True, False]
     if place.device == "cpu":
@@ -263,7 +270,9 @@ def test_opcheck(place):
     logits = torch.randn(2, 3, 40, device=place.device, requires_grad=True)
     ids = torch.randint(0, 40, (2, 3), device=place.device)
     valid = torch.rand(2, 3, device=place.device) > 0.3
-    torch.library.opcheck(row_logprob, (logits, ids, valid, 0.8, True, False, place.backend))
+    torch.library.opcheck(
+        row_logprob, (logits, ids, valid, packed([0.8]), True, False, place.backend)
+    )
 
 
 def compiled_equals_eager(place, compiler):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlvr_kernels import GroupStatistics, group_normalize, group_statistics, policy_loss, reference
 from rlvr_kernels.loss import _OPTIONS, fused_policy_loss
+from rlvr_kernels.scalars import packed
 
 NAN = float("nan")
 CASES = [
@@ -250,7 +251,7 @@ def test_opcheck(place):
     case |= {name: torch.nan_to_num(x) for name, x in case.items() if torch.is_tensor(x)}
     case["logprobs"] = case["logprobs"].detach().requires_grad_()
     case["entropy"] = case["entropy"].detach().requires_grad_()
-    numbers = [math.nan if case[name] is None else float(case[name]) for name in _OPTIONS]
+    numbers = packed([case[name] for name in _OPTIONS])
     groups = torch.randint(0, 2, (2, 5), device=place.device)
     stats = [torch.rand(2, device=place.device) + 2 for _ in range(3)]
     for used in ((groups, stats), (None, [])):

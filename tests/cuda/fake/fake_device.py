@@ -17,6 +17,7 @@ from pathlib import Path
 
 import rlvr_kernels
 import torch
+from rlvr_kernels import scalars
 from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _foreach_utils
@@ -129,6 +130,8 @@ class Watch(TorchDispatchMode):
                 return args[0].new_zeros((args[0].numel(), args[0].dim()), dtype=torch.int64)
         if name in ("_to_copy", "copy_"):
             self._check_copy(name, args, kwargs)
+        elif func.namespace == "rlvr_kernels":
+            pass  # its numbers are a tensor of the host, and stay there
         elif on_cuda and any(t.device.type == "cpu" and t.dim() for t in tensors):
             # An index on the host is copied, and waited for, before it is used.
             assert name in ("index", "index_put_", "index_put", "_index_put_impl_"), (
@@ -282,6 +285,16 @@ def _run_kernels(monkeypatch, device: FakeDevice) -> None:
 
     monkeypatch.setattr(JITFunction, "run", run)
     modules = [m for name, m in sys.modules.items() if name.startswith(rlvr_kernels.__name__)]
+    numbers: dict[int, list] = {}  # a fake tensor holds none
+
+    def packed(given):
+        numbers[len(given)] = given
+        return scalars.packed(given)
+
+    for module in modules:
+        if module is not scalars and hasattr(module, "unpacked"):
+            monkeypatch.setattr(module, "packed", packed)
+            monkeypatch.setattr(module, "unpacked", lambda fake: numbers[len(fake)])
     try:
         from torch.nn.attention import varlen
 
