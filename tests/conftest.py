@@ -1,12 +1,12 @@
 """What every test runs under: one thread, and a reason where a test does not run."""
 
-import datetime
 import os
 
 # Read when torch and OpenMP load, here and in subprocesses: bit-equality and timings of the suite
 # must not depend on the number of cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import datetime
 import importlib.util
 import sys
 
