@@ -141,7 +141,7 @@ def test_everything_restored_lies_where_it_did_in_the_straight_run(whole):
     """Tensors of a mapped file lie anywhere, and products of few rows may round by that."""
     c = load_toml(whole / "config.toml")
     environment = load_environment(c.task)
-    trainee = restore(c, environment, load_newest(whole, pytest.fail), whole)
+    trainee = restore(c, environment, load_newest(whole, pytest.fail), whole, pytest.fail)
     model, learner = trainee.model, trainee.learner
     moments = [t for state in learner.optimizer.state.values() for t in state.values()]
     tensors = [*model.parameters(), *model.buffers(), *learner.reference.parameters(), *moments]
