@@ -132,10 +132,8 @@ def of_a_small_vocabulary(
     shape, n_vocab = ids.shape, logits.shape[-1]
     z_TV, ids_T = logits.float().reshape(-1, n_vocab), ids.reshape(-1).long()
     valid_T = None if valid is None else valid.reshape(-1)
-    if (
-        isinstance(temperature, Tensor) or temperature != 1
-    ):  # in float32: a bf16 quotient would round the logits
-        z_TV = z_TV / temperature
+    if isinstance(temperature, Tensor) or temperature != 1:
+        z_TV = z_TV / temperature  # in float32: a bf16 quotient would round the logits
     # Rows are cleaned where any is ignored: a NaN there would reach the gradient as 0 * NaN.
     is_whole = valid_T is None or (not torch.compiler.is_compiling() and bool(valid_T.all()))
     if not is_whole:
