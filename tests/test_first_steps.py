@@ -2,11 +2,12 @@
 
 import io
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from azr.config import Config, ModelConfig, RolloutConfig, TaskConfig
+from azr.config import Config, ModelConfig, RolloutConfig, TaskConfig, WarmupConfig
 from azr.log.console import RunConsole
 from azr.log.first_samples import FEW, FirstSamples
 from azr.log.run_db import SampleRow
@@ -43,7 +44,8 @@ def test_proposals_that_are_all_invalid_are_told_with_three_examples_and_the_rea
     [
         (dict(reason="unfinished", finish="length"), REAL, "--rollout.max-new-tokens, now 512"),
         (dict(outcome="invalid", reason="not_prime"), REAL, "--selfplay.seed-source environment"),
-        (dict(), Config(), r"--warmup.steps (now 100)"),
+        (dict(), Config(), "raise --warmup.steps (now 100)"),
+        (dict(), replace(REAL, warmup=WarmupConfig(loaded=True)), "raise --warmup.steps (now 100)"),
     ],
 )
 def test_the_advice_fits_what_is_wrong(change, config, advice):
@@ -58,6 +60,9 @@ def test_one_sample_of_use_or_later_steps_give_no_warning():
     assert watcher.observe(2, [sample(), sample("solve")] * FEW) == []
     late = FirstSamples(REAL)
     assert late.observe(3, []) == [] and late.observe(4, [sample()] * FEW) == []
+    resumed = FirstSamples(REAL, step=100)
+    assert resumed.observe(101, [sample()]) == resumed.observe(102, [sample()]) == []
+    assert len(resumed.observe(103, [sample()])) == 1
 
 
 def test_few_samples_are_judged_after_three_steps_and_answers_apart_from_proposals():

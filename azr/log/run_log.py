@@ -57,7 +57,7 @@ class RunLog:
         self.started = started - state.get("elapsed_s", 0.0)
         self._loop_started = time.monotonic()
         self._diagnosis = Diagnosis(config.task.types)
-        self._first_samples = FirstSamples(config)
+        self._first_samples = FirstSamples(config, self._first_step)
         self.eval_s = 0.0
         """Seconds of the last evaluation."""
         with ExitStack() as opened:
@@ -164,7 +164,8 @@ class RunLog:
         rows = list(samples)
         valid = [r for r in rows if r.outcome == "valid" and r.solve_rate is not None]
         self._proposals = (self._proposals + valid)[-SHOWN_FROM:]
-        self.early_samples(step, rows)
+        if step:  # the seeding's were seen round by round
+            self.early_samples(step, rows)
         if self._db:
             self._db.write(step, tasks, rows)
 
