@@ -53,7 +53,6 @@ def format_warmup(
             group["lr"] = config.lr * ramp * (1 - step / config.steps)
         samples = warmup_samples(tokenizer, rows(step, config.batch_size), encode)
         tokens = sum(len(s.response_ids) for s in samples)
-        optimizer.zero_grad(set_to_none=True)
         loss_sum, done = torch.zeros((), device=weight.device), 0
         for micro in micro_batches(samples, range(len(samples)), run.micro_batch_tokens):
             packed = pack([samples[i] for i in micro], weight.device)
@@ -67,6 +66,7 @@ def format_warmup(
             on_progress(step + done / tokens, mean_loss)
         optimizer.clip(settings.grad_clip)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return mean_loss
 
 
