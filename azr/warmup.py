@@ -38,7 +38,6 @@ def format_warmup(
     tokenizer does. After each micro-batch `on_progress` hears how many steps are done, in parts
     by tokens, and the mean loss so far of the step. The rate ramps up, then falls linearly to 0.
     """
-
     run = optim or OptimConfig()
     # "master" would leave its copies of bf16 weights behind: the run makes its own.
     settings = OptimConfig(lr=config.lr, weight_decay=0.0, bf16_update="stochastic")
