@@ -725,9 +725,11 @@ With no argument: a tiny model teaches itself modular inverses on the CPU in min
 
 FREE_ON_RESUME = (
     "steps", "eval.every", "save.", "log.", "run.name", "run.root", "run.device", "run.watchdog_s",
-    "optim.schedule_steps",
+    "optim.schedule_steps", "optim.micro_batch_tokens", "optim.recompute", "rollout.slots",
+    "rollout.cache_gib",
 )  # fmt: skip
-"""Options that may differ from those of the run that is resumed."""
+"""Options that may differ from those of the run that is resumed: those of the last two lines that
+bound memory change nothing but rounding, and a run that ran out of it goes on with less."""
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
@@ -814,6 +816,7 @@ def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
     if changed:
         raise ConfigError(
             f"--resume {run_dir}: other options than those of the run: {'; '.join(changed)}. Only "
-            "steps, optim.schedule_steps, the cadence of eval, save and log, name and device may "
-            "differ"
+            "steps, optim.schedule_steps, the cadence of eval, save and log, name, device and what "
+            "bounds memory (rollout.slots, rollout.cache_gib, optim.micro_batch_tokens, "
+            "optim.recompute) may differ"
         )

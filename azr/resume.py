@@ -112,7 +112,7 @@ def restore(
     if config.loss.kl != "none":
         start = run_dir / START
         if (start / "hf").is_dir() and not (start / MARKER).exists():
-            warn(f"{start} has no {MARKER} file, as runs of azr 0.1.0 have none: taken as it is")
+            warn(f"{start} has no {MARKER} file, as older runs have none: taken as it is")
         elif problem := find_damage(start, MODEL_FILES):
             raise RunError(
                 f"{start} cannot be used: {problem}; the KL term (--loss.kl) refers to it: put the "

@@ -591,6 +591,9 @@ def test_out_of_memory_names_the_phase_and_the_option(
     monkeypatch.setattr(phase, out_of_memory)
     with pytest.raises(RunError, match=f"out of memory during {option}.*--resume RUN"):
         run(config(tmp_path), resume=run_dir)
+    monkeypatch.undo()
+    less = ["--rollout.slots", "5", "--optim.micro-batch-tokens", "64", "--rollout.cache-gib", "1"]
+    assert main(["--resume", str(run_dir), "--steps", "2", "--log.plain", "True", *less]) == 0
 
 
 def test_saving_does_not_stop_training_for_longer_than_copying(tmp_path, monkeypatch):
