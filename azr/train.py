@@ -64,6 +64,7 @@ def run(
     where possible before anything is written, and RunError for what ends a run on its way.
     """
     started = time.monotonic() if started is None else started
+    open_standard_streams()  # for callers from Python
     check_process()
     validate(config)
     from azr import resume as resuming
