@@ -199,12 +199,14 @@ def load_newest(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
 
 def find_newest(run_dir: Path, warn: Callable[[str], None]) -> Path:
     """Returns the folder of the newest whole checkpoint of a run; see `load_newest`."""
+    why = ""
     for path in reversed(_steps(run_dir / "checkpoints")):
         problem = find_damage(path)
         if problem is None:
             return path
         warn(f"{path} is not used: {problem}")
-    raise RunError(f"{run_dir} has no whole checkpoint to go on from; start a new run")
+        why = why or f" ({path.name}: {problem})"
+    raise RunError(f"{run_dir} has no whole checkpoint to go on from{why}; start a new run")
 
 
 def find_damage(path: Path, expected: Collection[str] = CHECKPOINT_FILES) -> str | None:
