@@ -171,6 +171,8 @@ def test_what_is_right_passes_unchanged():
     assert family.to_json(TASK) == {"a": [1, "x", None]}
     with pytest.raises(RunError, match=r"solve_prompt\(...\) is None: must be a text"):
         checked(solve_prompt=None).solve_prompt(TASK, "compact")
+    with pytest.raises(RunError, match=r"key\(...\) is '.ud800': .* without unpaired surrogates"):
+        checked(key="\ud800").key(TASK)
 
 
 @pytest.mark.parametrize(

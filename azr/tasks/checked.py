@@ -177,8 +177,8 @@ class CheckedFamily:
 
     def _text(self, method: str, *arguments: Any) -> str:
         text = getattr(self._family, method)(*arguments)
-        if not isinstance(text, str):
-            self._refuse(f"{method}(...)", text, "must be a text")
+        if not _is_text(text):
+            self._refuse(f"{method}(...)", text, "must be a text without unpaired surrogates")
         return text
 
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
@@ -268,8 +268,9 @@ class CheckedFamily:
             self._refuse(f"the {field} of a {what}", outcome, f"must be one of {list(known)}")
         if record.reason is None:
             return dataclasses.replace(record, reason="")
-        if not isinstance(record.reason, str):
-            self._refuse(f"the reason of a {what}", record.reason, "must be a text")
+        if not _is_text(record.reason):
+            rule = "must be a text without unpaired surrogates"
+            self._refuse(f"the reason of a {what}", record.reason, rule)
         return record
 
     # What it measures
@@ -293,6 +294,14 @@ class CheckedFamily:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, tuple | list) and bool(value) and all(type(n) is str for n in value)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that files and run.db can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def check_family(environment: Any, types: Sequence[str]) -> None:
