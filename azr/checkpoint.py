@@ -101,7 +101,8 @@ class CheckpointWriter:
         for path in _marked(self.folder)[: -self.keep_last]:
             if not self.keep_every or step_of(path) % self.keep_every:
                 with naming_disk_errors(path):
-                    (path / MARKER).unlink()  # first: a cut deletion leaves no checkpoint
+                    if not path.is_symlink():
+                        (path / MARKER).unlink()  # first: a cut deletion leaves no checkpoint
                     remove_tree(path)
 
 
@@ -123,7 +124,7 @@ def write_marked(final: Path, write: Callable[[Path], None]) -> None:
             remove_tree(temporary)
         if temporary.exists():  # another user's, say
             temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
-        if final.exists():
+        if os.path.lexists(final):
             remove_tree(final)
         try:
             (temporary / "hf").mkdir(parents=True)
@@ -146,7 +147,13 @@ def write_marked(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, also one whose modes forbid it, as a umask of 777 leaves them."""
+    """Removes a folder, also one whose modes forbid it, as a umask of 777 leaves them.
+
+    Of a link, to a checkpoint that was moved to another disk say, the link; a file is removed too.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+        return
     with suppress(PermissionError):  # another user's, who may let us all the same
         path.chmod(0o700)
         for folder, names, _ in os.walk(path):
@@ -199,12 +206,14 @@ def load_newest(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
 
 def find_newest(run_dir: Path, warn: Callable[[str], None]) -> Path:
     """Returns the folder of the newest whole checkpoint of a run; see `load_newest`."""
+    why = ""
     for path in reversed(_steps(run_dir / "checkpoints")):
         problem = find_damage(path)
         if problem is None:
             return path
         warn(f"{path} is not used: {problem}")
-    raise RunError(f"{run_dir} has no whole checkpoint to go on from; start a new run")
+        why = why or f" ({path.name}: {problem})"
+    raise RunError(f"{run_dir} has no whole checkpoint to go on from{why}; start a new run")
 
 
 def find_damage(path: Path, expected: Collection[str] = CHECKPOINT_FILES) -> str | None:

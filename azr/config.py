@@ -458,7 +458,7 @@ def _fault(value: Any, hint: Any, name: str) -> str:
         return f"must be one of {list(allowed)}"
     if origin is tuple:
         if type(value) is not tuple or not all(type(v) is str for v in value):
-            return "must be a list of strings"
+            return "must be a list of strings (in Python a tuple)"
         return next((fault for v in value if (fault := _fault(v, str, name))), "")
     if type(value) is not hint and (hint is not float or type(value) is not int):
         return f"must be of type {hint.__name__}"

@@ -183,11 +183,12 @@ def overfitting(d: Diagnosis) -> str | None:
 
 def slower_steps(d: Diagnosis) -> str | None:
     # CPU time where the model is on the CPU: wall time doubles when others use the machine. Per
-    # token, so that longer completions alone are no warning.
-    def per_token(rows: list[Metrics]) -> float:
+    # token as well as in all: neither longer completions alone are a warning, nor shorter ones,
+    # which share what a step takes without them.
+    def typical(rows: list[Metrics], is_per_token: bool) -> float:
         values = [
             m.get("time/step_cpu_s", m["time/step_s"] - m["time/eval_s"])
-            / max(1.0, m["completions/samples"] * m["completions/mean_length"])
+            / (max(1.0, m["completions/samples"] * m["completions/mean_length"]) ** is_per_token)
             for m in rows
             if "time/step_s" in m and "completions/samples" in m
         ]
@@ -195,8 +196,9 @@ def slower_steps(d: Diagnosis) -> str | None:
 
     if not d.latest("time/step_s"):
         return None
-    before, now = per_token(d._first[WINDOW:]), per_token(list(d._recent))
-    if now > 2 * before:
+    first, last = d._first[WINDOW:], list(d._recent)
+    before, now = typical(first, True), typical(last, True)
+    if now > 2 * before and typical(last, False) > 2 * typical(first, False):
         return (
             f"a step takes {now / before:.1f} times as long per token as at the start: see time/* "
             "for the phase, and whether other programs share the machine"

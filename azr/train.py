@@ -61,11 +61,16 @@ def run(
     `resume` is the directory of a run to go on with from its last checkpoint; `stop` ends the run
     after the step in which a signal comes; `started` is the time.monotonic() from which time is
     counted; `notes` are further lines of the banner. Raises ConfigError for what cannot be run,
-    where possible before anything is written, and RunError for what ends a run on its way.
+    where possible before anything is written, and for other options than those of the run that is
+    resumed, and RunError for what ends a run on its way.
     """
     started = time.monotonic() if started is None else started
+    open_standard_streams()  # for callers from Python
     check_process()
     validate(config)
+    saved_config = load_toml(resume / "config.toml") if resume else None
+    if resume:
+        check_resumable(config, saved_config, resume)
     from azr import resume as resuming
     from azr import start
     from azr.checkpoint import CheckpointWriter, load_newest
@@ -81,7 +86,6 @@ def run(
 
     check_installed(config)
     device = start.prepare_device(config)
-    saved_config = load_toml(resume / "config.toml") if resume else None
     config = resuming.settle_schedule(config, saved_config)
     config, style_reason = start.settle_style(config, resume)
     environment = load_environment(config.task)

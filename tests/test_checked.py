@@ -14,6 +14,7 @@ from azr.errors import RunError
 from azr.tasks import Answer, Grade, Proposal, Task, Traits, Verdict, check_family
 from azr.tasks.checked import CheckedFamily
 from azr.tasks.environment import done
+from azr.tasks.records import References
 
 TASK = Task("add", (1, 2))
 
@@ -170,6 +171,8 @@ def test_what_is_right_passes_unchanged():
     assert family.to_json(TASK) == {"a": [1, "x", None]}
     with pytest.raises(RunError, match=r"solve_prompt\(...\) is None: must be a text"):
         checked(solve_prompt=None).solve_prompt(TASK, "compact")
+    with pytest.raises(RunError, match=r"key\(...\) is '.ud800': .* without unpaired surrogates"):
+        checked(key="\ud800").key(TASK)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +191,42 @@ def test_what_is_needed_late_is_asked_for_at_the_start(returned, message):
     check_family(checked(**usual), ("add",))
     with pytest.raises((ConfigError, RunError), match=message):
         check_family(checked(**usual | returned), ("add",))
+
+
+@pytest.mark.parametrize(
+    ("call", "returned", "message"),
+    [
+        (
+            ("seed_tasks", None, 9),
+            None,
+            r"seed_tasks\(...\) is None: must be a dict of tasks by type",
+        ),
+        (("seed_tasks", None, 9), {"add": ["x"]}, r"one of seed_tasks\(...\)\['add'\] is 'x'"),
+        (("first_tasks",), [TASK], r"first_tasks\(\) is .*: must be a dict"),
+        (("first_tasks",), {"add": TASK}, r"first_tasks\(\)\['add'\] is .*: must be a list"),
+        (("warmup_rows", None, 9), [], r"warmup_rows\(...\) is \[\]: must be a list of rows"),
+        (
+            ("warmup_rows", None, 9),
+            [("a", 1)],
+            r"one of warmup_rows\(...\) is \('a', 1\): must be a p",
+        ),
+        (("reference_source", "add"), None, r"reference_source\('add'\) is None: must be Ref"),
+        (
+            ("reference_source", "add"),
+            References(types=("x",)),
+            r"\.types is .*types of the family",
+        ),
+        (("vocabulary",), ("a", "b"), r"vocabulary\(\) is .*: must be a Vocabulary"),
+    ],
+)
+def test_what_a_run_begins_with_is_what_it_says(call, returned, message):
+    name, *arguments = call
+    with pytest.raises(ConfigError, match="^task family toy: .*" + message):
+        getattr(checked(**{name: returned}), name)(*arguments)
+
+
+def test_a_type_without_seeds_has_none():
+    assert checked(seed_tasks={}).seed_tasks(None, 9) == {"add": []}
 
 
 def test_names_of_types_and_styles_are_checked():

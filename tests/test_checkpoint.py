@@ -133,6 +133,21 @@ def test_old_ones_that_are_damaged_are_left_alone(run_dir):
     assert sorted(p.name[-1] for p in folder.iterdir()) == ["2", "4", "6"]
 
 
+def test_a_checkpoint_on_another_disk_is_left_alone_and_a_file_in_its_place_is_none(run_dir):
+    folder, elsewhere = run_dir / "checkpoints", run_dir / "elsewhere"
+    (folder / "step_000004").rename(elsewhere)
+    (folder / "step_000004").symlink_to(elsewhere)
+    (folder / "step_000006").write_text("no folder")
+    (folder / "step_000008").symlink_to(elsewhere)
+    assert load_newest(run_dir, lambda message: None).step == 8
+    writer = CheckpointWriter(run_dir, keep_last=1, keep_every=0)
+    for step in (6, 8):
+        writer.save(snapshot(step))
+        writer.wait()
+    assert [p.name for p in folder.iterdir()] == ["step_000008"]
+    assert not find_damage(folder / "step_000008") and not find_damage(elsewhere)
+
+
 def test_a_leftover_without_modes_is_no_obstacle(run_dir, monkeypatch):
     leftover = run_dir / "checkpoints" / "step_000006.tmp"
     (leftover / "hf").mkdir(parents=True)

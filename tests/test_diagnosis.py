@@ -93,6 +93,12 @@ def test_longer_completions_alone_are_no_slowdown():
     assert watch([HEALTHY] * LATE + [longer] * 100) == []
 
 
+def test_shorter_completions_alone_are_no_slowdown():
+    """Prompts, checks and the optimiser's step take what they took."""
+    shorter = HEALTHY | {"time/step_s": 0.6, "completions/mean_length": 1.0}
+    assert watch([HEALTHY] * LATE + [shorter] * 100) == []
+
+
 def test_a_machine_that_others_use_is_no_slowdown():
     """Wall times as of a healthy run beside others that come and go; CPU time hardly moves."""
     rng = random.Random(0)

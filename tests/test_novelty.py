@@ -1,6 +1,8 @@
 """References across types, seeds from files, what could not be judged, and novelty rewards."""
 
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from scripted import SMALL, changed, play, solution
@@ -172,6 +174,11 @@ def test_recency_prefers_what_came_late():
     drawn = draw(config, Union(("abduction",), 1), "induction")
     latest = sum(r[0].problem == 2 for r in drawn)
     assert latest > 1.5 * sum(r[0].problem == 0 for r in drawn)
+
+
+def test_a_seed_may_hold_what_utf8_cannot(tmp_path):
+    write_seeds(tmp_path / "seeds", SimpleNamespace(to_json=lambda text: {"a": text}), ["\ud800é"])
+    assert json.loads((tmp_path / "seeds").read_text(encoding="utf-8")) == {"a": "\ud800é"}
 
 
 def test_seed_files_are_read_back_and_wrong_lines_are_named(tmp_path):

@@ -358,7 +358,7 @@ def test_a_directory_that_cannot_be_written_is_named_in_one_line(
 def test_without_any_whole_checkpoint_it_says_so(stopped, tmp_path):
     run_dir = stopped(tmp_path, 1)
     (run_dir / "checkpoints" / "step_000001" / MARKER).unlink()
-    with pytest.raises(RunError, match="has no whole checkpoint to go on from"):
+    with pytest.raises(RunError, match=r"to go on from \(step_000001: it has no COMPLETE file"):
         run(config(tmp_path), resume=run_dir)
 
 
@@ -367,6 +367,8 @@ def test_other_options_are_refused_by_name_and_free_ones_are_not(stopped, tmp_pa
     assert main(["--resume", str(run_dir), "--optim.lr", "0.5", "--task.prime.max-p", "17"]) == 2
     err = capsys.readouterr().err
     assert "--optim.lr is 0.5, was 0.002" in err and "--task.prime.max_p is 17, was 13" in err
+    with pytest.raises(ConfigError, match=r"other options .*: --optim\.lr is 0\.5, was 0\.002\."):
+        run(config(tmp_path, "--optim.lr", "0.5"), resume=run_dir)
     free = ["--steps", "3", "--eval.every", "5", "--save.every", "0", "--log.every", "1"]
     assert main(["--resume", str(run_dir), *free, "--run.name", "x"]) == 0
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["step"] == 3

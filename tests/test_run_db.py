@@ -40,6 +40,14 @@ def contents(path):
         ]
 
 
+def test_rows_of_later_steps_go_where_the_checkpoint_knew_no_run_db(tmp_path):
+    for _ in range(2):  # a run that went on from step 1 twice
+        db = RunDb(tmp_path / "run.db", lambda task: {"task": task}, last_step=1)
+        write(db, 2)
+        db.close()
+    assert [len(rows) for rows in contents(tmp_path / "run.db")] == [1, 2, 2]
+
+
 @pytest.fixture
 def locked(tmp_path):
     """A run.db with one step, which another connection has locked."""
@@ -119,7 +127,13 @@ DAMAGE = {
     "cut in its header": (lambda p: os.truncate(p, 50), "malformed; move it away"),
     "garbage": (lambda p: p.write_bytes(b"garbage " * 999), "not a database; move it away"),
     "a folder": (lambda p: (p.unlink(), p.mkdir()), "unable to open database file; move it away"),
+    "another's": (lambda p: (p.unlink(), other_tables(p)), "no such column: id; move it away"),
 }
+
+
+def other_tables(path):
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE samples (a INTEGER)")
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)

@@ -111,3 +111,23 @@ def test_a_pipe_that_does_not_block_is_waited_for(flags):
         with os.fdopen(reader, "rb") as stream:
             assert len(stream.read()) == 10**6 + 1
     assert process.returncode == 0
+
+
+RUN = """
+import os, sys
+from azr.config import parse_command_line
+from azr.train import run
+config = parse_command_line(sys.argv[1:]).config
+os.write(2, str(run(config).step).encode())
+"""
+
+
+def test_a_run_from_python_outlives_its_reader(tmp_path):
+    options = "--steps 1 --warmup.steps 1 --model.hidden 16 --model.ffn 16 --eval.samples 0 "
+    options += f"--selfplay.seed-source environment --run.root {tmp_path}"
+    with broken_pipe() as stream:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *options.split()], stdout=stream, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 0 and done.stderr == b"1", done.stderr
+    assert (tmp_path / "latest" / "checkpoints" / "step_000001").is_dir()

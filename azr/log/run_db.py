@@ -75,9 +75,12 @@ class RunDb:
         to_json: Callable[[object], dict],
         keep: Mapping[str, int] | None = None,
         warn: Callable[[str], None] = lambda message: None,
+        last_step: int | None = None,
     ):
         """`keep`: what `position` returned; rows after it are dropped, as a resumed run needs.
 
+        Rows after `last_step` are as well: a checkpoint that was made under --log.samples False has
+        no position.
         `warn` is told of a lock, and of rows before it that are gone. Raises RunError for a file
         that is not a data base of rows, or is locked.
         """
@@ -96,6 +99,8 @@ class RunDb:
             with self._db:
                 for table in _TABLES if keep else ():
                     self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
+                for table in ("tasks", "samples") if last_step is not None else ():
+                    self._db.execute(f"DELETE FROM {table} WHERE step > ?", (last_step,))
             self._last = {
                 table: self._db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]
                 for table in _TABLES
@@ -202,7 +207,12 @@ class RunDb:
 
 
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
+_DAMAGED = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_ERROR,  # whole, with other tables than ours
+)
 
 
 def _kind(error: BaseException | None) -> int:

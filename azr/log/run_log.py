@@ -74,7 +74,7 @@ class RunLog:
             self._db = None
             if config.log.samples:
                 path = self.run_dir / "run.db"
-                self._db = RunDb(path, to_json, state.get("db"), self._warn_here)
+                self._db = RunDb(path, to_json, state.get("db"), self._warn_here, self._last_step)
                 opened.callback(self._db.close)
             if resumed:
                 write_whole(self.run_dir / "config.toml", to_toml(config))

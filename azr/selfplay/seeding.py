@@ -69,8 +69,10 @@ def fill_buffers(
 def write_seeds(path: Path, environment: Environment, tasks: Iterable[Task]) -> None:
     """Writes tasks as JSON Lines that `read_seeds`, and so `--selfplay.seed-file`, reads back."""
     lines = [json.dumps(environment.to_json(task), ensure_ascii=False) for task in tasks]
+    text = "".join(line + "\n" for line in lines)
     with naming_disk_errors(path):
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        # An unpaired surrogate as \udXXX, which JSON reads back.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_seeds(path: Path, environment: Environment) -> list[Task]:

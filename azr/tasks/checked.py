@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from azr.config import ConfigError, shown
 from azr.errors import RunError
-from azr.tasks.records import Answer, Grade, Proposal, Task, Traits, Verdict
+from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 LOG_GROUPS = frozenset(
     "step buffer completions eval mismatch perf policy propose reward solve time".split()
@@ -124,7 +124,22 @@ class CheckedFamily:
 
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
         tasks = self._family.eval_tasks(split, task_type)
-        call = f"eval_tasks({split!r}, {task_type!r})"
+        return self._tasks(f"eval_tasks({split!r}, {task_type!r})", tasks, task_type)
+
+    def seed_tasks(self, rng: Any, n: int) -> dict[str, list[Task]]:
+        return self._tasks_by_type("seed_tasks(...)", self._family.seed_tasks(rng, n))
+
+    def first_tasks(self) -> dict[str, list[Task]]:
+        return self._tasks_by_type("first_tasks()", self._family.first_tasks())
+
+    def _tasks_by_type(self, call: str, tasks: Any) -> dict[str, list[Task]]:
+        if not isinstance(tasks, Mapping):
+            self._refuse(call, tasks, "must be a dict of tasks by type", ConfigError)
+        return {
+            t: self._tasks(f"{call}[{t!r}]", tasks.get(t, ()), t) for t in self._family.task_types
+        }
+
+    def _tasks(self, call: str, tasks: Any, task_type: str) -> list[Task]:
         if not isinstance(tasks, list | tuple):
             self._refuse(call, tasks, "must be a list of tasks", ConfigError)
         for task in tasks:
@@ -132,12 +147,38 @@ class CheckedFamily:
                 self._refuse(f"one of {call}", task, f"must be a {task_type} Task", ConfigError)
         return list(tasks)
 
+    def warmup_rows(self, rng: Any, n: int) -> list[tuple[str, str]]:
+        rows = self._family.warmup_rows(rng, n)
+        if not isinstance(rows, list | tuple) or not rows:
+            self._refuse("warmup_rows(...)", rows, "must be a list of rows", ConfigError)
+        for row in rows:
+            if not (_are_names(row) and len(row) == 2):
+                rule = "must be a prompt and a response, two texts"
+                self._refuse("one of warmup_rows(...)", row, rule, ConfigError)
+        return list(rows)
+
+    def reference_source(self, task_type: str) -> References:
+        source = self._family.reference_source(task_type)
+        call = f"reference_source({task_type!r})"
+        if not isinstance(source, References):
+            self._refuse(call, source, "must be References", ConfigError)
+        if not {*source.types} <= {*self._family.task_types}:
+            self._refuse(f"{call}.types", source.types, "must be types of the family", ConfigError)
+        return source
+
+    def vocabulary(self) -> Any:
+        vocabulary = self._family.vocabulary()
+        if not _are_names(getattr(vocabulary, "words", None)):
+            rule = "must be a Vocabulary with a tuple of words"
+            self._refuse("vocabulary()", vocabulary, rule, ConfigError)
+        return vocabulary
+
     # What it says of a task
 
     def _text(self, method: str, *arguments: Any) -> str:
         text = getattr(self._family, method)(*arguments)
-        if not isinstance(text, str):
-            self._refuse(f"{method}(...)", text, "must be a text")
+        if not _is_text(text):
+            self._refuse(f"{method}(...)", text, "must be a text without unpaired surrogates")
         return text
 
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
@@ -227,8 +268,9 @@ class CheckedFamily:
             self._refuse(f"the {field} of a {what}", outcome, f"must be one of {list(known)}")
         if record.reason is None:
             return dataclasses.replace(record, reason="")
-        if not isinstance(record.reason, str):
-            self._refuse(f"the reason of a {what}", record.reason, "must be a text")
+        if not _is_text(record.reason):
+            rule = "must be a text without unpaired surrogates"
+            self._refuse(f"the reason of a {what}", record.reason, rule)
         return record
 
     # What it measures
@@ -252,6 +294,14 @@ class CheckedFamily:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, tuple | list) and bool(value) and all(type(n) is str for n in value)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that files and run.db can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def check_family(environment: Any, types: Sequence[str]) -> None:
