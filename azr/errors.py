@@ -49,4 +49,7 @@ def naming_memory_errors(phase: str, option: str) -> Iterator[None]:
 
 def _out_of_memory(phase: str, option: str, detail: str) -> str:
     first = detail.strip().splitlines()[0] if detail.strip() else "no memory"
-    return f"out of memory during {phase} ({first}): lower {option}, then go on with --resume RUN"
+    return (
+        f"out of memory during {phase} ({first}): lower {option}, then go on with "
+        "--resume RUN, or start anew where it has no checkpoint"
+    )

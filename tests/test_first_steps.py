@@ -2,11 +2,12 @@
 
 import io
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from azr.config import Config, ModelConfig, RolloutConfig, TaskConfig
+from azr.config import Config, ModelConfig, RolloutConfig, TaskConfig, WarmupConfig
 from azr.log.console import RunConsole
 from azr.log.first_samples import FEW, FirstSamples
 from azr.log.run_db import SampleRow
@@ -44,6 +45,11 @@ def test_proposals_that_are_all_invalid_are_told_with_three_examples_and_the_rea
         (dict(reason="unfinished", finish="length"), REAL, "--rollout.max-new-tokens, now 512"),
         (dict(outcome="invalid", reason="not_prime"), REAL, "--selfplay.seed-source environment"),
         (dict(), Config(), r"--warmup.steps (now 100)"),
+        (
+            dict(),
+            replace(REAL, warmup=WarmupConfig(loaded=True, steps=7)),
+            "raise --warmup.steps (now 7)",
+        ),
     ],
 )
 def test_the_advice_fits_what_is_wrong(change, config, advice):
@@ -66,6 +72,13 @@ def test_few_samples_are_judged_after_three_steps_and_answers_apart_from_proposa
     assert [watcher.observe(step, rows) for step in (0, 1, 2)] == [[], [], []]
     (warning,) = watcher.observe(3, rows)
     assert warning.startswith("none of the first 4 answers is well formed: 4 no_answer")
+
+
+def test_a_resumed_run_is_judged_by_three_steps_of_its_own():
+    watcher = FirstSamples(REAL, first_step=10)
+    assert [watcher.observe(step, [sample()]) for step in (11, 12)] == [[], []]
+    (warning,) = watcher.observe(13, [sample()])
+    assert warning.startswith("none of the first 3 proposals is valid")
 
 
 def console(is_terminal):
