@@ -88,6 +88,19 @@ def console(is_terminal):
     return shown
 
 
+@pytest.mark.parametrize(
+    ("is_terminal", "variable", "is_live"),
+    [(True, "TERM=xterm", True), (True, "TERM=dumb", False), (False, "FORCE_COLOR=1", False)],
+)
+def test_only_what_can_be_redrawn_is(is_terminal, variable, is_live, monkeypatch):
+    monkeypatch.delenv("TERM", raising=False)
+    monkeypatch.setenv(*variable.split("="))
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    assert RunConsole(None, plain=False, every=1).is_live == is_live
+    assert not RunConsole(None, plain=True, every=1).is_live
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_stage_says_how_far_it_is_while_the_main_thread_is_busy(is_terminal):
     shown = console(is_terminal)
