@@ -211,9 +211,10 @@ def check_fit(plan: list[Part], available: int | None, device: str) -> None:
     if available is not None and total > available:
         # A smaller part of a phase that holds less would not help.
         largest = max(fullest(plan), key=lambda part: part.bytes)
+        when = " during the warm-up" if largest.phase == "warm-up" else ""
         raise ConfigError(
             f"the run needs about {readable(total)} on {device}, and {readable(available)} "
-            f"are free; the largest part is {largest.name} ({readable(largest.bytes)}): "
+            f"are free; the largest part is {largest.name} ({readable(largest.bytes)}){when}: "
             f"change {largest.option}"
         )
 

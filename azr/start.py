@@ -120,7 +120,9 @@ def plan_memory(
         architecture = load_architecture(config.model.path)
         tokenizer = load_tokenizer(config.model.path)
         if config.task.style in TEXT_STYLES:
-            limit = prompt_limit(config, architecture.get_text_config().max_position_embeddings)
+            room = architecture.get_text_config().max_position_embeddings
+            limit = prompt_limit(config, room)
+            check_evaluation(config, environment, tokenizer, room)
     else:
         vocabulary = environment.vocabulary()
         tokenizer = make_tokenizer(vocabulary.words, vocabulary.split)
@@ -140,6 +142,27 @@ def plan_memory(
     )
     check_fit(plan, available, config.run.device)
     return architecture, parameters, plan
+
+
+def check_evaluation(
+    config: Config, environment: Environment, tokenizer: PreTrainedTokenizerBase, room: int
+) -> None:
+    """Raises ConfigError where the longest task of the evaluation, which leaves out none, does not
+    fit a model with room for `room` tokens: found after the warm-up, that would come late."""
+    style, new = config.task.style, config.rollout.max_new_tokens
+    prompts = [
+        environment.solve_prompt(task, style)
+        for split in environment.splits()
+        for task_type in config.task.types
+        for task in environment.eval_tasks(split, task_type)
+    ]
+    longest = max(map(len, prompt_ids(tokenizer, prompts, style)), default=0)
+    if longest + new > room:
+        raise ConfigError(
+            f"--rollout.max-new-tokens {new}: the longest prompt of the evaluation has {longest} "
+            f"tokens, and the model has room for {room}, prompt and response together; give "
+            "fewer, or another --model"
+        )
 
 
 def longest_context(

@@ -317,8 +317,8 @@ def _dry_run(config: Config) -> int:
     print(f"# {architecture.model_type}, {parameters:,} parameters; memory plan:")
     for phase, parts in by_phase(plan).items():
         for part in parts:
-            print(f"#   {phase:8s}  {part.name:22s} {readable(part.bytes):>10s}   {part.option}")
-    print(f"#   {'most at once':32s} {readable(peak_bytes(plan)):>10s}")
+            print(f"#   {phase:9s}  {part.name:22s} {readable(part.bytes):>10s}   {part.option}")
+    print(f"#   {'most at once':33s} {readable(peak_bytes(plan)):>10s}")
     return 0
 
 

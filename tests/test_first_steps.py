@@ -44,8 +44,12 @@ def test_proposals_that_are_all_invalid_are_told_with_three_examples_and_the_rea
     [
         (dict(reason="unfinished", finish="length"), REAL, "--rollout.max-new-tokens, now 512"),
         (dict(outcome="invalid", reason="not_prime"), REAL, "--selfplay.seed-source environment"),
-        (dict(), Config(), "raise --warmup.steps (now 100)"),
-        (dict(), replace(REAL, warmup=WarmupConfig(loaded=True)), "raise --warmup.steps (now 100)"),
+        (dict(), Config(), r"--warmup.steps (now 100)"),
+        (
+            dict(),
+            replace(REAL, warmup=WarmupConfig(loaded=True, steps=7)),
+            "raise --warmup.steps (now 7)",
+        ),
     ],
 )
 def test_the_advice_fits_what_is_wrong(change, config, advice):
@@ -60,7 +64,7 @@ def test_one_sample_of_use_or_later_steps_give_no_warning():
     assert watcher.observe(2, [sample(), sample("solve")] * FEW) == []
     late = FirstSamples(REAL)
     assert late.observe(3, []) == [] and late.observe(4, [sample()] * FEW) == []
-    resumed = FirstSamples(REAL, step=100)
+    resumed = FirstSamples(REAL, first_step=100)
     assert resumed.observe(101, [sample()]) == resumed.observe(102, [sample()]) == []
     assert len(resumed.observe(103, [sample()])) == 1
 
@@ -73,11 +77,31 @@ def test_few_samples_are_judged_after_three_steps_and_answers_apart_from_proposa
     assert warning.startswith("none of the first 4 answers is well formed: 4 no_answer")
 
 
+def test_a_resumed_run_is_judged_by_three_steps_of_its_own():
+    watcher = FirstSamples(REAL, first_step=10)
+    assert [watcher.observe(step, [sample()]) for step in (11, 12)] == [[], []]
+    (warning,) = watcher.observe(13, [sample()])
+    assert warning.startswith("none of the first 3 proposals is valid")
+
+
 def console(is_terminal):
     shown = RunConsole(None, plain=False, every=1)
     shown.console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
     shown.is_live = is_terminal
     return shown
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "variable", "is_live"),
+    [(True, "TERM=xterm", True), (True, "TERM=dumb", False), (False, "FORCE_COLOR=1", False)],
+)
+def test_only_what_can_be_redrawn_is(is_terminal, variable, is_live, monkeypatch):
+    monkeypatch.delenv("TERM", raising=False)
+    monkeypatch.setenv(*variable.split("="))
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    assert RunConsole(None, plain=False, every=1).is_live == is_live
+    assert not RunConsole(None, plain=True, every=1).is_live
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

@@ -278,6 +278,7 @@ def test_a_tokenizer_without_padding_stays_as_it_is(tmp_path):
     [
         (["--rollout.max-new-tokens", "0"], "--rollout.max-new-tokens 0: prompts of style chat"),
         (["--rollout.max-new-tokens", "2000"], "has room for 1024 tokens"),
+        (["--rollout.max-new-tokens", "950"], "longest prompt of the evaluation has .* room"),
         (["--rollout.max-prompt-tokens", "1000"], "has room for prompts of 984; give fewer"),
         (
             ["--rollout.max-prompt-tokens", "20"],

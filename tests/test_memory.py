@@ -214,6 +214,9 @@ def test_a_plan_that_does_not_fit_names_its_largest_part_and_the_option():
         "the run needs about 8.0 GiB on cuda, and 8.0 GiB are free; the largest part is "
         "KV cache (5.0 GiB): change --rollout.slots"
     )
+    warm_up = [*plan, Part("its gradients", 7 * GIB, "--model.path", "warm-up")]
+    with pytest.raises(ConfigError, match=r"its gradients \(7.0 GiB\) during the warm-up: change"):
+        check_fit(warm_up, 8 * GIB, "cpu")
     # A smaller cache would not help here, large as it is.
     plan.append(Part("gradients", 2 * GIB, "--run.dtype bfloat16", "update"))
     with pytest.raises(ConfigError, match="about 9.0 GiB.*activations.*micro-batch-tokens"):

@@ -34,7 +34,9 @@ class RunConsole:
         self.console = Console(**literal)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
-        self.is_live = self.console.is_terminal and not plain
+        # FORCE_COLOR makes any file a terminal to rich; on one of TERM=dumb it redraws nothing.
+        can_redraw = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.is_live = can_redraw and self.console.file.isatty() and not plain
         self.every = every
         self._log = None
         if log_path:

@@ -19,9 +19,9 @@ class FirstSamples:
     learned, and what the model wrote tells why.
     """
 
-    def __init__(self, config: Config, step: int = 0):
-        """`step` is the last one before, where a run goes on."""
-        self._config, self._last_step = config, step + FIRST_STEPS
+    def __init__(self, config: Config, first_step: int = 0):
+        """`first_step` is the step after which a resumed run goes on."""
+        self._config, self._end = config, first_step + FIRST_STEPS
         self._watched = {"propose": ("valid",), "solve": ("correct", "wrong")}
         """The roles that have brought nothing of use so far, and the outcomes that are."""
         self._seen: dict[str, list[SampleRow]] = {role: [] for role in self._watched}
@@ -38,10 +38,10 @@ class FirstSamples:
             seen = self._seen[role]
             if any(row.outcome in good for row in seen):
                 del self._watched[role], self._seen[role]
-            elif len(seen) >= FEW or (seen and step >= self._last_step):
+            elif len(seen) >= FEW or (seen and step >= self._end):
                 found.append(self._warning(role, seen))
                 del self._watched[role], self._seen[role]
-        if step >= self._last_step:
+        if step >= self._end:
             self._watched.clear()
         return found
 
@@ -63,7 +63,7 @@ class FirstSamples:
         longer = "allow longer ones (--rollout.max-new-tokens"
         if c.rollout.max_new_tokens:
             longer += f", now {c.rollout.max_new_tokens}"
-        if not c.model.path or c.warmup.loaded:
+        if c.warmup.loaded or not c.model.path:
             format_advice = f"raise --warmup.steps (now {c.warmup.steps})"
         else:
             format_advice = (

@@ -58,7 +58,7 @@ class RunLog:
         self._loop_started = time.monotonic()
         self._diagnosis = Diagnosis(config.task.types)
         self._first_samples = FirstSamples(config, self._first_step)
-        self.eval_s = 0.0
+        self.eval_s = state.get("eval_s", 0.0)
         """Seconds of the last evaluation."""
         with ExitStack() as opened:
             lock = RunLock(self.run_dir)
@@ -96,6 +96,7 @@ class RunLog:
             "latest": _accuracy_rows(self.latest),
             "proposals": [dataclasses.asdict(row) for row in self._proposals],
             "elapsed_s": time.monotonic() - self.started,
+            "eval_s": self.eval_s,
         }
 
     @property
