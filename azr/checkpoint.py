@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ class Snapshot:
     step: int
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    """JSON values. A list may be an iterator instead, whose items are made as they are written."""
     write_model: Callable[[Path], None]
     """Writes the HF folder from copied weights."""
 
@@ -169,7 +170,24 @@ def _write(write: Callable[[Path], None], temporary: Path) -> None:
 def _write_all(temporary: Path, snapshot: Snapshot) -> None:
     snapshot.write_model(temporary / "hf")
     save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
-    (temporary / "state.json").write_text(json.dumps(snapshot.state))
+    with open(temporary / "state.json", "w") as file:
+        file.writelines(_json(snapshot.state))
+
+
+def _json(value: Any) -> Iterator[str]:
+    """Yields the JSON text of a value in parts: the buffers of a long run are never whole."""
+    if isinstance(value, dict):
+        for i, (key, item) in enumerate(value.items()):
+            yield f"{', ' if i else '{'}{json.dumps(key)}: "
+            yield from _json(item)
+        yield "}" if value else "{}"
+    elif isinstance(value, list | Iterator):
+        yield "["
+        for i, item in enumerate(value):
+            yield f"{', ' if i else ''}{json.dumps(item)}"
+        yield "]"
+    else:
+        yield json.dumps(value)
 
 
 @dataclass(frozen=True, slots=True)
