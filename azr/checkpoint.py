@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from azr.errors import RunError, naming_disk_errors
+from azr.json_parts import json_parts
 
 MARKER = "COMPLETE"
 MODEL_FILES = ("hf/config.json",)
@@ -134,7 +135,7 @@ def write_marked(final: Path, write: Callable[[Path], None]) -> None:
             for path in (*files, temporary / "hf", temporary):
                 _sync(path)
             os.replace(temporary, final)
-        except OSError:
+        except (OSError, RunError):
             with suppress(OSError):
                 remove_tree(temporary)
             raise
@@ -160,7 +161,7 @@ def remove_tree(path: Path) -> None:
 def _write(write: Callable[[Path], None], temporary: Path) -> None:
     try:
         write(temporary)
-    except OSError:
+    except (OSError, RunError):
         raise
     except Exception as error:
         # safetensors and tokenizers have exceptions of their own for a full disk.
@@ -171,23 +172,7 @@ def _write_all(temporary: Path, snapshot: Snapshot) -> None:
     snapshot.write_model(temporary / "hf")
     save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
     with open(temporary / "state.json", "w") as file:
-        file.writelines(_json(snapshot.state))
-
-
-def _json(value: Any) -> Iterator[str]:
-    """Yields the JSON text of a value in parts: the buffers of a long run are never whole."""
-    if isinstance(value, dict):
-        for i, (key, item) in enumerate(value.items()):
-            yield f"{', ' if i else '{'}{json.dumps(key)}: "
-            yield from _json(item)
-        yield "}" if value else "{}"
-    elif isinstance(value, list | Iterator):
-        yield "["
-        for i, item in enumerate(value):
-            yield f"{', ' if i else ''}{json.dumps(item)}"
-        yield "]"
-    else:
-        yield json.dumps(value)
+        file.writelines(json_parts(snapshot.state))
 
 
 @dataclass(frozen=True, slots=True)
