@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from azr.errors import RunError, naming_disk_errors
+from azr.json_parts import json_parts
 
 MARKER = "COMPLETE"
 MODEL_FILES = ("hf/config.json",)
@@ -41,6 +42,7 @@ class Snapshot:
     step: int
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    """JSON values. A list may be an iterator instead, whose items are made as they are written."""
     write_model: Callable[[Path], None]
     """Writes the HF folder from copied weights."""
 
@@ -134,7 +136,7 @@ def write_marked(final: Path, write: Callable[[Path], None]) -> None:
             for path in (*files, temporary / "hf", temporary):
                 _sync(path)
             os.replace(temporary, final)
-        except OSError:
+        except (OSError, RunError):
             with suppress(OSError):
                 remove_tree(temporary)
             raise
@@ -166,7 +168,7 @@ def remove_tree(path: Path) -> None:
 def _write(write: Callable[[Path], None], temporary: Path) -> None:
     try:
         write(temporary)
-    except OSError:
+    except (OSError, RunError):
         raise
     except Exception as error:
         # safetensors and tokenizers have exceptions of their own for a full disk.
@@ -176,7 +178,8 @@ def _write(write: Callable[[Path], None], temporary: Path) -> None:
 def _write_all(temporary: Path, snapshot: Snapshot) -> None:
     snapshot.write_model(temporary / "hf")
     save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
-    (temporary / "state.json").write_text(json.dumps(snapshot.state))
+    with open(temporary / "state.json", "w") as file:
+        file.writelines(json_parts(snapshot.state))
 
 
 @dataclass(frozen=True, slots=True)

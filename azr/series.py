@@ -20,6 +20,8 @@ from functools import reduce
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from azr.json_parts import json_parts
+
 POINTS = 240
 """Bins of the longest series; a merge leaves half as many."""
 LARGEST = 1e100
@@ -274,12 +276,12 @@ class Fold:
         """Keeps what was taken of `path` in a file beside it."""
         self._flush()
         state = {name: getattr(self, name) for name in _STATE} | {
-            "metrics": [
+            "metrics": (
                 [name, m.first, m.last, [(n, *_VALUES(b)) for n, b in m.bins.items()]]
                 for name, m in self._metrics.items()
-            ]
+            )
         }
-        text = json.dumps(state).encode()
+        text = "".join(json_parts(state)).encode()
         aside = path.with_name(FOLDED + ".tmp")
         aside.write_bytes(b"%d\n" % zlib.crc32(text) + text)
         os.replace(aside, path.with_name(FOLDED))

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,20 @@ def run_dir(tmp_path):
     for step in (2, 4):
         write_checkpoint(tmp_path / "checkpoints", snapshot(step))
     return tmp_path
+
+
+def test_a_large_state_is_never_whole_in_memory(tmp_path):
+    def state(make):
+        rows = make([f"key {i}", {"n": i, "texts": ["é", ""]}, 3] for i in range(40_000))
+        rest = {"none": None, "list": [1, [], {}], "empty": {}, "nothing": make([]), "x": -0.5}
+        return {"a": {"rows": rows}, "b": rest}
+
+    tracemalloc.start()
+    saved = write_checkpoint(tmp_path, replace(snapshot(2), state=state(iter)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (saved / "state.json").read_text() == json.dumps(state(list))
+    assert peak < 1_000_000 < (saved / "state.json").stat().st_size
 
 
 def marks_without(*names):

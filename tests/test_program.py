@@ -75,6 +75,15 @@ def grades(environment, task, answers):
     return [(g.outcome, g.reason) for g in found]
 
 
+def test_tasks_share_their_texts(tiny):
+    """The buffers hold tens of thousands."""
+    made = task("induction", "def f(a):\n    return a\n", ["[1, 2]", "3"] * 2, ["[1, 2]", "3"] * 2)
+    data = json.dumps(tiny.to_json(task(made.type, made.problem.code, *[["4"] * 4] * 2, "[::-1]")))
+    one, two = (tiny.from_json(json.loads(data)).problem for _ in range(2))
+    assert one.code is two.code is made.problem.code and one.message is two.message
+    assert {id(text) for q in (one, two) for text in q.inputs + q.outputs} == {id(one.inputs[0])}
+
+
 # What is a task
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import weakref
 from html.parser import HTMLParser
 
 import numpy as np
@@ -418,6 +419,21 @@ def test_a_report_takes_little_of_a_runs_time_but_for_the_last(tmp_path, monkeyp
         assert sum(spent[: i + 1]) <= 0.01 * end + 1.0  # each took a second more than foreseen
     refresh(pytest.fail, is_over=True)
     assert written[-1][1] and not any(is_over for _, is_over in written[:-1])
+
+
+def test_what_a_report_was_made_of_is_gone_at_once(tmp_path, monkeypatch):
+    class Part:
+        pass
+
+    def write(folders, *, is_over):
+        part = Part()
+        part.whole = part
+        left.append(weakref.ref(part))
+
+    left = []
+    monkeypatch.setattr("azr.report.page.write_report", write)
+    Refresher(tmp_path, lambda: None, 0.0)(pytest.fail)
+    assert left[0]() is None
 
 
 def test_a_series_that_cannot_be_kept_ends_nothing(tmp_path):

@@ -121,6 +121,22 @@ def test_rows_that_a_lock_kept_out_for_good_are_missed_when_the_run_goes_on(lock
     assert [row[3] for row in contents(tmp_path / "run.db")[0]] == [1, 3]
 
 
+def test_a_prompt_keeps_its_number_for_24_bytes_of_memory():
+    kept = run_db._Prompts([(7, "a"), (9, "b")])
+    assert kept.number(["c", "b", "d"], 10) == {"c": 10, "b": 9, "d": 11}
+    assert kept.number([], 12) == {}
+    numbers = {"a": 7, "b": 9, "c": 10, "d": 11}
+    for start in range(0, 4000, 50):  # some digests end in a zero byte
+        texts = [f"prompt {i}" for i in range(start // 2, start + 50)]
+        found, first = kept.number(texts, len(numbers) + 8), len(numbers) + 8
+        for text in texts:
+            first += numbers.setdefault(text, first) == first
+        assert found == {text: numbers[text] for text in texts}
+    again = run_db._Prompts((number, text) for text, number in numbers.items())
+    assert again.number(list(numbers), 0) == numbers
+    assert again._digests.nbytes + again._numbers.nbytes == 24 * len(numbers)
+
+
 DAMAGE = {
     "locked": (None, "database is locked; close what has it open"),
     "truncated": (lambda p: os.truncate(p, 5000), "malformed; move it away"),

@@ -15,10 +15,12 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from azr.errors import RunError, naming_disk_errors
 
@@ -105,11 +107,7 @@ class RunDb:
                 table: self._db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]
                 for table in _TABLES
             }
-            # Digests, not texts: the prompts of a long run would fill the memory.
-            self._prompts = {
-                _digest(text): number
-                for number, text in self._db.execute("SELECT id, text FROM prompts")
-            }
+            self._prompts = _Prompts(self._db.execute("SELECT id, text FROM prompts ORDER BY id"))
             opened.pop_all()
         held = {table: (self._last[table], kept) for table, kept in (keep or {}).items()}
         gone = [f"{have} of {kept} {table}" for table, (have, kept) in held.items() if have < kept]
@@ -129,11 +127,10 @@ class RunDb:
     ) -> None:
         """Adds the (type, key, task) that entered the buffers, and the samples, of one step."""
         counted = Counter(samples)
-        texts = dict.fromkeys(sample.prompt for sample in counted)
-        new = [text for text in texts if _digest(text) not in self._prompts]
-        prompts = list(enumerate(new, self._last["prompts"] + 1))
-        self._prompts |= {_digest(text): number for number, text in prompts}
-        self._add(step, "prompts (id, text)", prompts)
+        last = self._last["prompts"]
+        prompts = self._prompts.number({s.prompt: None for s in counted}, last + 1)
+        new = [(number, text) for text, number in prompts.items() if number > last]
+        self._add(step, "prompts (id, text)", new)
         self._add(
             step,
             "tasks (type, key, step, data)",
@@ -145,7 +142,7 @@ class RunDb:
             " reward, advantage, tokens, finish, is_estimate, count)",
             [
                 (
-                    step, s.role, s.type, self._prompts[_digest(s.prompt)], s.task_key, s.text,
+                    step, s.role, s.type, prompts[s.prompt], s.task_key, s.text,
                     s.outcome, s.reason, s.solve_rate, s.reward, s.advantage, s.tokens, s.finish,
                     s.is_estimate, count,
                 )
@@ -206,6 +203,34 @@ class RunDb:
             self._db.close()
 
 
+class _Prompts:
+    """The numbers of the prompts by a digest of their texts, 24 bytes each, in order of digests.
+
+    A long run has millions: a dict of them would take some 120 bytes each.
+    """
+
+    def __init__(self, rows: Iterable[tuple[int, str]]):
+        found = {_digest(text): number for number, text in rows}
+        self._digests = np.array(sorted(found), _DIGEST)
+        self._numbers = np.array([found[digest] for digest in sorted(found)], np.int64)
+
+    def number(self, texts: Collection[str], first: int) -> dict[str, int]:
+        """Returns the number of each of some distinct texts; new ones are numbered from `first`."""
+        digests = np.array([_digest(text) for text in texts], _DIGEST)
+        places = np.searchsorted(self._digests, digests)
+        is_new = places == len(self._digests)
+        is_new[~is_new] = self._digests[places[~is_new]] != digests[~is_new]
+        numbers = np.empty(len(texts), np.int64)
+        numbers[~is_new] = self._numbers[places[~is_new]]
+        numbers[is_new] = np.arange(first, first + is_new.sum())
+        added = np.flatnonzero(is_new)
+        added = added[np.argsort(digests[added])]
+        self._digests = np.insert(self._digests, places[added], digests[added])
+        self._numbers = np.insert(self._numbers, places[added], numbers[added])
+        return dict(zip(texts, numbers.tolist(), strict=True))
+
+
+_DIGEST = "S16"
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (
     sqlite3.SQLITE_CORRUPT,

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import gc
 import hashlib
 import importlib.resources
 import json
@@ -66,6 +67,8 @@ class Refresher:
         except Exception as error:
             # A picture of the run is not worth the run, whatever goes wrong in drawing it.
             warn(f"{NAME} was not written ({type(error).__name__}: {error}); the run goes on")
+        # Else what the page was made of lies about, and a long run's tasks settle in between.
+        gc.collect()
         self._next_s = time.monotonic() - began
         self._spent_s += self._next_s
 

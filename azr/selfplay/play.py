@@ -86,9 +86,12 @@ class SelfPlay:
     # State for an exact resume
 
     def state(self) -> dict:
-        """Returns a copy of everything that a step depends on but the weights, as JSON values."""
+        """Returns a copy of everything that a step depends on but the weights.
+
+        JSON values; the buffers, large ones, as iterators over theirs.
+        """
         return {
-            "buffers": {t: [self._entry(e) for e in b.entries()] for t, b in self.buffers.items()},
+            "buffers": {t: map(self._entry, b.entries()) for t, b in self.buffers.items()},
             "previous_tasks": {
                 t: [self._entry(e) for e in entries] for t, entries in self.previous_tasks.items()
             },

@@ -115,7 +115,10 @@ class Environment(Protocol):
         ...
 
     def to_json(self, task: Task) -> dict[str, Any]:
-        """Returns a JSON object that `from_json` turns back into an equal task."""
+        """Returns a JSON object that `from_json` turns back into an equal task.
+
+        Called in a thread of its own while a checkpoint is written.
+        """
         ...
 
     def from_json(self, data: dict[str, Any]) -> Task:

@@ -1,5 +1,6 @@
 """The record of a program task, and what its parsers raise."""
 
+import sys
 from dataclasses import dataclass
 
 DEDUCTION, ABDUCTION, INDUCTION = "deduction", "abduction", "induction"
@@ -25,6 +26,13 @@ class ProgramProblem:
     """Literals: what `f` returned for each."""
     message: str = ""
     """Induction: the proposer's hint to the solver."""
+
+    def __post_init__(self) -> None:
+        # The buffers hold tens of thousands, and in the compact style few of the texts differ.
+        for name in ("code", "message"):
+            object.__setattr__(self, name, sys.intern(getattr(self, name)))
+        for name in ("inputs", "outputs"):
+            object.__setattr__(self, name, tuple(map(sys.intern, getattr(self, name))))
 
     @property
     def shown(self) -> int:
