@@ -64,9 +64,6 @@ def test_one_sample_of_use_or_later_steps_give_no_warning():
     assert watcher.observe(2, [sample(), sample("solve")] * FEW) == []
     late = FirstSamples(REAL)
     assert late.observe(3, []) == [] and late.observe(4, [sample()] * FEW) == []
-    resumed = FirstSamples(REAL, first_step=100)
-    assert resumed.observe(101, [sample()]) == resumed.observe(102, [sample()]) == []
-    assert len(resumed.observe(103, [sample()])) == 1
 
 
 def test_few_samples_are_judged_after_three_steps_and_answers_apart_from_proposals():
