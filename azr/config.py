@@ -599,9 +599,9 @@ def validate(config: Config) -> None:
         need(_get(config, name) <= most, name, f"must be at most {most}")
     need(1e-6 <= config.task.program.cpu_s <= 3600, "task.program.cpu_s", "must be in [1e-6, 3600]")
     need(
-        config.optim.lr * config.optim.weight_decay <= 1,
+        config.optim.lr * config.optim.weight_decay < 1,
         "optim.weight_decay",
-        f"times --optim.lr {config.optim.lr:g} must be at most 1: more turns the weights round",
+        f"times --optim.lr {config.optim.lr:g} must be below 1: 1 leaves nothing of the weights",
     )
     for name in ("optim.beta1", "optim.beta2"):
         need(0 <= _get(config, name) < 1, name, "must be in [0, 1)")

@@ -251,7 +251,7 @@ def test_an_infinite_wish_is_told_what_to_give():
         (["--model.heads", "3"], "must be a multiple of"),
         (["--loss.dual-clip", "0.5"], "must be above 1, or 0 for off"),
         (["--reward.wrong", "nan"], "--reward.wrong nan: must be a finite number"),
-        (["--optim.weight-decay", "1e6"], "times --optim.lr 0.002 must be at most 1"),
+        (["--optim.weight-decay", "500"], "times --optim.lr 0.002 must be below 1"),
         (
             ["--run.watchdog-s", "1e10"],
             "--run.watchdog_s 10000000000.0: must be at most 1000000000",
