@@ -598,6 +598,17 @@ def test_out_of_memory_names_the_phase_and_the_option(
     assert main(["--resume", str(run_dir), "--steps", "2", "--log.plain", "True", *less]) == 0
 
 
+def test_a_curve_that_cannot_be_drawn_is_a_warning(stopped, tmp_path, monkeypatch):
+    run_dir = stopped(tmp_path, 4)
+
+    def no_room(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("azr.log.run_log.plot_learning_curve", no_room)
+    assert run(config(tmp_path), resume=run_dir).step == 6
+    assert "learning_curve.png was not drawn (OSError" in (run_dir / "log.txt").read_text()
+
+
 def test_saving_does_not_stop_training_for_longer_than_copying(tmp_path, monkeypatch):
     """Steps go on while the disk is slow, until the next save is due."""
     import threading

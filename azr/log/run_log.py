@@ -234,8 +234,12 @@ class RunLog:
             self.console.proposals(
                 [(r.type, r.text, r.task_key or "", f"{r.solve_rate:.2f}") for r in shown]
             )
-        with naming_disk_errors(self.run_dir / "learning_curve.png"):
+        curve: object = "not drawn"
+        try:
             curve = plot_learning_curve(self.run_dir, self.config.task.types, self.universe)
+        except Exception as error:  # a picture is not worth the exit code of a run that is saved
+            kind = type(error).__name__
+            self.warn(step, f"learning_curve.png was not drawn ({kind}: {error})")
         elapsed = time.monotonic() - self.started
         self.console.print(
             f"{step} of {self.config.steps} steps in {elapsed:.0f} s\n"
