@@ -78,7 +78,10 @@ def test_a_resumed_run_is_judged_by_three_steps_of_its_own():
     watcher = FirstSamples(REAL, first_step=10)
     assert [watcher.observe(step, [sample()]) for step in (11, 12)] == [[], []]
     (warning,) = watcher.observe(13, [sample()])
-    assert warning.startswith("none of the first 3 proposals is valid")
+    assert warning.startswith("none of the first 3 proposals is valid after step 10: 3 no_answer")
+    watcher = FirstSamples(REAL, 10, ["propose"])
+    (warning,) = watcher.observe(11, [sample(), sample("solve")] * FEW)
+    assert "answers is well formed after step 10" in warning
 
 
 def console(is_terminal):

@@ -397,6 +397,13 @@ def test_quantised_weights_without_a_word_in_the_configuration_are_refused(saved
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="a quantised model .it holds model.+q_proj.weight_scale"):
         load_model(str(folder), torch.float32, CPU)
+    del state["model.layers.0.self_attn.q_proj.weight_scale"]
+    for kind, said in ((torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")):
+        for name in [n for n in state if "mlp" in n]:
+            state[name] = state[name].to(kind)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ConfigError, match=f"a quantised model .*mlp.* is stored as {said}"):
+            load_model(str(folder), torch.float32, CPU)
     (folder / "model.safetensors").rename(folder / "model-q4_k_m.gguf")
     with pytest.raises(ConfigError, match="a quantised model .its weights are GGUF files"):
         load_model(str(folder), torch.float32, CPU)

@@ -1,7 +1,7 @@
 """A run that cannot learn says so in its first steps, with what the model wrote."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from azr.config import Config
 from azr.log.run_db import SampleRow
@@ -19,11 +19,14 @@ class FirstSamples:
     learned, and what the model wrote tells why.
     """
 
-    def __init__(self, config: Config, first_step: int = 0):
-        """`first_step` is the step after which a resumed run goes on."""
+    def __init__(self, config: Config, first_step: int = 0, useful: Collection[str] = ()):
+        """A resumed run goes on after `first_step`; the roles `useful` were of use before."""
         self._config, self._end = config, first_step + FIRST_STEPS
+        self._since = f" after step {first_step}" if first_step else ""
         self._watched = {"propose": ("valid",), "solve": ("correct", "wrong")}
         """The roles that have brought nothing of use so far, and the outcomes that are."""
+        for role in useful:
+            del self._watched[role]
         self._seen: dict[str, list[SampleRow]] = {role: [] for role in self._watched}
 
     def observe(self, step: int, rows: Iterable[SampleRow]) -> list[str]:
@@ -49,7 +52,9 @@ class FirstSamples:
         reasons = Counter(row.reason or row.outcome for row in rows)
         what = "proposals is valid" if role == "propose" else "answers is well formed"
         counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-        lines = [f"none of the first {len(rows)} {what}: {counts}. What the model wrote:"]
+        lines = [
+            f"none of the first {len(rows)} {what}{self._since}: {counts}. What the model wrote:"
+        ]
         # Of different reasons first.
         shown = {row.reason: row for row in reversed(rows)}
         examples = list(dict.fromkeys([*shown.values(), *rows]))[:3]

@@ -57,7 +57,10 @@ class RunLog:
         self.started = started - state.get("elapsed_s", 0.0)
         self._loop_started = time.monotonic()
         self._diagnosis = Diagnosis(config.task.types)
-        self._first_samples = FirstSamples(config, self._first_step)
+        rates = [(a.greedy_format_rate, a.sampled_format_rate) for a in self.latest.values()]
+        is_formed = any(rate > 0 for pair in rates for rate in pair)
+        useful = ["propose"] * bool(self._proposals) + ["solve"] * is_formed
+        self._first_samples = FirstSamples(config, self._first_step, useful)
         self.eval_s = state.get("eval_s", 0.0)
         """Seconds of the last evaluation."""
         with ExitStack() as opened:

@@ -1,6 +1,7 @@
 """Models and tokenizers: made from scratch for a family's vocabulary, loaded, and saved."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,7 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -167,6 +169,10 @@ def load_model(
     for name in sorted(report["unexpected_keys"]):
         if name.endswith(_QUANTISED_WEIGHTS):
             raise ConfigError(_quantised(path, f"it holds {name}"))
+    for name, kind in _kinds_of_weights(path):
+        # transformers takes them for numbers of full width, without the scales they lack.
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise ConfigError(_quantised(path, f"{name} is stored as {kind}"))
     if report["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(report["missing_keys"])
         raise ConfigError(
@@ -187,6 +193,15 @@ def load_model(
     except ValueError as error:
         raise ConfigError(f"--model {path}: {error}") from error
     return model, tokenizer
+
+
+def _kinds_of_weights(path: str) -> Iterator[tuple[str, str]]:
+    """Yields (name, kind of number) of the weights in a folder's safetensors files."""
+    for file in sorted(Path(path).glob("model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                if name.endswith("weight"):
+                    yield name, tensors.get_slice(name).get_dtype()
 
 
 def _align(model: PreTrainedModel) -> None:
