@@ -79,6 +79,7 @@ def run(
     from azr.learner import TrainingDiverged
     from azr.log import RunLog
     from azr.log.dashboards import check_installed
+    from azr.memory import give_back
     from azr.report import Refresher
     from azr.selfplay import read_seeds
     from azr.tasks import check_family, load_environment
@@ -163,6 +164,7 @@ def run(
                     accuracy = evaluate(config, environment, engine, trainee.tokenizer, step)
             clock.split("eval")
             log.samples(step, result.tasks, result.rows)
+            give_back()
             metrics = result.metrics | update | clock.metrics(result.seconds, update)
             log.step(step, metrics, accuracy)
             writer.check()

@@ -59,6 +59,16 @@ def test_a_large_state_is_never_whole_in_memory(tmp_path):
     assert peak < 1_000_000 < (saved / "state.json").stat().st_size
 
 
+def test_a_familys_fault_in_a_save_keeps_its_own_words(tmp_path):
+    def rows():
+        yield 1
+        raise RunError("task family toy: no JSON")
+
+    with pytest.raises(RunError, match="^task family toy: no JSON$"):
+        write_checkpoint(tmp_path, replace(snapshot(2), state={"rows": rows()}))
+    assert not list(tmp_path.iterdir())
+
+
 def marks_without(*names):
     def damage(folder):
         marks = json.loads((folder / MARKER).read_text())

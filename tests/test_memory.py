@@ -20,12 +20,14 @@ from azr.config import (
     RunConfig,
 )
 from azr.learner import Experience, Learner
+from azr.log.run_log import process_metrics
 from azr.memory import (
     GIB,
     Part,
     available_bytes,
     by_phase,
     check_fit,
+    give_back,
     memory_plan,
     peak_bytes,
     readable,
@@ -251,6 +253,14 @@ def test_what_is_free_is_told_in_bytes():
 )
 def test_sizes_are_readable(count, text):
     assert readable(count) == text
+
+
+def test_holes_of_the_heap_are_given_back():
+    blocks = [b"x" * 100_000 for _ in range(1000)]
+    del blocks[::2]
+    before = process_metrics()["perf/host_rss_gib"]
+    give_back()
+    assert before - process_metrics()["perf/host_rss_gib"] > 0.03  # of 0.047
 
 
 def test_a_trained_model_is_kept_from_the_rate_of_a_tiny_one():
