@@ -41,7 +41,7 @@ class Part:
 def give_back() -> None:
     """Gives the system back what malloc keeps of freed memory, where malloc is glibc's.
 
-    Else the holes that the steps leave in its heap become more by some MiB each hundred steps.
+    Else the holes that steps and a checkpoint leave in its heap become more by some MiB each time.
     """
     if _malloc_trim:
         _malloc_trim(0)

@@ -164,13 +164,13 @@ def run(
                     accuracy = evaluate(config, environment, engine, trainee.tokenizer, step)
             clock.split("eval")
             log.samples(step, result.tasks, result.rows)
-            give_back()
             metrics = result.metrics | update | clock.metrics(result.seconds, update)
             log.step(step, metrics, accuracy)
             writer.check()
             if config.save.every and step % config.save.every == 0 and step < config.steps:
                 writer.save(resuming.snapshot(trainee, log, step))
                 refresh(partial(log.warn, step))
+                give_back()
 
         saved = writer.save(resuming.snapshot(trainee, log, step))
         writer.wait()
