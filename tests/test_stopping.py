@@ -12,6 +12,7 @@ BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 PROGRAM = """
 import hashlib, signal, sys, time
 from azr.stopping import StoppedEarly, StopRequest
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 {before}
 with StopRequest() as stop:
     {begin}
