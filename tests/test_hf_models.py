@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,17 @@ def trained(tmp_path_factory):
     template = folder / "chat_template.jinja"
     template.write_text("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}\n" + template.read_text())
     c = config(folder, root, "--steps", "20", "--save.every", "9")
-    return run(c), c
+
+    class Clock(datetime):
+        """The run's start, for ever: another time has other tokens, and another run."""
+
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5, 678)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+        return run(c), c
 
 
 def check_six_cells(summary, valid_at_least):
