@@ -13,12 +13,13 @@ SECOND = (
     "tests/kernels",
     "tests/test_hf_models.py",
     "tests/test_program.py",
+    "tests/test_resume.py",
     "tests/test_rollout.py",
     "tests/test_rollout_cache.py",
     "tests/test_suites.py",
     "tests/test_train.py",
 )
-"""Two fifths of the time; none of them measures what another process can disturb."""
+"""Half of the time; none of them measures what another process can disturb."""
 
 PYTEST = [sys.executable, "-m", "pytest"]
 STACK_LINES = 16
