@@ -9,7 +9,6 @@ beside metrics.jsonl, so that a reader parses only the lines behind it.
 import json
 import math
 import operator
-import os
 import zlib
 from bisect import bisect_left
 from collections import defaultdict
@@ -20,6 +19,7 @@ from functools import reduce
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from azr.files import write_whole
 from azr.json_parts import json_parts
 
 POINTS = 240
@@ -282,9 +282,7 @@ class Fold:
             )
         }
         text = "".join(json_parts(state)).encode()
-        aside = path.with_name(FOLDED + ".tmp")
-        aside.write_bytes(b"%d\n" % zlib.crc32(text) + text)
-        os.replace(aside, path.with_name(FOLDED))
+        write_whole(path.with_name(FOLDED), b"%d\n" % zlib.crc32(text) + text)
 
     @classmethod
     def load(cls, path: Path) -> "Fold":

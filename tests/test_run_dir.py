@@ -12,8 +12,9 @@ import pytest
 
 from azr.checkpoint import MARKER, checkpoint_path
 from azr.config import Config, ConfigError, RunConfig, parse_command_line, to_toml
+from azr.files import write_whole
 from azr.log import run_dir
-from azr.log.run_dir import RunLock, create_run_dir, find_resumable, write_whole
+from azr.log.run_dir import RunLock, create_run_dir, find_resumable
 
 MARKS = '{"hf/config.json": [], "hf/model.safetensors": [], "train_state.safetensors": [], '
 MARKS += '"state.json": []}'

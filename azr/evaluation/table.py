@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from azr.accuracy import with_interval
 from azr.config import ConfigError
 from azr.evaluation.result import Cell
 from azr.evaluation.subject import Subject
+from azr.files import beside, write_whole
 
 PLAIN_WIDTH = 120
 """Columns where there is no terminal to ask."""
@@ -125,8 +125,8 @@ def check_writable(path: Path) -> None:
     """
     with _naming_out(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _aside(path).touch()
-        _aside(path).unlink()
+        beside(path).touch()
+        beside(path).unlink()
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
 
@@ -139,13 +139,8 @@ def write_result(path: Path, result: Mapping[str, Any]) -> Path:
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     with _naming_out(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _aside(path).write_text(text, encoding="utf-8")
-        os.replace(_aside(path), path)
+        write_whole(path, text)
     return path
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
 
 
 @contextmanager

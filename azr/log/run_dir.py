@@ -11,6 +11,7 @@ from pathlib import Path
 
 from azr.checkpoint import newest_marked_step, remove_tree
 from azr.config import Config, ConfigError, load_toml, to_toml
+from azr.files import write_whole
 
 
 def create_run_dir(config: Config) -> Path:
@@ -117,18 +118,6 @@ class RunLock:
         with suppress(OSError):  # what is left of it locks nothing
             Path(self._file.name).unlink()
         self._file.close()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is never there in part."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()
-        raise
 
 
 def write_json(path: Path, data: dict) -> None:

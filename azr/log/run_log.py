@@ -14,16 +14,17 @@ from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
 from azr.diagnosis import Diagnosis
 from azr.errors import naming_disk_errors
+from azr.files import write_whole
 from azr.log.console import RunConsole
 from azr.log.curves import plot_learning_curve
 from azr.log.dashboards import Dashboards
 from azr.log.first_samples import FIRST_STEPS, FirstSamples
 from azr.log.metrics import MetricsLog
 from azr.log.run_db import RunDb, SampleRow
-from azr.log.run_dir import RunLock, create_run_dir, write_json, write_whole
+from azr.log.run_dir import RunLock, create_run_dir, write_json
 from azr.log.stage import Stage
 from azr.machine import describe_machine
-from azr.memory import GIB, Part, peak_bytes
+from azr.memory import GIB, Part, peak_bytes, resident_bytes
 from azr.streams import take_losses
 
 Accuracies = Mapping[tuple[str, str], Accuracy]
@@ -275,10 +276,9 @@ def process_metrics() -> dict[str, float]:
     """Returns resident memory, open files and child processes; what cannot be told is left out."""
     proc = Path("/proc/self")
     try:
-        pages = int((proc / "statm").read_text().split()[1])
         children = (proc / "task" / str(os.getpid()) / "children").read_text().split()
         return {
-            "perf/host_rss_gib": pages * os.sysconf("SC_PAGE_SIZE") / GIB,
+            "perf/host_rss_gib": resident_bytes() / GIB,
             "perf/open_files": float(len(os.listdir(proc / "fd"))),
             "perf/children": float(len(children)),
         }

@@ -6,12 +6,12 @@ import gc
 import hashlib
 import importlib.resources
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from azr.files import write_whole
 from azr.report.board import Board
 from azr.report.record import RunRecord, read_run
 from azr.report.samples import SampleBook
@@ -36,10 +36,8 @@ def write_report(
     """
     runs = [read_run(folder, is_over=is_over) for folder in folders]
     path = path or runs[0].folder / NAME
-    aside = path.with_name(path.name + ".tmp")
     # A lone surrogate in a text is no character and has no UTF-8; it becomes a question mark.
-    aside.write_bytes(page(runs).encode("utf-8", "replace"))
-    os.replace(aside, path)
+    write_whole(path, page(runs).encode("utf-8", "replace"))
     return path
 
 
