@@ -89,10 +89,6 @@ class Learner:
         self.skipped_updates = 0
         self.bad_in_a_row = 0
 
-    def learning_rate(self, step: int) -> float:
-        """Returns the rate of step 1, 2, ...; see `scheduled_rate`."""
-        return scheduled_rate(self.config, step)
-
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of the optimiser's state, by parameter name."""
         return self.optimizer.state_tensors()
@@ -111,7 +107,7 @@ class Learner:
         """
         if not batch:
             return {}
-        rate = self.learning_rate(step)
+        rate = scheduled_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         updates = self.config.epochs * self.config.minibatches

@@ -55,7 +55,7 @@ def find_subject(target: str, warn: Callable[[str], None]) -> Subject:
     if not is_start and not is_step(path):
         raise ConfigError(f"{path}: a checkpoint's folder is named step_ and its number; rename it")
     start = run_dir / START
-    # Those of azr 0.1.0 have no marker.
+    # Those of older runs have no marker.
     problem = find_damage(start, MODEL_FILES) if (start / MARKER).exists() else None
     if is_start and problem:
         raise ConfigError(f"{path}: not a whole model: {problem}; name another, or the run")

@@ -70,9 +70,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     with open(path, "rb") as file:
         return [line.row for line in read_lines(file) if line.row is not None]
-
-
-def series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Returns (steps, values) of a metric over the rows that have it."""
-    found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    return [step for step, _ in found], [value for _, value in found]
