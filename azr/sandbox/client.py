@@ -17,6 +17,8 @@ from azr.sandbox.work import Call, LabelCall, PlainCall, Program
 
 REQUIRED_LAYERS = ("seccomp", "no_new_privs", "rlimits")
 """Without these a process is no sandbox."""
+HEAR_S = 0.2
+"""A wait of the main thread is no longer: a signal that comes just before it does not end it."""
 LAYERS = (
     "seccomp",
     "no_new_privs",
@@ -215,8 +217,8 @@ class Sandbox:
         calls = [self._call(kind, job, done, lambda: not interrupted.is_set()) for job in jobs]
         try:
             self._submit(calls)
-            if calls:
-                ended.wait()
+            while calls and not ended.wait(HEAR_S):
+                pass
         except BaseException:  # Ctrl-C
             interrupted.set()
             self._engine.recall()
