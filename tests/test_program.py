@@ -1,7 +1,9 @@
 """The task family `program`: what is a task, what is right, and what nobody is shown."""
 
+import gc
 import json
 import time
+import tracemalloc
 import warnings
 from random import Random
 
@@ -531,6 +533,28 @@ def test_a_sandbox_that_has_given_up_ends_a_run_in_one_line():
         with pytest.raises(RunError, match="has given up: a zygote does not start.*--resume"):
             ask([("def f(a): return a", "2")])
     executor.close()
+
+
+def test_a_remembered_result_is_small():
+    # Thousands live for hundreds of steps; a future with its lock and callbacks takes 1,500 bytes.
+    executor = Executor(cpu_s=1.0, output_bytes=4096, workers=1)
+
+    def run_and_count(numbers: range) -> int:
+        runs = executor.run([("def f(a): return a", str(n)) for n in numbers])
+        assert [run.result().value for run in runs] == [*numbers]
+        del runs
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    run_and_count(range(500))  # the sandbox's own figures of its last calls, say
+    tracemalloc.start()
+    try:
+        before = run_and_count(range(500, 1500))
+        grown = run_and_count(range(1500, 2500)) - before
+    finally:
+        tracemalloc.stop()
+        executor.close()
+    assert grown / 1000 < 700
 
 
 def test_measures_of_programs():

@@ -44,7 +44,7 @@ def chance(task_type: str, tasks: Sequence[Task], executor: Executor) -> float:
 
 def _induction(tries: list, executor: Executor) -> float:
     pairs = [(code, given) for row in tries for code, hidden in row for given, _ in hidden]
-    results = iter([future.result() for future in executor.run(pairs)])
+    results = iter([run.result() for run in executor.run(pairs)])
     right = total = 0
     for row in tries:
         for _, hidden in row:

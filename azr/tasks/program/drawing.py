@@ -30,7 +30,7 @@ def draw_tasks(
             break
         drawn = [_draw_problem(random, inputs, allowed) for _ in range(missing + missing // 8)]
         pairs = [(code, given) for code, givens in drawn for given in givens]
-        results = iter([future.result() for future in executor.run(pairs)])
+        results = iter([run.result() for run in executor.run(pairs)])
         for code, givens in drawn:
             problem = _problem(code, givens, [next(results) for _ in givens], random)
             first = problem and (problem.code, problem.inputs[0])

@@ -1,13 +1,11 @@
 """From a solver's text to a grade. Expected values never enter the sandbox."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from types import ModuleType
 
 from azr.keys import make_key
-from azr.sandbox import Result
-from azr.tasks.program.execution import Executor
+from azr.tasks.program.execution import Executor, Running
 from azr.tasks.program.records import ABDUCTION, DEDUCTION, FormatError
 from azr.tasks.program.screening import reject_program
 from azr.tasks.program.values import equal, read_literal
@@ -36,9 +34,9 @@ class Grading:
     def begin(self, answers: Sequence[Answer]) -> Callable[[], list[Grade]]:
         """Starts the sandbox on answers; returns what waits for it and gives the grades."""
         checks = [self._read(answer) for answer in answers]
-        run = [c for c in checks if isinstance(c, _Check) and not c.given]
-        futures = iter(self._executor.run([pair for check in run for pair in check.pairs]))
-        mine = {i: [next(futures) for _ in c.pairs] for i, c in enumerate(checks) if c in run}
+        run = {i: c for i, c in enumerate(checks) if isinstance(c, _Check) and not c.given}
+        running = iter(self._executor.run([pair for c in run.values() for pair in c.pairs]))
+        mine = {i: [next(running) for _ in c.pairs] for i, c in run.items()}
         again = self._begin_rechecks(answers, checks)
 
         def finish() -> list[Grade]:
@@ -71,7 +69,7 @@ class Grading:
 
     def _begin_rechecks(
         self, answers: Sequence[Answer], checks: Sequence[Grade | _Check]
-    ) -> dict[int, list[Future[Result]]]:
+    ) -> dict[int, list[Running]]:
         chosen = [
             i
             for i, (answer, check) in enumerate(zip(answers, checks, strict=True))
@@ -79,15 +77,15 @@ class Grading:
             and make_key("recheck", answer.task.problem.code, answer.text) % RECHECKED_ONE_IN == 0
         ]
         pairs = [pair for i in chosen for pair in checks[i].pairs]
-        futures = iter(self._executor.run(pairs, afresh=True) if pairs else ())
-        return {i: [next(futures) for _ in checks[i].pairs] for i in chosen}
+        running = iter(self._executor.run(pairs, afresh=True) if pairs else ())
+        return {i: [next(running) for _ in checks[i].pairs] for i in chosen}
 
 
-def _decide(check: _Check, futures: Sequence[Future[Result]]) -> Grade:
+def _decide(check: _Check, running: Sequence[Running]) -> Grade:
     if check.given:
         is_right = equal(read_literal(check.expected[0]), read_literal(check.given))
         return Grade(outcome="correct") if is_right else Grade(outcome="wrong", reason="wrong")
-    results = [future.result() for future in futures]
+    results = [run.result() for run in running]
     for result in results:
         if result.status == "sandbox_failure":
             return Grade(outcome="unjudged", reason="sandbox_failure")
@@ -99,11 +97,11 @@ def _decide(check: _Check, futures: Sequence[Future[Result]]) -> Grade:
     return Grade(outcome="correct")
 
 
-def _decide_afresh(answer: Answer, check: _Check, futures: Sequence[Future[Result]]) -> Grade:
+def _decide_afresh(answer: Answer, check: _Check, running: Sequence[Running]) -> Grade:
     """Returns the grade from fresh runs; a deduction is held against its program's fresh output."""
     if answer.task.type != DEDUCTION:
-        return _decide(check, futures)
-    result = futures[0].result()
+        return _decide(check, running)
+    result = running[0].result()
     if result.status == "sandbox_failure":
         return Grade(outcome="unjudged", reason="sandbox_failure")
     is_right = result.status == "ok" and equal(result.value, read_literal(check.given))
