@@ -36,20 +36,22 @@ class TaskBuffer:
         """How often each answer stands in the buffer."""
         self._answer = answer
         self._added = 0
-        # A ring: the entry that was added as number n is in slot n % capacity.
-        self._ring: list[Entry] = []
+        # A ring: the entry that was added as number n is in slot n % capacity. Entries are made as
+        # they are asked for: tens of thousands would take as much memory as their keys.
+        self._keys: list[str] = []
+        self._tasks: list[Hashable] = []
         self._weights = array("d")
         self._numbers: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._ring)
+        return len(self._keys)
 
     def __contains__(self, key: str) -> bool:
         return key in self._numbers
 
     def __getitem__(self, place: int) -> Entry:
         """Returns the entry at a place, of which 0 is the oldest."""
-        return self._ring[(self._oldest_slot() + place) % self.capacity]
+        return self._entry((self._oldest_slot() + place) % self.capacity)
 
     def add(self, key: str, task: Hashable, step: int) -> bool:
         """Adds a task and returns True, or returns False where it is there already.
@@ -58,15 +60,15 @@ class TaskBuffer:
         """
         if key in self._numbers:
             return False
-        entry, weight = Entry(key, task, step), step + 1.0
+        weight = step + 1.0
         if len(self) == self.capacity:
             slot = self._added % self.capacity
-            dropped = self._ring[slot]
-            del self._numbers[dropped.key]
-            self._count(dropped.task, -1)
-            self._ring[slot], self._weights[slot] = entry, weight
+            del self._numbers[self._keys[slot]]
+            self._count(self._tasks[slot], -1)
+            self._keys[slot], self._tasks[slot], self._weights[slot] = key, task, weight
         else:
-            self._ring.append(entry)
+            self._keys.append(key)
+            self._tasks.append(task)
             self._weights.append(weight)
         self._numbers[key] = self._added
         self._added += 1
@@ -76,7 +78,7 @@ class TaskBuffer:
     def entries(self) -> list[Entry]:
         """Returns all entries, oldest first."""
         oldest = self._oldest_slot()
-        return self._ring[oldest:] + self._ring[:oldest]
+        return [self._entry(slot) for slot in (*range(oldest, len(self)), *range(oldest))]
 
     def weights(self) -> np.ndarray:
         """Returns the step of each entry plus one, oldest first."""
@@ -96,6 +98,9 @@ class TaskBuffer:
         numbers = (self._numbers[key] for key in set(exclude) if key in self)
         skip = sorted(number - first for number in numbers)
         return draw_entries([self], rng, n, recency=recency, skip=skip)
+
+    def _entry(self, slot: int) -> Entry:
+        return Entry(self._keys[slot], self._tasks[slot], int(self._weights[slot]) - 1)
 
     def _count(self, task: Hashable, change: int) -> None:
         answer = self._answer(task)

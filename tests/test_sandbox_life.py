@@ -290,7 +290,7 @@ def test_what_nobody_waits_for_is_not_begun():
 
         def interrupt_soon() -> None:
             assert loops_are_sent()
-            # To this thread: it wakes the main thread no more than one that comes as its wait begins.
+            # In this thread: it wakes the main thread no more than one just before its wait does.
             signal.raise_signal(signal.SIGINT)
 
         async def give_up() -> None:

@@ -253,7 +253,8 @@ class ProgramEnvironment(FamilyDefaults):
     def answer(self, task: Task) -> str:
         """Returns the output of a deduction, the input of an abduction, an induction's inputs."""
         q = task.problem
-        return {DEDUCTION: q.outputs[0], ABDUCTION: q.inputs[0]}.get(task.type, str(q.inputs))
+        texts = {DEDUCTION: q.outputs, ABDUCTION: q.inputs}
+        return texts[task.type][0] if task.type in texts else str(q.inputs)
 
     def verifier_metrics(self) -> dict[str, float]:
         """Returns `sandbox/*`."""
