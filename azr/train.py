@@ -18,6 +18,7 @@ from azr.config import (
     CommandLine,
     Config,
     ConfigError,
+    check_model_path,
     check_process,
     check_resumable,
     differences,
@@ -71,6 +72,8 @@ def run(
     saved_config = load_toml(resume / "config.toml") if resume else None
     if resume:
         check_resumable(config, saved_config, resume)
+    elif config.model.path:
+        check_model_path(config.model.path)
     from azr import resume as resuming
     from azr import start
     from azr.checkpoint import CheckpointWriter, load_newest

@@ -275,6 +275,15 @@ except SystemExit as end:
     assert not loaded_by(code) & {"torch", "transformers"}
 
 
+def test_a_model_that_is_not_there_is_refused_at_once():
+    code = """
+from azr import evaluate, train
+assert evaluate.main(["runs/none"]) == evaluate.main([".", "--baseline", "runs/none"]) == 2
+assert train.main(["--model", "runs/none"]) == train.main(["--model", "/nowhere/model"]) == 2
+"""
+    assert not loaded_by(code) & {"torch", "transformers"}
+
+
 def test_device_code_needs_nothing_of_the_command_line():
     """A GPU machine may lack what only commands, screens and pictures need."""
     code = """

@@ -7,8 +7,6 @@ from typing import Literal
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -25,7 +23,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
-from azr.config import ConfigError, ModelConfig, RunConfig
+from azr.config import ConfigError, ModelConfig, check_model_path
 from azr.model.attention import head_weight, use_azr_attention
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -259,26 +257,14 @@ def _reach(path: str) -> None:
     transformers looks for many files in turn, and each look waits long and asks again where there
     is no network: this one short look tells as much.
     """
-    local = Path(path)
-    if local.is_dir():
+    check_model_path(path)
+    if Path(path).is_dir():
         return
-    is_run = "/" in path and any(local.parent.glob("*/config.toml"))
-    is_run |= local.is_relative_to(RunConfig().root)
-    if is_run or local.exists() or not _is_hub_id(path):
-        raise ConfigError(f"--model {path}: no such folder")
     try:
         get_hf_file_metadata(hf_hub_url(path, "config.json"), timeout=HUB_TIMEOUT_S)
     except Exception as error:  # see load_model
         if not isinstance(try_to_load_from_cache(path, "config.json"), str):
             raise ConfigError(_unreadable(path, error)) from error
-
-
-def _is_hub_id(path: str) -> bool:
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return path.isascii()
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
