@@ -51,7 +51,8 @@ class TaskBuffer:
 
     def __getitem__(self, place: int) -> Entry:
         """Returns the entry at a place, of which 0 is the oldest."""
-        return self._entry((self._oldest_slot() + place) % self.capacity)
+        slot = (self._oldest_slot() + place) % self.capacity
+        return Entry(self._keys[slot], self._tasks[slot], int(self._weights[slot]) - 1)
 
     def add(self, key: str, task: Hashable, step: int) -> bool:
         """Adds a task and returns True, or returns False where it is there already.
@@ -77,8 +78,7 @@ class TaskBuffer:
 
     def entries(self) -> list[Entry]:
         """Returns all entries, oldest first."""
-        oldest = self._oldest_slot()
-        return [self._entry(slot) for slot in (*range(oldest, len(self)), *range(oldest))]
+        return [self[place] for place in range(len(self))]
 
     def weights(self) -> np.ndarray:
         """Returns the step of each entry plus one, oldest first."""
@@ -98,9 +98,6 @@ class TaskBuffer:
         numbers = (self._numbers[key] for key in set(exclude) if key in self)
         skip = sorted(number - first for number in numbers)
         return draw_entries([self], rng, n, recency=recency, skip=skip)
-
-    def _entry(self, slot: int) -> Entry:
-        return Entry(self._keys[slot], self._tasks[slot], int(self._weights[slot]) - 1)
 
     def _count(self, task: Hashable, change: int) -> None:
         answer = self._answer(task)

@@ -805,25 +805,6 @@ def differences(config: Any, other: Any, where: str = "") -> list[tuple[str, Any
     return found
 
 
-def check_model_path(path: str) -> None:
-    """Raises ConfigError where a model is neither a folder nor what could be a hub id."""
-    local = Path(path)
-    if local.is_dir():
-        return
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    is_hub_id = path.isascii()
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        is_hub_id = False
-    is_run = "/" in path and any(local.parent.glob("*/config.toml"))
-    is_run |= local.is_relative_to(RunConfig().root)
-    if is_run or local.exists() or not is_hub_id:
-        raise ConfigError(f"--model {path}: no such folder")
-
-
 def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
     """Raises ConfigError listing the options that would make a resumed run another run."""
     changed = [

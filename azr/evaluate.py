@@ -25,7 +25,6 @@ from azr.config import (
     RolloutConfig,
     RunConfig,
     TaskConfig,
-    check_model_path,
     check_process,
     load_toml,
     preset_path,
@@ -88,10 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_process()
         first = _parse(arguments, Config())  # the target says where the other options come from
+        from azr.model.path import check_model_path
+
         check_model_path(first.target)
-        if first.baseline:
-            with _naming_baseline():
-                check_model_path(first.baseline)
+        with _naming_baseline():
+            check_model_path(first.baseline)
         from azr.evaluation.subject import find_subject
 
         subject = find_subject(first.target, _warn)

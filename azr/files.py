@@ -12,11 +12,9 @@ def beside(path: Path) -> Path:
 
 def write_whole(path: Path, data: str | bytes) -> None:
     """Writes a file, a text as UTF-8; where that fails, the one that was there stays."""
+    data = data.encode() if isinstance(data, str) else data
     try:
-        if isinstance(data, str):
-            beside(path).write_text(data, encoding="utf-8")
-        else:
-            beside(path).write_bytes(data)
+        beside(path).write_bytes(data)
         os.replace(beside(path), path)
     except OSError:
         with suppress(OSError):

@@ -18,7 +18,6 @@ from azr.config import (
     CommandLine,
     Config,
     ConfigError,
-    check_model_path,
     check_process,
     check_resumable,
     differences,
@@ -72,7 +71,9 @@ def run(
     saved_config = load_toml(resume / "config.toml") if resume else None
     if resume:
         check_resumable(config, saved_config, resume)
-    elif config.model.path:
+    else:
+        from azr.model.path import check_model_path
+
         check_model_path(config.model.path)
     from azr import resume as resuming
     from azr import start
@@ -309,6 +310,9 @@ def _facts(config: Config, architecture, parameters: int) -> list[tuple[str, str
 
 def _dry_run(config: Config) -> int:
     """Prints the resolved configuration and the memory plan."""
+    from azr.model.path import check_model_path
+
+    check_model_path(config.model.path)
     from azr import start
     from azr.log.dashboards import check_installed
     from azr.memory import by_phase, peak_bytes, readable

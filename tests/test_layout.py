@@ -280,6 +280,7 @@ def test_a_model_that_is_not_there_is_refused_at_once():
 from azr import evaluate, train
 assert evaluate.main(["runs/none"]) == evaluate.main([".", "--baseline", "runs/none"]) == 2
 assert train.main(["--model", "runs/none"]) == train.main(["--model", "/nowhere/model"]) == 2
+assert train.main(["--model", "runs/none", "--dry-run"]) == 2
 """
     assert not loaded_by(code) & {"torch", "transformers"}
 

@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_no_half_of_a_run(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ConfigError, match="--run.root .*No space left on device; make room"):
         create_run_dir(config(tmp_path))
     assert list(tmp_path.iterdir()) == []

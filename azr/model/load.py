@@ -23,8 +23,9 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
-from azr.config import ConfigError, ModelConfig, check_model_path
+from azr.config import ConfigError, ModelConfig
 from azr.model.attention import head_weight, use_azr_attention
+from azr.model.path import check_model_path
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 TINY_CONTEXT = 512

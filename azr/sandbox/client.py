@@ -17,8 +17,6 @@ from azr.sandbox.work import Call, LabelCall, PlainCall, Program
 
 REQUIRED_LAYERS = ("seccomp", "no_new_privs", "rlimits")
 """Without these a process is no sandbox."""
-HEAR_S = 0.2
-"""A wait of the main thread is no longer: a signal that comes just before it does not end it."""
 LAYERS = (
     "seccomp",
     "no_new_privs",
@@ -38,6 +36,8 @@ NAMESPACES = {
     "user": 0x10000000,
     "net": 0x40000000,
 }
+HEAR_S = 0.2
+"""A wait of the main thread is no longer: a signal that comes just before it does not end it."""
 
 
 class Sandbox:
