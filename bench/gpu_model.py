@@ -281,7 +281,8 @@ class Stage:
         parameters = sum(p.numel() for p in self.model.parameters())
         parts = memory_plan(self.config, self.model.config, parameters, longest)
         phases = by_phase(parts)
-        planned = [part for phase in ("always", "update") for part in phases[phase]]
+        held = ("always", "self-play", "update")
+        planned = [part for phase in held for part in phases[phase]]
         self.findings.figure("update_3b_planned_gib", sum(part.bytes for part in planned) / GIB)
         self.findings.note("memory plan", [f"{p.name}: {readable(p.bytes)}" for p in planned])
 
