@@ -33,8 +33,8 @@ def softmax_of_a_gemm(hidden, weight, ids):
 def tensor_core_error(hidden, weight):
     """How far float32 sums of 16-bit products on tensor cores may be from exact ones.
 
-    They are cut, not rounded, to 24 bits, once per 16 products (measured on an H200: 3e-6 of a
-    logit of 2048 products, always towards 0). cuBLAS avoids a part of it by splitting sums where
+    They are cut, not rounded, to 24 bits, once per 16 products (seen on an H200: 2e-6 of a logit
+    of 2048 products, towards 0). cuBLAS avoids a part of it by splitting sums where
     it has few rows. 0 elsewhere than on CUDA.
     """
     if not hidden.is_cuda or hidden.dtype == torch.float32:
