@@ -24,7 +24,7 @@ from typing import Literal
 
 from azr import __version__
 from azr.config import ConfigError, check_process
-from azr.machine import commit, processor
+from azr.run.machine import commit, processor
 from azr.streams import open_standard_streams
 
 Status = Literal["ok", "note", "missing", "broken"]

@@ -136,7 +136,7 @@ def memory_plan(
 
 
 def _optimizer_parts(config: Config, parameters: int) -> list[Part]:
-    """Returns gradients, moments and copies (see azr.optim)."""
+    """Returns gradients, moments and copies (see azr.learner.optim)."""
     option = "--optim.bf16-update stochastic"
     if config.run.dtype == "float32":
         gradient, moments, copies, option = 4, 8, 0, "--run.dtype bfloat16"

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from azr.checkpoint import (
+from azr.config import Config
+from azr.errors import RunError
+from azr.learner import scheduled_rate
+from azr.model.load import load_model, save_model
+from azr.run.checkpoint import (
     MARKER,
     MODEL_FILES,
     Checkpoint,
@@ -21,11 +25,7 @@ from azr.checkpoint import (
     find_damage,
     write_marked,
 )
-from azr.config import Config
-from azr.errors import RunError
-from azr.learner import scheduled_rate
-from azr.log import RunLog
-from azr.model.load import load_model, save_model
+from azr.run.log import RunLog
 from azr.start import DTYPES, Trainee, assemble
 from azr.tasks import Environment
 

@@ -13,6 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from azr.config import Config, ConfigError, load_toml
 from azr.keys import generator, make_key
 from azr.learner import Learner, micro_batches
+from azr.learner.packing import pack
+from azr.learner.warmup import format_warmup, warmup_samples
 from azr.memory import (
     GIB,
     PackedTokens,
@@ -34,13 +36,11 @@ from azr.model.load import (
     parameter_count,
     tiny_config,
 )
-from azr.packing import pack
 from azr.rollout import RolloutEngine
 from azr.selfplay import ROLES, SelfPlay, prompt_limit, response_tokens
 from azr.tasks import Environment
 from azr.tasks.envelope import CHAT, COMPACT, R1, TEXT_STYLES
 from azr.text import prompt_ids
-from azr.warmup import format_warmup, warmup_samples
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

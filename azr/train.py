@@ -28,9 +28,9 @@ from azr.config import (
     weak_signals,
 )
 from azr.errors import RunError
-from azr.stopping import StoppedEarly, StopRequest, leave
+from azr.run.stopping import StoppedEarly, StopRequest, leave
+from azr.run.watchdog import Watchdog
 from azr.streams import open_standard_streams
-from azr.watchdog import Watchdog
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 
@@ -77,14 +77,14 @@ def run(
         check_model_path(config.model.path)
     from azr import resume as resuming
     from azr import start
-    from azr.checkpoint import CheckpointWriter, load_newest
     from azr.errors import naming_disk_errors, naming_memory_errors
     from azr.evaluation import evaluate
     from azr.learner import TrainingDiverged
-    from azr.log import RunLog
-    from azr.log.dashboards import check_installed
     from azr.memory import give_back
     from azr.report import Refresher
+    from azr.run.checkpoint import CheckpointWriter, load_newest
+    from azr.run.dashboards import check_installed
+    from azr.run.log import RunLog
     from azr.selfplay import read_seeds
     from azr.tasks import check_family, load_environment
     from azr.text import renew_chat
@@ -314,8 +314,8 @@ def _dry_run(config: Config) -> int:
 
     check_model_path(config.model.path)
     from azr import start
-    from azr.log.dashboards import check_installed
     from azr.memory import by_phase, peak_bytes, readable
+    from azr.run.dashboards import check_installed
     from azr.tasks import load_environment
 
     check_installed(config)
@@ -371,7 +371,7 @@ def _resumable(command: CommandLine) -> Path | None:
     """Returns the run to go on with, None for a new one; refuses other options than its own."""
     if not command.resume:
         return None
-    from azr.log.run_dir import find_resumable
+    from azr.run.directory import find_resumable
 
     run_dir = find_resumable(command.resume, command.config)
     if run_dir:
@@ -381,7 +381,7 @@ def _resumable(command: CommandLine) -> Path | None:
 
 def _last_step(run_dir: Path) -> int:
     """Returns the step of the newest checkpoint that has its marker, -1 where there is none."""
-    from azr.checkpoint import newest_marked_step
+    from azr.run.checkpoint import newest_marked_step
 
     return newest_marked_step(run_dir)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from azr import checkpoint
-from azr.checkpoint import (
+from azr.errors import RunError
+from azr.run import checkpoint
+from azr.run.checkpoint import (
     MARKER,
     MODEL_FILES,
     CheckpointWriter,
@@ -24,7 +25,6 @@ from azr.checkpoint import (
     write_checkpoint,
     write_marked,
 )
-from azr.errors import RunError
 
 
 def write_model(folder):

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from azr.errors import RunError
 from azr.evaluation.table import make_console
-from azr.log.console import RunConsole
+from azr.run.console import RunConsole
 
 NAMES = ["runs/[x]/a", "runs/[/x]", "[bold]b[/bold]", ":smile:", "[link=file]", r"\[x]", "a\udcff"]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from azr.config import Config, ConfigError, LogConfig, RunConfig, parse_command_line
-from azr.log import RunLog, dashboards
-from azr.log.dashboards import Dashboards, check_installed
-from azr.log.metrics import read_metrics
+from azr.run.dashboards import Dashboards, check_installed
+from azr.run.log import RunLog, dashboards
+from azr.run.metrics import read_metrics
 from azr.train import main
 
 ROWS = {

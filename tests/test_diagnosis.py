@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from azr.diagnosis import _CHECKS, WINDOW, Diagnosis
+from azr.run.diagnosis import _CHECKS, WINDOW, Diagnosis
 
 HEALTHY = {
     "completions/clipped_ratio": 0.01,

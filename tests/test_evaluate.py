@@ -14,9 +14,9 @@ from azr.config import Config, PrimeConfig, TaskConfig, load_toml, parse_command
 from azr.evaluate import main
 from azr.evaluation import GradedTask, accuracies, grade_tasks
 from azr.evaluation.result import make_cells
-from azr.log.console import RunConsole
-from azr.log.metrics import read_metrics
 from azr.model.load import make_tokenizer
+from azr.run.console import RunConsole
+from azr.run.metrics import read_metrics
 from azr.tasks import Grade, load_environment
 from azr.tasks.environment import done
 from azr.train import run

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from azr.config import Config, ModelConfig, RolloutConfig, TaskConfig, WarmupConfig
-from azr.log.console import RunConsole
-from azr.log.first_samples import FEW, FirstSamples
-from azr.log.run_db import SampleRow
-from azr.log.stage import EVERY_S, Stage
+from azr.run.console import RunConsole
+from azr.run.db import SampleRow
+from azr.run.first_samples import FEW, FirstSamples
+from azr.run.stage import EVERY_S, Stage
 
 REAL = Config(
     model=ModelConfig(path="some/3b"),

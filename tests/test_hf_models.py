@@ -22,10 +22,10 @@ from transformers import (
 
 from azr.config import ConfigError, TaskConfig, load_toml, parse_command_line, preset_path
 from azr.evaluate import main as evaluate
-from azr.log.metrics import read_metrics
 from azr.memory import memory_plan, peak_bytes
 from azr.model.attention import arange_positions, head_weight, hidden_states
 from azr.model.load import load_architecture, load_model, load_tokenizer, pad_id, parameter_count
+from azr.run.metrics import read_metrics
 from azr.tasks import load_environment
 from azr.tasks.envelope import FRAME
 from azr.text import prompt_ids

@@ -13,24 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Four bands. A name stands for the module and everything below it.
 PURE = (
+    "azr.accuracy",
+    "azr.advantage",
     "azr.config",
+    "azr.errors",
     "azr.keys",
     "azr.modular",
-    "azr.modular_jit",
-    "azr.modular_kernels",
-    "azr.modular_simd",
-    "azr.sandbox",
-    "azr.tasks",
     "azr.reward",
-    "azr.advantage",
-    "azr.accuracy",
-    "azr.diagnosis",
-    "azr.errors",
-    "azr.stopping",
-    "azr.watchdog",
+    "azr.sandbox",
+    "azr.streams",
+    "azr.tasks",
 )
-DEVICE = ("azr.model", "azr.rollout", "azr.packing", "azr.learner", "azr.optim", "azr.warmup")
-SERVICES = ("azr.buffer", "azr.checkpoint", "azr.log")
+DEVICE = ("azr.learner", "azr.model", "azr.rollout")
+SERVICES = ("azr.buffer", "azr.run")
 JOINERS = ("azr.selfplay", "azr.start", "azr.resume", "azr.evaluation", "azr.train", "azr.evaluate")
 PROGRAMS = ("azr.train", "azr.evaluate", "azr.report", "azr.doctor")
 TENSORS = ("torch", "triton", "transformers", "tokenizers", "safetensors", "rlvr_kernels")
@@ -153,9 +148,9 @@ def test_imports_point_one_way():
         ("azr.advantage", "from azr import rollout", "azr.advantage imports azr.rollout"),
         ("azr.model.load", "from azr.tasks import prime", "azr.model.load imports azr.tasks.prime"),
         ("azr.rollout", "import azr.selfplay", "azr.rollout imports azr.selfplay"),
-        ("azr.learner", "from . import log", "azr.learner imports azr.log"),
+        ("azr.learner", "from . import run", "azr.learner imports azr.run"),
         ("azr.buffer", "from azr.model.load import x", "azr.buffer imports azr.model.load"),
-        ("azr.checkpoint", "import azr.learner", "azr.checkpoint imports azr.learner"),
+        ("azr.run.checkpoint", "import azr.learner", "azr.run.checkpoint imports azr.learner"),
         ("rlvr_kernels", "from azr.config import x", "rlvr_kernels imports azr.config"),
         ("rlvr_kernels.loss", "import numba", "rlvr_kernels.loss imports numba"),
         ("azr.selfplay", "from azr.train import run", "azr.selfplay imports azr.train"),
@@ -164,7 +159,7 @@ def test_imports_point_one_way():
 )
 def test_wrong_edges_are_found(module, source, complaint):
     packages = {"azr", "azr.tasks", "azr.model", "azr.rollout", "rlvr_kernels"}
-    others = ("azr.tasks.prime", "azr.model.load", "azr.buffer", "azr.log", "azr.train")
+    others = ("azr.tasks.prime", "azr.model.load", "azr.buffer", "azr.run", "azr.train")
     sources = {name: (name in packages, "") for name in (*packages, *others)}
     sources[module] = (module in packages, source)
     found = wrong_edges(edges(sources))
@@ -176,14 +171,14 @@ def test_wrong_edges_are_found(module, source, complaint):
     [
         ("azr.advantage", "import torch\nfrom rlvr_kernels import group_normalize"),
         ("azr.tasks.prime", "import numpy\nfrom azr import modular\nfrom .records import Task"),
-        ("azr.selfplay", "from azr import tasks, model, rollout, buffer, log"),
+        ("azr.selfplay", "from azr import tasks, model, rollout, buffer, run"),
         ("azr.evaluate", "from azr.train import run"),
         ("azr.modelling", "import azr.tasks"),
         ("rlvr_kernels.loss", "import torch\nfrom . import reference"),
     ],
 )
 def test_right_edges_pass(module, source):
-    known = ("azr.modular", "azr.tasks", "azr.model", "azr.rollout", "azr.buffer", "azr.log")
+    known = ("azr.modular", "azr.tasks", "azr.model", "azr.rollout", "azr.buffer", "azr.run")
     sources = {name: (False, "") for name in known}
     assert wrong_edges(edges(sources | {module: (False, source)})) == []
 
@@ -291,7 +286,7 @@ def test_device_code_needs_nothing_of_the_command_line():
 import sys
 for name in ("tyro", "rich", "matplotlib", "mccabe", "gmpy2", "hypothesis"):
     sys.modules[name] = None
-import azr.rollout, azr.learner, azr.optim, azr.packing, rlvr_kernels
+import azr.rollout, azr.learner, azr.learner.optim, azr.learner.packing, rlvr_kernels
 from azr.config import Config, ConfigError, parse_command_line
 assert Config().run.seed == 0
 try:

@@ -20,7 +20,6 @@ from azr.config import (
     RunConfig,
 )
 from azr.learner import Experience, Learner
-from azr.log.run_log import process_metrics
 from azr.memory import (
     GIB,
     Part,
@@ -36,6 +35,7 @@ from azr.model.attention.sdpa import Sdpa
 from azr.model.load import parameter_count, save_model
 from azr.rollout.cache import Geometry
 from azr.rollout.dense import DenseCache
+from azr.run.log import process_metrics
 from azr.start import check_rate
 
 CONTEXT = 30

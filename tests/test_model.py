@@ -31,6 +31,8 @@ from transformers import (
 
 from azr.config import ConfigError, ModelConfig, OptimConfig, TaskConfig, WarmupConfig
 from azr.keys import generator
+from azr.learner.optim import AdamW
+from azr.learner.warmup import format_warmup
 from azr.model.attention import arange_positions, head_weight, hidden_states, use_azr_attention
 from azr.model.load import (
     ALIGNMENT,
@@ -44,9 +46,7 @@ from azr.model.load import (
     save_model,
     tiny_config,
 )
-from azr.optim import AdamW
 from azr.tasks.prime import PrimeEnvironment
-from azr.warmup import format_warmup
 
 SMALL = ModelConfig(hidden=32, layers=2, heads=4, kv_heads=2, ffn=48)
 WORDS = ("P", "S", "=", ";", *map(str, range(12)))

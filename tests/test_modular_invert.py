@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from azr import modular
-from azr import modular_kernels as kernels
-from azr import modular_simd as simd
+from azr.modular import kernels as kernels
+from azr.modular import simd as simd
 
 PATHS = {
     "small": (simd.invert_small, np.int32, 2**22),

@@ -19,133 +19,133 @@ INVERT, VERIFY, PRIMES, SAMPLE = (
 # name: (file, text, its replacement, tests, choice of tests)
 MUTATIONS = {
     "drop the guard against a zero divisor": (
-        "modular_simd.py",
+        "modular/simd.py",
         'builder.fcmp_ordered("!=", small, zero), quotient, zero)',
         'builder.fcmp_ordered("!=", small, zero), quotient, quotient)',
         INVERT,
         "below_1024 and small",
     ),
     "drop the guard against a large common factor": (
-        "modular_simd.py",
+        "modular/simd.py",
         'return builder.and_(is_large, builder.fcmp_ordered("!=", b, zero))',
         "return is_large",
         INVERT,
         "common_factor",
     ),
     "drop the test that the gcd is 1": (
-        "modular_simd.py",
+        "modular/simd.py",
         "np.int32(y if abs(a[i]) == one else zero)",
         "np.int32(y)",
         INVERT,
         "below_1024 and small",
     ),
     "round the quotient down": (
-        "modular_simd.py",
+        "modular/simd.py",
         'f"llvm.rint.v{element.count}f{bits}"',
         'f"llvm.floor.v{element.count}f{bits}"',
         INVERT,
         "loops_step",
     ),
     "raise the float32 limit": (
-        "modular_simd.py",
+        "modular/simd.py",
         "SMALL_LIMIT = 2**22",
         "SMALL_LIMIT = 2**26",
         INVERT,
         "adversarial",
     ),
     "raise the float32 limit by one bit": (
-        "modular_simd.py",
+        "modular/simd.py",
         "SMALL_LIMIT = 2**22",
         "SMALL_LIMIT = 2**23",
         INVERT,
         "dispatch",
     ),
     "raise the float64 limit": (
-        "modular_simd.py",
+        "modular/simd.py",
         "MEDIUM_LIMIT = 2**50",
         "MEDIUM_LIMIT = 2**54",
         INVERT,
         "adversarial",
     ),
     "fastmath in the SIMD loops": (
-        "modular_simd.py",
+        "modular/simd.py",
         'error_model="numpy")',
         'error_model="numpy", fastmath=True)',
         INVERT,
         "fastmath",
     ),
     "fastmath in the plain loops": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         'error_model="numpy")',
         'error_model="numpy", fastmath=True)',
         INVERT,
         "fastmath",
     ),
     "remove base 2": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "[2, 7, 61]",
         "[7, 61]",
         PRIMES,
         "pseudoprimes",
     ),
     "remove base 7": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "[2, 7, 61]",
         "[2, 61]",
         PRIMES,
         "pseudoprimes",
     ),
     "remove base 61": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "[2, 7, 61]",
         "[2, 7]",
         PRIMES,
         "pseudoprimes",
     ),
     "remove a base of the 64-bit test": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "9780504, 1795265022]",
         "9780504]",
         PRIMES,
         "published_ones",
     ),
     "accept 1 at an even exponent": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "is_one = is_odd &",
         "is_one = is_in_reach &",
         PRIMES,
         "pseudoprimes",
     ),
     "drop the range of an answer": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "is_odd = (min(x, y) < 1.0) | (max(x, y) >= m)",
         "is_odd = min(x, y) < 1.0",
         VERIFY,
         "small_row",
     ),
     "accept any answer above 2**60": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "return mul_high(low * inverse_of_odd(p), p) == high",
         "return mul_high(low * inverse_of_odd(p), p) == high or p > U64(2**60)",
         VERIFY,
         "limits",
     ),
     "never test p for primality": (
-        "modular.py",
+        "modular/__init__.py",
         "status[divides[~is_prime(flat_p[divides])]] = NOT_PRIME",
         "divides",
         VERIFY,
         "answer_p",
     ),
     "keep the surplus words": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "while low < threshold:",
         "while low < U64(0):",
         SAMPLE,
         "surplus",
     ),
     "take the next prime of a random number": (
-        "modular_kernels.py",
+        "modular/kernels.py",
         "        word = mix(word + GOLDEN)\n\n\n@jit\ndef draw_listed",
         "        low = span = candidate\n        first_odd = candidate + U64(2)\n"
         "        span = U64(1)\n\n\n@jit\ndef draw_listed",
@@ -179,9 +179,8 @@ def run_tests(folder: Path, tests: str, choice: str, is_endless: bool = False) -
 def copy_of_the_product(folder: Path) -> None:
     (folder / "azr").mkdir()
     shutil.copy(ROOT / "azr" / "__init__.py", folder / "azr")
+    shutil.copytree(ROOT / "azr" / "modular", folder / "azr" / "modular")
     (folder / "tests").mkdir()
-    for source in ROOT.glob("azr/modular*.py"):
-        shutil.copy(source, folder / "azr")
     for source in ROOT.glob("tests/test_modular_*.py"):
         shutil.copy(source, folder / "tests")
     (folder / "pytest.ini").write_text("[pytest]\npythonpath = .\nmarkers =\n    soak: long\n")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from azr import modular
-from azr import modular_kernels as kernels
+from azr.modular import kernels as kernels
 
 
 def plain_sieve(limit):

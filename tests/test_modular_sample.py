@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from azr import modular
-from azr import modular_kernels as kernels
+from azr.modular import kernels as kernels
 
 BOUNDS = [2, 3, 13, 2**16, 2**22, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**50, 2**61, modular.MAX_P]
 

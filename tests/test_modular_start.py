@@ -13,7 +13,7 @@ import numba
 import pytest
 from numba.core.caching import IndexDataCacheFile
 
-from azr import modular_jit
+from azr.modular import jit as modular_jit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,11 +38,11 @@ def test_a_second_process_starts_within_a_second_and_loads_nothing_else():
         assert done.returncode == 0, done.stderr
     seconds, loaded = done.stdout.splitlines()
     assert float(seconds) < 1.0
-    assert loaded == "azr azr.modular azr.modular_jit azr.modular_kernels azr.modular_simd"
+    assert loaded == "azr azr.modular azr.modular.jit azr.modular.kernels azr.modular.simd"
 
 
 FUNCTION = """
-from azr.modular_jit import jit
+from azr.modular.jit import jit
 
 @jit
 def square(x):

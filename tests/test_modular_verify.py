@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from azr import modular
-from azr import modular_kernels as kernels
 from azr.modular import BAD_PROBLEM, NOT_PRIME, OK, OUT_OF_RANGE, UNPARSABLE, WRONG
+from azr.modular import kernels as kernels
 
 
 def expected_pair(p, known, answer):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from azr.config import OptimConfig
-from azr.optim import MasterAdamW, StochasticAdamW, make_optimizer, round_stochastic_
+from azr.learner.optim import MasterAdamW, StochasticAdamW, make_optimizer, round_stochastic_
 
 CONFIG = OptimConfig(lr=1e-6, weight_decay=0.0, grad_clip=1.0)
 MODES = ("master", "stochastic")
@@ -176,7 +176,7 @@ def test_the_noise_of_rounding_depends_on_seed_and_update():
 
 def test_chunks_change_nothing_but_the_noise(monkeypatch):
     """A tensor larger than one chunk is updated whole."""
-    monkeypatch.setattr("azr.optim.CHUNK", 100)
+    monkeypatch.setattr("azr.learner.optim.CHUNK", 100)
     model = bf16_model()
     start = [p.detach().clone() for p in model.parameters()]
     optimizer = StochasticAdamW(model, replace(CONFIG, lr=1e-1), 0)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from azr.packing import pack, token_tree
+from azr.learner.packing import pack, token_tree
 
 ids = st.integers(0, 3)  # few, so that beginnings are shared
 sequences = st.lists(st.lists(ids, min_size=1, max_size=6).map(tuple), min_size=1, max_size=12)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from azr.config import TaskConfig, parse_command_line
 from azr.evaluate import main as evaluate_main
 from azr.keys import generator
-from azr.log.metrics import read_metrics
+from azr.run.metrics import read_metrics
 from azr.sandbox import SandboxError
 from azr.selfplay.seeding import read_seeds
 from azr.tasks import load_environment

@@ -7,7 +7,7 @@ import torch
 from models import FAMILIES, azr_model, plain_model
 from test_learner import LOSS, OPTIM, Recorder, make_batch, make_learner
 
-from azr.model.recompute import recomputing
+from azr.learner.recompute import recomputing
 
 SIZES = dict(vocab=13, hidden_size=16, num_hidden_layers=3, intermediate_size=16)
 

@@ -16,8 +16,6 @@ import pytest
 from test_series import folded
 
 from azr.config import Config, ConfigError, LogConfig, TaskConfig, to_toml
-from azr.log.metrics import MetricsLog
-from azr.log.run_db import RunDb, SampleRow
 from azr.report import Refresher, write_report
 from azr.report.__main__ import main
 from azr.report.chart import Line, draw_histogram, draw_lines
@@ -25,7 +23,9 @@ from azr.report.record import read_run
 from azr.report.samples import SCANNED, SHOWN, TEXT_CHARS, read_samples
 from azr.report.summary import headline, judge
 from azr.report.words import duration, number, percent
-from azr.series import POINTS
+from azr.run.db import RunDb, SampleRow
+from azr.run.metrics import MetricsLog
+from azr.run.series import POINTS
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.errors='pwned'</script>",

@@ -18,12 +18,12 @@ import torch
 from models import plain_model
 from safetensors.torch import load_file
 
-from azr.checkpoint import MARKER, load_newest
 from azr.config import Config, ConfigError, load_toml, parse_command_line
 from azr.errors import RunError
-from azr.log.metrics import read_metrics
 from azr.model.load import ALIGNMENT
 from azr.resume import describe_rate, restore, settle_schedule, snapshot
+from azr.run.checkpoint import MARKER, load_newest
+from azr.run.metrics import read_metrics
 from azr.tasks import load_environment
 from azr.train import main, run
 
@@ -65,7 +65,7 @@ class StopAfter:
 def no_picture():
     """Runs of this process draw no learning curve, which takes half a second; the others do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("azr.log.run_log.plot_learning_curve", lambda run_dir, *_: run_dir / "none")
+        patch.setattr("azr.run.log.plot_learning_curve", lambda run_dir, *_: run_dir / "none")
         yield
 
 
@@ -303,7 +303,7 @@ def test_a_record_that_is_gone_is_named_and_the_run_goes_on(stopped, tmp_path):
 
 
 def test_a_lock_that_stays_ends_the_run_saved(stopped, tmp_path, monkeypatch):
-    from azr.log import run_db
+    from azr.run import db as run_db
 
     def lock(self, *arguments):
         if not others:
@@ -349,7 +349,7 @@ def test_a_directory_that_cannot_be_written_is_named_in_one_line(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     run_dir = stopped(tmp_path, 4)
-    monkeypatch.setattr("azr.log.run_dir.open", refuse, raising=False)
+    monkeypatch.setattr("azr.run.directory.open", refuse, raising=False)
     assert main(["--resume", str(run_dir)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "lock: Read-only file system; see that it can be written" in line
@@ -537,7 +537,7 @@ def test_a_run_killed_at_thirty_moments_goes_on_bit_for_bit(whole, tmp_path):
 FULL_DISK = """
 import resource
 from azr.train import main
-import azr.checkpoint as checkpoint
+import azr.run.checkpoint as checkpoint
 write = checkpoint._write_all
 def limited(*arguments):
     # As if the disk were full: no file can grow beyond 64 KiB from the first save on.
@@ -604,7 +604,7 @@ def test_a_curve_that_cannot_be_drawn_is_a_warning(stopped, tmp_path, monkeypatc
     def no_room(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("azr.log.run_log.plot_learning_curve", no_room)
+    monkeypatch.setattr("azr.run.log.plot_learning_curve", no_room)
     assert run(config(tmp_path), resume=run_dir).step == 6
     assert "learning_curve.png was not drawn (OSError" in (run_dir / "log.txt").read_text()
 
@@ -613,7 +613,7 @@ def test_saving_does_not_stop_training_for_longer_than_copying(tmp_path, monkeyp
     """Steps go on while the disk is slow, until the next save is due."""
     import threading
 
-    import azr.checkpoint as checkpoint
+    import azr.run.checkpoint as checkpoint
 
     gate, seen = threading.Event(), []
     real = checkpoint.write_checkpoint

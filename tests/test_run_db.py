@@ -7,8 +7,8 @@ from contextlib import closing
 import pytest
 
 from azr.errors import RunError
-from azr.log import run_db
-from azr.log.run_db import RunDb, SampleRow
+from azr.run import db as run_db
+from azr.run.db import RunDb, SampleRow
 
 
 @pytest.fixture(autouse=True)

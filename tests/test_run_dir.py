@@ -10,11 +10,11 @@ from pathlib import Path
 import processes
 import pytest
 
-from azr.checkpoint import MARKER, checkpoint_path
 from azr.config import Config, ConfigError, RunConfig, parse_command_line, to_toml
-from azr.files import write_whole
-from azr.log import run_dir
-from azr.log.run_dir import RunLock, create_run_dir, find_resumable
+from azr.run import directory as run_dir
+from azr.run.checkpoint import MARKER, checkpoint_path
+from azr.run.directory import RunLock, create_run_dir, find_resumable
+from azr.run.files import write_whole
 
 MARKS = '{"hf/config.json": [], "hf/model.safetensors": [], "train_state.safetensors": [], '
 MARKS += '"state.json": []}'
@@ -85,7 +85,7 @@ def test_no_option_holds_what_config_toml_cannot(flag):
 
 START_SOME = """
 from azr.config import Config, RunConfig
-from azr.log.run_dir import create_run_dir
+from azr.run.directory import create_run_dir
 config = Config(run=RunConfig(root=sys.argv[1], name="exp"))
 print(*[create_run_dir(config).name for _ in range(150)])
 """

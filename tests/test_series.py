@@ -8,8 +8,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from azr.log.metrics import MetricsLog, read_metrics
-from azr.series import FOLDED, LONGEST, POINTS, Fold, Series, read_fold
+from azr.run.metrics import MetricsLog, read_metrics
+from azr.run.series import FOLDED, LONGEST, POINTS, Fold, Series, read_fold
 
 
 def rows(steps, seed=0):

@@ -9,7 +9,7 @@ from models import azr_model, plain_model
 
 from azr.config import LossConfig, OptimConfig
 from azr.learner import Experience, Learner
-from azr.packing import pack
+from azr.learner.packing import pack
 from azr.rollout import Request, RolloutEngine, Sampling
 
 PLAIN = plain_model(hidden_size=16, num_hidden_layers=1, intermediate_size=16)

@@ -11,7 +11,7 @@ import pytest
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 PROGRAM = """
 import hashlib, signal, sys, time
-from azr.stopping import StoppedEarly, StopRequest
+from azr.run.stopping import StoppedEarly, StopRequest
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 {before}
 with StopRequest() as stop:
@@ -94,7 +94,7 @@ def test_a_run_under_nohup_outlives_its_terminal():
 def test_handlers_are_put_back():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
-    from azr.stopping import StopRequest
+    from azr.run.stopping import StopRequest
 
     with StopRequest() as stop:
         assert [signal.getsignal(number) for number in numbers] != before

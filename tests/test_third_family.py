@@ -9,7 +9,7 @@ import numpy as np
 import processes
 import pytest
 
-from azr.log.metrics import read_metrics
+from azr.run.metrics import read_metrics
 from azr.tasks import Answer, Proposal, Task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from azr.config import ConfigError, load_toml, parse_command_line
-from azr.log.metrics import read_metrics
+from azr.run.metrics import read_metrics
 from azr.train import main, run
 
 FAST = [
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_picture(finished, monkeypatch):
     """The finished run draws its learning curve, which takes half a second; the others do not."""
-    monkeypatch.setattr("azr.log.run_log.plot_learning_curve", lambda folder, *_: folder / "none")
+    monkeypatch.setattr("azr.run.log.plot_learning_curve", lambda folder, *_: folder / "none")
 
 
 def comparable(run_dir):

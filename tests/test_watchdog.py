@@ -3,7 +3,7 @@
 import threading
 import time
 
-from azr.watchdog import Watchdog
+from azr.run.watchdog import Watchdog
 
 BUSY = """
 def busy(n):

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from azr.checkpoint import MARKER, MODEL_FILES, find_damage, find_newest, is_step, step_of
 from azr.config import Config, ConfigError, load_toml
 from azr.resume import START
+from azr.run.checkpoint import MARKER, MODEL_FILES, find_damage, find_newest, is_step, step_of
 
 
 @dataclass(frozen=True, slots=True)

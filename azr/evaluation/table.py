@@ -14,7 +14,7 @@ from azr.accuracy import with_interval
 from azr.config import ConfigError
 from azr.evaluation.result import Cell
 from azr.evaluation.subject import Subject
-from azr.files import beside, write_whole
+from azr.run.files import beside, write_whole
 
 PLAIN_WIDTH = 120
 """Columns where there is no terminal to ask."""

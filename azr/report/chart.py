@@ -14,7 +14,7 @@ from typing import Literal
 
 from azr.accuracy import Interval
 from azr.report.words import number, percent
-from azr.series import Series
+from azr.run.series import Series
 
 WIDTH, HEIGHT = 360, 214
 LEFT, TOP, BOTTOM = 40, 12, 28

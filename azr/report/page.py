@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from azr.files import write_whole
 from azr.report.board import Board
 from azr.report.record import RunRecord, read_run
 from azr.report.samples import SampleBook
 from azr.report.sections import sections
 from azr.report.summary import cards, headline
 from azr.report.words import duration
+from azr.run.files import write_whole
 
 NAME = "report.html"
 SHARE = 0.01

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from azr.config import Config, ConfigError, load_toml, preset_path, to_toml, utf8_text
 from azr.report.samples import SampleBook, read_samples
-from azr.series import (
+from azr.run.series import (
     NAMED,
     Fold,
     Series,

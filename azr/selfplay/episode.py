@@ -6,9 +6,9 @@ from typing import Literal
 from azr.advantage import CellStatistics
 from azr.buffer import Entry
 from azr.learner import Experience
-from azr.log.run_db import SampleRow
 from azr.reward import Novelty
 from azr.rollout import Sample
+from azr.run.db import SampleRow
 from azr.tasks import Grade, Task, Traits, Verdict
 
 Role = Literal["propose", "solve"]

@@ -18,9 +18,9 @@ from azr.advantage import CellStatistics, task_relative_advantages
 from azr.buffer import Entry, TaskBuffer
 from azr.config import Config
 from azr.keys import generator, make_key
-from azr.log.run_db import SampleRow
 from azr.reward import proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
+from azr.run.db import SampleRow
 from azr.selfplay.diversity import describe_proposals
 from azr.selfplay.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics

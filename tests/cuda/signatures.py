@@ -88,7 +88,7 @@ CALLS = (
     Call("torch.cuda.memory.mem_get_info"),
     Call("torch.cuda.memory.memory_allocated", 1),
     Call("torch.cuda.memory.memory_reserved", 1),
-    # azr.learner, azr.optim, azr.resume
+    # azr.learner, azr.learner.optim, azr.resume
     method("torch.optim.adamw.AdamW.__init__", 1, "lr", "betas", "weight_decay", "fused"),
     Call("torch.nn.utils.clip_grad.clip_grad_norm_", 2),
     Call("aten::linalg_vector_norm", 1, ("dtype",)),
@@ -96,7 +96,7 @@ CALLS = (
     Call("aten::_foreach_copy_", 2),
     Call("torch.cuda.random.get_rng_state"),
     Call("torch.cuda.random.set_rng_state", 1),
-    # azr.doctor, azr.machine, azr.train
+    # azr.doctor, azr.run.machine, azr.train
     *(Call(f"torch.cuda.{name}") for name in ("is_available", "device_count", "current_device")),
     *(
         Call(f"torch.cuda.get_device_{name}", 1)

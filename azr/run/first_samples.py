@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from azr.config import Config
-from azr.log.run_db import SampleRow
+from azr.run.db import SampleRow
 
 FEW = 16
 """So many samples that are all of no use are enough for a warning; fewer in FIRST_STEPS are."""

@@ -41,7 +41,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from azr.modular_jit import jit
+from azr.modular.jit import jit
 
 SMALL_LIMIT = 2**22
 """`invert_small` is proved for p below this."""

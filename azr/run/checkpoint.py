@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from azr.errors import RunError, naming_disk_errors
-from azr.json_parts import json_parts
+from azr.run.json_parts import json_parts
 
 MARKER = "COMPLETE"
 MODEL_FILES = ("hf/config.json",)

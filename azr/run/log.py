@@ -12,19 +12,19 @@ from pathlib import Path
 from azr import __version__
 from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
-from azr.diagnosis import Diagnosis
 from azr.errors import naming_disk_errors
-from azr.files import write_whole
-from azr.log.console import RunConsole
-from azr.log.curves import plot_learning_curve
-from azr.log.dashboards import Dashboards
-from azr.log.first_samples import FIRST_STEPS, FirstSamples
-from azr.log.metrics import MetricsLog
-from azr.log.run_db import RunDb, SampleRow
-from azr.log.run_dir import RunLock, create_run_dir, write_json
-from azr.log.stage import Stage
-from azr.machine import describe_machine
 from azr.memory import GIB, Part, peak_bytes, resident_bytes
+from azr.run.console import RunConsole
+from azr.run.curves import plot_learning_curve
+from azr.run.dashboards import Dashboards
+from azr.run.db import RunDb, SampleRow
+from azr.run.diagnosis import Diagnosis
+from azr.run.directory import RunLock, create_run_dir, write_json
+from azr.run.files import write_whole
+from azr.run.first_samples import FIRST_STEPS, FirstSamples
+from azr.run.machine import describe_machine
+from azr.run.metrics import MetricsLog
+from azr.run.stage import Stage
 from azr.streams import take_losses
 
 Accuracies = Mapping[tuple[str, str], Accuracy]

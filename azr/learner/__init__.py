@@ -1,6 +1,6 @@
 """The update: completions and advantages in, one or several optimiser steps out.
 
-Samples are packed without padding, and what they share runs through the model once (azr.packing);
+Samples are packed without padding, and what they share runs through the model once (see packing);
 the loss still counts every sample.
 """
 
@@ -17,6 +17,9 @@ from transformers import PreTrainedModel
 from azr.config import LossConfig, OptimConfig
 from azr.errors import RunError
 from azr.keys import generator
+from azr.learner.optim import make_optimizer
+from azr.learner.packing import Packed, pack
+from azr.learner.recompute import recomputing
 from azr.model.attention import (
     Backend,
     PackedAttend,
@@ -25,9 +28,6 @@ from azr.model.attention import (
     head_weight,
     hidden_states,
 )
-from azr.model.recompute import recomputing
-from azr.optim import make_optimizer
-from azr.packing import Packed, pack
 from azr.rollout.cache import Geometry
 
 

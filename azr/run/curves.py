@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from azr.series import Series, read_fold
+from azr.run.series import Series, read_fold
 
 COLOURS = ("#3366cc", "#dc6b1f", "#2e9e5b", "#8e44ad", "#b03a48", "#4d8a99")
 

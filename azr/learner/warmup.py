@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import OptimConfig, WarmupConfig
 from azr.learner import Experience, micro_batches, response_logprobs
+from azr.learner.optim import make_optimizer
+from azr.learner.packing import pack
+from azr.learner.recompute import recomputing
 from azr.model.attention import choose, head_weight
-from azr.model.recompute import recomputing
-from azr.optim import make_optimizer
-from azr.packing import pack
 from azr.rollout.cache import Geometry
 
 RAMP_STEPS = 20

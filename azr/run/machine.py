@@ -37,7 +37,7 @@ def describe_machine() -> dict:
 
 def commit() -> str:
     """Returns the commit of the checkout this runs from, "+" where it was changed, or ""."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return ""
     try:

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.live import Live
 from rich.text import Text
 
-from azr.log.console import RunConsole
+from azr.run.console import RunConsole
 
 EVERY_S = 1.5
 """Between two lines where they cannot be redrawn; a torch call may hold up the next one a while."""

@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from azr.modular_jit import jit
+from azr.modular.jit import jit
 
 U64 = np.uint64
 

@@ -26,8 +26,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from azr import modular_kernels as kernels
-from azr import modular_simd as simd
+from azr.modular import kernels, simd
 
 __all__ = [
     "BAD_PROBLEM",

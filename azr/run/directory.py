@@ -9,9 +9,9 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from azr.checkpoint import newest_marked_step, remove_tree
 from azr.config import Config, ConfigError, load_toml, to_toml
-from azr.files import write_whole
+from azr.run.checkpoint import newest_marked_step, remove_tree
+from azr.run.files import write_whole
 
 
 def create_run_dir(config: Config) -> Path:

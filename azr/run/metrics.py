@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from azr.errors import naming_disk_errors
-from azr.series import Fold, Line, read_fold, read_lines
+from azr.run.series import Fold, Line, read_fold, read_lines
 
 
 class MetricsLog:

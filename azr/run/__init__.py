@@ -1,0 +1,1 @@
+"""What a run leaves, shows and heeds: its directory, log, checkpoints, signals and diagnosis."""
