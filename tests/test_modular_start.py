@@ -117,10 +117,11 @@ def test_a_full_disk_costs_the_time_alone(cache, tmp_path, monkeypatch):
 @pytest.mark.parametrize("setting", ["HOME", "NUMBA_CACHE_DIR"])
 def test_where_no_folder_can_be_written_it_compiles_and_says_so(setting, tmp_path):
     folder = tmp_path / "installed" / "azr"
-    folder.mkdir(parents=True)
-    for source in [ROOT / "azr" / "__init__.py", *ROOT.glob("azr/modular*.py")]:
-        shutil.copy(source, folder)
-    (folder / "__pycache__").write_text("as a folder of another user: it cannot be written")
+    no_caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "azr" / "modular", folder / "modular", ignore=no_caches)
+    shutil.copy(ROOT / "azr" / "__init__.py", folder)
+    for package in (folder, folder / "modular"):
+        (package / "__pycache__").write_text("another user's folder: it cannot be written")
     program = "from azr import modular; print(modular.verify_y([7, 7], 3, [5, 4]))"
     settings = {"HOME": str(folder / "__init__.py"), setting: str(folder / "__init__.py")}
     done = subprocess.run(
