@@ -1,10 +1,14 @@
-"""Errors of a run that has started: one line that names the thing and what to do."""
+"""Errors that end a run or keep it from starting: one line that names the thing and what to do."""
 
 import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field, the value and the fix."""
 
 
 class RunError(RuntimeError):

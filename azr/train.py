@@ -123,7 +123,7 @@ def run(
             resumed=resume,
             state=checkpoint.state["log"] if checkpoint else None,
         )
-    watchdog = Watchdog(log.run_dir / "stacks.txt", config.run.watchdog_s)
+    watchdog = Watchdog(log.run_dir / "stacks.txt")
     refresh = Refresher(log.run_dir, log.keep_series, started)
     step = checkpoint.step if checkpoint else 0
     writer = CheckpointWriter(

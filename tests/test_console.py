@@ -11,7 +11,7 @@ NAMES = ["runs/[x]/a", "runs/[/x]", "[bold]b[/bold]", ":smile:", "[link=file]", 
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):
-    console = RunConsole(tmp_path / "log.txt", plain=True, every=1)
+    console = RunConsole(tmp_path / "log.txt", every=1)
     table = Table("column", title="[x] title")
     for name in NAMES[:-1]:
         table.add_row(name)
@@ -35,7 +35,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):
 
 def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(tmp_path):
     (tmp_path / "log.txt").symlink_to("/dev/full")
-    console = RunConsole(tmp_path / "log.txt", plain=True, every=1)
+    console = RunConsole(tmp_path / "log.txt", every=1)
     with pytest.raises(
         RunError, match="cannot write .*log.txt: No space left on device; free some"
     ):

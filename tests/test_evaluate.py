@@ -25,7 +25,7 @@ TYPES = ("deduction", "abduction", "induction")
 FAST = [
     "--steps", "6", "--warmup.steps", "40", "--selfplay.proposals-per-type", "6",
     "--selfplay.solver-tasks-per-type", "16", "--selfplay.seed-tasks", "8", "--eval.every", "3",
-    "--eval.samples", "3", "--task.prime.max-p", "13", "--log.plain", "True", "--save.every", "3",
+    "--eval.samples", "3", "--task.prime.max-p", "13", "--save.every", "3",
     "--optim.lr", "3e-3", "--log.samples", "False",
 ]  # fmt: skip
 

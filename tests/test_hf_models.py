@@ -42,7 +42,7 @@ FLAGS = [
     "--warmup.lr", "1e-2", "--selfplay.proposals-per-type", "6", "--selfplay.estimate-samples",
     "2", "--selfplay.solver-tasks-per-type", "8", "--selfplay.seed-tasks", "4",
     "--selfplay.seed-rounds", "1", "--eval.every", "20", "--eval.samples", "1", "--optim.lr",
-    "5e-4", "--loss.kl", "none", "--loss.kl-coef", "0", "--log.plain", "True",
+    "5e-4", "--loss.kl", "none", "--loss.kl-coef", "0",
 ]  # fmt: skip
 
 

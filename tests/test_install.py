@@ -58,7 +58,7 @@ def environment(folder: Path) -> tuple[Path, Path]:
 
 
 def test_the_presets_stand_inside_an_installed_package(tmp_path):
-    copy_tree(tmp_path, ("azr/__init__.py", "azr/config.py"))
+    copy_tree(tmp_path, ("azr/__init__.py", "azr/errors.py", "azr/config"))
     shutil.copytree(ROOT / "configs", tmp_path / "azr" / "configs")
     code = (
         "from azr.config import *; c = parse_command_line([]); print(c.preset); preset_path('no')"

@@ -477,8 +477,9 @@ def poison_gradient(learner, value):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["advantage", "gradient"])
-def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(where, value):
-    learner = make_learner(optim=replace(OPTIM, max_bad_updates=3))
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(where, value, monkeypatch):
+    monkeypatch.setattr("azr.learner.MAX_BAD_UPDATES", 3)
+    learner = make_learner()
     good = make_batch()
     assert learner.update(good, 1)["policy/skipped_updates"] == 0
     before = state_of(learner)
@@ -495,7 +496,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(where, valu
     heal()
     # A good update goes on as if nothing had happened, and the row of bad ones is broken.
     assert learner.update(good, 4)["policy/skipped_updates"] == 2
-    twin = make_learner(optim=replace(OPTIM, max_bad_updates=3))
+    twin = make_learner()
     for step in (1, 4):
         twin.update(good, step)
     assert_same_state(state_of(twin), state_of(learner))
@@ -503,9 +504,8 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(where, valu
     before = state_of(learner)
     learner.update(good, 5)
     learner.update(good, 6)
-    with pytest.raises(TrainingDiverged, match="3 updates in a row .* --optim.lr 0.01") as caught:
+    with pytest.raises(TrainingDiverged, match="3 updates in a row .* --optim.lr 0.01"):
         learner.update(good, 7)
-    assert "--optim.max-bad-updates" in str(caught.value)
     assert learner.skipped_updates == 5
     assert_same_state(before, state_of(learner))
 

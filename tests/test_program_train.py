@@ -30,7 +30,7 @@ CPU = [
     "--config", "cpu-program.toml", "--warmup.batch-size", "64", "--warmup.steps", "70",
     "--selfplay.seed-tasks", "48", "--selfplay.seed-rounds", "6",
     "--selfplay.proposals-per-type", "12", "--selfplay.solver-tasks-per-type", "16",
-    "--eval.every", "20", "--eval.samples", "1", "--log.plain", "True",
+    "--eval.every", "20", "--eval.samples", "1",
 ]  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_without_a_sandbox_both_commands_say_so_and_write_nothing(
 @pytest.mark.soak
 def test_twenty_steps_of_the_whole_preset_have_no_failure(tmp_path):
     flags = ["--config", "cpu-program.toml", "--steps", "20", "--run.root", str(tmp_path)]
-    summary = run(parse_command_line([*flags, "--log.plain", "True"]).config)
+    summary = run(parse_command_line(flags).config)
     rows = [r for r in read_metrics(summary.run_dir / "metrics.jsonl") if r["step"] > 0]
     assert rows[-1]["sandbox/failures_total"] == 0
     assert sum(row["sandbox/disagreements"] for row in rows) == 0
@@ -133,7 +133,7 @@ def test_twenty_steps_of_the_whole_preset_have_no_failure(tmp_path):
 @pytest.mark.soak
 def test_two_thousand_steps_of_the_preset_hold_level_memory(tmp_path):
     flags = ["--config", "cpu-program.toml", "--steps", "2000", "--run.root", str(tmp_path)]
-    summary = run(parse_command_line([*flags, "--log.plain", "True"]).config)
+    summary = run(parse_command_line(flags).config)
     rows = read_metrics(summary.run_dir / "metrics.jsonl")[1:]
     # The buffers fill meanwhile. Of each 100 steps the most, as a save may take and give back.
     mib = [1024 * row["perf/host_rss_gib"] for row in rows]
@@ -161,7 +161,6 @@ def chat(few_eval_tasks, tmp_path_factory):
         "--selfplay.estimate-samples", "2", "--selfplay.solver-tasks-per-type", "8",
         "--selfplay.seed-tasks", "6", "--selfplay.seed-rounds", "2", "--eval.every", "4",
         "--eval.samples", "0", "--optim.lr", "5e-4", "--loss.kl", "none", "--loss.kl-coef", "0",
-        "--log.plain", "True",
     ]  # fmt: skip
     c = parse_command_line(flags).config
     return run(c), c

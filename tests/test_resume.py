@@ -31,7 +31,7 @@ FLAGS = [
     "--steps", "6", "--warmup.steps", "20", "--warmup.batch-size", "64",
     "--selfplay.proposals-per-type", "6",
     "--selfplay.solver-tasks-per-type", "8", "--selfplay.seed-tasks", "4", "--eval.every", "2",
-    "--eval.samples", "1", "--task.prime.max-p", "13", "--save.every", "2", "--log.plain", "True",
+    "--eval.samples", "1", "--task.prime.max-p", "13", "--save.every", "2",
     "--task.references", "1", "--save.keep-last", "3",
 ]  # fmt: skip
 
@@ -570,8 +570,9 @@ def test_a_batch_that_cannot_be_trained_on_is_kept_for_inspection(tmp_path, monk
 
     real = azr.learner.policy_loss
     monkeypatch.setattr(azr.learner, "policy_loss", broken)
+    monkeypatch.setattr(azr.learner, "MAX_BAD_UPDATES", 3)
     with pytest.raises(RunError, match="3 updates in a row.*The batch is in .*bad_batch"):
-        run(config(tmp_path, "--optim.max-bad-updates", "3"))
+        run(config(tmp_path))
     (path,) = tmp_path.glob("2*/bad_batch_step_000003.json")
     batch = json.loads(path.read_text())
     assert set(batch[0]) == {"prompt_ids", "response_ids", "rollout_logprobs", "advantage"}
@@ -595,7 +596,7 @@ def test_out_of_memory_names_the_phase_and_the_option(
         run(config(tmp_path), resume=run_dir)
     monkeypatch.undo()
     less = ["--rollout.slots", "5", "--optim.micro-batch-tokens", "64", "--rollout.cache-gib", "1"]
-    assert main(["--resume", str(run_dir), "--steps", "2", "--log.plain", "True", *less]) == 0
+    assert main(["--resume", str(run_dir), "--steps", "2", *less]) == 0
 
 
 def test_a_curve_that_cannot_be_drawn_is_a_warning(stopped, tmp_path, monkeypatch):
@@ -647,7 +648,8 @@ def test_the_watchdog_writes_all_stacks_when_a_step_hangs(tmp_path, monkeypatch)
         return play(self, step)
 
     monkeypatch.setattr(SelfPlay, "play", slow)
-    summary = run(config(tmp_path, "--steps", "3", "--run.watchdog-s", "0.8"))
+    monkeypatch.setattr("azr.run.watchdog.PERIOD_S", 0.8)
+    summary = run(config(tmp_path, "--steps", "3"))
     text = (summary.run_dir / "stacks.txt").read_text()
     assert "no step finished in 0.8 s" in text and "in slow" in text and "in run" in text
     assert "Thread MainThread:" in text and "azr-watchdog" not in text

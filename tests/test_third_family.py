@@ -52,7 +52,7 @@ def test_it_trains_twenty_steps_and_earns_rewards(installed, tmp_path):
         installed, processes.TRAIN, output, "--env", "clock", "--task.references", "2",
         "--steps", "20", "--run.root", tmp_path, "--selfplay.proposals-per-type", "8",
         "--eval.every", "20", "--selfplay.solver-tasks-per-type", "16", "--warmup.steps", "60",
-        "--warmup.batch-size", "128", "--log.plain", "True",
+        "--warmup.batch-size", "128",
     )  # fmt: skip
     assert code == 0, printed
     rows = read_metrics(tmp_path / "latest" / "metrics.jsonl")

@@ -21,7 +21,7 @@ from azr.train import main, run
 FAST = [
     "--steps", "3", "--warmup.steps", "25", "--selfplay.proposals-per-type", "6",
     "--selfplay.solver-tasks-per-type", "8", "--selfplay.seed-tasks", "4", "--eval.every", "2",
-    "--eval.samples", "2", "--task.prime.max-p", "13", "--log.plain", "True",
+    "--eval.samples", "2", "--task.prime.max-p", "13",
 ]  # fmt: skip
 
 
@@ -321,9 +321,8 @@ def test_a_terminal_gets_a_live_table(tmp_path):
     """Runs the command under a pseudo-terminal and reads what it draws."""
     pty = pytest.importorskip("pty")
     parent, child = pty.openpty()
-    flags = [f for f in FAST if f not in ("--log.plain", "True")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "azr.train", *flags, "--run.root", str(tmp_path)],
+        [sys.executable, "-m", "azr.train", *FAST, "--run.root", str(tmp_path)],
         stdout=child, stderr=child, stdin=child,
         env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"},
     )  # fmt: skip

@@ -50,10 +50,3 @@ def test_a_rearmed_watchdog_stays_silent(tmp_path):
         time.sleep(0.01)
     watchdog.close()
     assert not (tmp_path / "stacks.txt").exists()
-
-
-def test_a_watchdog_that_is_off_has_no_thread(tmp_path):
-    before = threading.active_count()
-    watchdog = Watchdog(tmp_path / "stacks.txt", 0)
-    assert threading.active_count() == before
-    watchdog.close()

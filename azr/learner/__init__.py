@@ -30,6 +30,9 @@ from azr.model.attention import (
 )
 from azr.rollout.cache import Geometry
 
+MAX_BAD_UPDATES = 5
+"""Updates in a row with a NaN or Inf: so many end the run, fewer are skipped."""
+
 
 class TrainingDiverged(RunError):
     """Too many updates in a row had a loss or gradient that is not finite."""
@@ -177,11 +180,11 @@ class Learner:
         else:
             self.skipped_updates += 1
             self.bad_in_a_row += 1
-            if self.bad_in_a_row >= self.config.max_bad_updates:
+            if self.bad_in_a_row >= MAX_BAD_UPDATES:
                 error = TrainingDiverged(
                     f"{self.bad_in_a_row} updates in a row had a loss of {loss} and a gradient "
                     f"norm of {norm}; the weights are those before them. Lower --optim.lr "
-                    f"{self.config.lr}, or raise --optim.max-bad-updates"
+                    f"{self.config.lr}"
                 )
                 error.batch = [batch[i] for i in part]
                 raise error

@@ -28,7 +28,7 @@ PLAIN_WIDTH = 110
 class RunConsole:
     """Shows one run on the terminal, or as plain lines where there is none."""
 
-    def __init__(self, log_path: Path | None, *, plain: bool, every: int):
+    def __init__(self, log_path: Path | None, *, every: int):
         # Everything is shown as it stands: names and paths may look like markup.
         literal = {"markup": False, "emoji": False, "highlight": False}
         self.console = Console(**literal)
@@ -36,7 +36,7 @@ class RunConsole:
             self.console.width = PLAIN_WIDTH
         # FORCE_COLOR makes any file a terminal to rich; on one of TERM=dumb it redraws nothing.
         can_redraw = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.is_live = can_redraw and self.console.file.isatty() and not plain
+        self.is_live = can_redraw and self.console.file.isatty()
         self.every = every
         self._log = None
         if log_path:

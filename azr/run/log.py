@@ -67,9 +67,7 @@ class RunLog:
         with ExitStack() as opened:
             lock = RunLock(self.run_dir)
             opened.callback(lock.release)
-            self.console = RunConsole(
-                self.run_dir / "log.txt", plain=config.log.plain, every=config.log.every
-            )
+            self.console = RunConsole(self.run_dir / "log.txt", every=config.log.every)
             opened.callback(self.console.close)
             self._metrics = MetricsLog(
                 self.run_dir / "metrics.jsonl", state.get("metrics_bytes"), state.get("step", -1)

@@ -12,27 +12,27 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+PERIOD_S = 900.0
+
 
 class Watchdog:
-    """Appends to `path` whenever `seconds` pass without a `rearm`; 0 turns it off.
+    """Appends to `path` whenever `seconds` pass without a `rearm`.
 
     It never ends or delays a run. Where no step took that long, there is no file.
     """
 
-    def __init__(self, path: Path, seconds: float):
+    def __init__(self, path: Path, seconds: float | None = None):
         self._path = path
-        self._seconds = seconds
+        self._seconds = PERIOD_S if seconds is None else seconds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="azr-watchdog", daemon=True)
         self.rearm()
-        if seconds:
-            self._thread.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Ends the thread; may be called twice."""
         self._over.set()
-        if self._seconds:
-            self._thread.join()
+        self._thread.join()
 
     def rearm(self) -> None:
         """Begins a new period; called at the start of every step."""

@@ -28,7 +28,7 @@ def said(tmp_path_factory):
     on_cuda = ["--device", "cuda", "--run.root", root]
     commands = {
         "train": [
-            "azr.train", *on_cuda, "--run.dtype", "bfloat16", "--steps", "2", "--log.plain", "True",
+            "azr.train", *on_cuda, "--run.dtype", "bfloat16", "--steps", "2",
             "--warmup.steps", "3", "--warmup.batch-size", "8", "--eval.samples", "1",
         ],
         "evaluate": ["azr.evaluate", f"{root}/latest", "--device", "cuda"],

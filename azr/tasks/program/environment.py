@@ -26,7 +26,7 @@ from azr.tasks.program.records import (
     ProgramProblem,
 )
 from azr.tasks.program.screening import reject_program
-from azr.tasks.program.validation import Validation
+from azr.tasks.program.validation import MAX_OUTPUT_CHARS, Validation
 from azr.tasks.program.values import (
     NoLiteral,
     names_parameters,
@@ -77,13 +77,11 @@ class ProgramEnvironment(FamilyDefaults):
         self._format: ModuleType = text_format if self.is_text else compact_format
         self._executor = Executor(
             cpu_s=options.cpu_s,
-            output_bytes=options.max_output_chars,
+            output_bytes=MAX_OUTPUT_CHARS,
             workers=options.sandbox_workers,
         )
         expressible = None if self.is_text else compact_format.is_expressible
-        self._validation = Validation(
-            self._executor, self._format, self.inputs, expressible, options.max_output_chars
-        )
+        self._validation = Validation(self._executor, self._format, self.inputs, expressible)
         self._grading = Grading(self._executor, self._format)
 
     # Prompts

@@ -11,6 +11,9 @@ from azr.tasks.program.screening import reject_program
 from azr.tasks.program.values import NoLiteral, write_literal
 from azr.tasks.records import Proposal, Task, Verdict
 
+MAX_OUTPUT_CHARS = 400
+"""A program with a longer output is no task; the official code cuts the output instead."""
+
 
 class Validation:
     """Makes tasks of proposals."""
@@ -21,11 +24,10 @@ class Validation:
         form: ModuleType,
         inputs: int,
         expressible: Callable[[ProgramProblem], bool] | None,
-        max_output_chars: int,
     ):
         """`expressible` tells the tasks that the style has words for; None where it has all."""
         self._executor, self._format, self._inputs = executor, form, inputs
-        self._expressible, self._max_output_chars = expressible, max_output_chars
+        self._expressible = expressible
 
     def begin(self, proposals: Sequence[Proposal]) -> Callable[[], list[Verdict]]:
         """Starts the sandbox on proposals; returns what waits for it and gives the verdicts."""
@@ -101,7 +103,7 @@ class Validation:
         except NoLiteral:
             return "unsupported_value"
         # A cut output would make a task that nobody can solve, so a long one makes none.
-        if len(text) > self._max_output_chars:
+        if len(text) > MAX_OUTPUT_CHARS:
             return "too_large"
         outputs.append(text)
         return ""
