@@ -33,7 +33,7 @@ class TileConfig:
         return "x".join(map(str, list(asdict(self).values())[:3]))
 
 
-# Rows and linear tiles: the best of 5 to 11 tried on an H200 (docs/notes.md, 2026-11-27).
+# Rows and linear tiles: of 5 to 11 tried on an H200 none was faster (docs/notes.md, 2026-11-27).
 ROW_FORWARD = RowConfig(block=2048, num_warps=4, num_stages=3)
 ROW_BACKWARD = RowConfig(block=2048, num_warps=4, num_stages=1)
 SAMPLE = RowConfig(block=2048, num_warps=8, num_stages=3)

@@ -34,8 +34,8 @@ def tensor_core_error(hidden, weight):
     """How far float32 sums of 16-bit products on tensor cores may be from exact ones.
 
     They are cut, not rounded, to 24 bits, once per 16 products (seen on an H200: 2e-6 of a logit
-    of 2048 products, towards 0). cuBLAS avoids a part of it by splitting sums where
-    it has few rows. 0 elsewhere than on CUDA.
+    of 2048 products, towards 0). cuBLAS avoids a part of it by splitting sums where it has few
+    rows. 0 elsewhere than on CUDA.
     """
     if not hidden.is_cuda or hidden.dtype == torch.float32:
         return 0.0
