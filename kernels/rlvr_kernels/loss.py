@@ -131,7 +131,9 @@ def policy_loss(
         check_shape("denom", denom, (), "one number")
         check_device("denom", denom, logprobs.device, "logprobs")
     if resolve(backend, logprobs.device) == "torch":
-        here = {n: x.to(logprobs.device) if torch.is_tensor(x) else x for n, x in numbers.items()}
+        here: dict[str, Any] = {
+            n: x.to(logprobs.device) if torch.is_tensor(x) else x for n, x in numbers.items()
+        }
         if isinstance(denom, Tensor):
             here["denom"] = denom
         return reference.policy_loss(
