@@ -44,9 +44,10 @@ bench-compare: ## hold the last bench run against the committed record of this h
 sandbox-asan: $(VENV)/.for-test ## build the sandbox with ASan and UBSan and run the corpus against it
 	@$(PY) -m tests.sanitized $(ARGS)
 
-lint: $(VENV)/.for-lint ## check style
+lint: $(VENV)/.for-lint ## check style and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m tests.type_errors
 
 gpu: ## does it run, numbers, learning (CALL=1, CALL="2 3", STAGES="learn"; REHEARSE=1 on a CPU)
 	@$(PYTHON) -m bench.gpu_stages $(STAGES) $(if $(CALL),--call $(CALL)) \
@@ -74,8 +75,8 @@ $(VENV)/.for-bench: $(VENV)/.made $(NEEDS)
 	@touch $(VENV)/.for-train $(VENV)/.for-test $@
 
 $(VENV)/.for-lint: $(VENV)/.made $(NEEDS)
-	$(INSTALL) ruff
-	@touch $@
+	$(INSTALL) -e ".[test,lint]"
+	@touch $(VENV)/.for-train $(VENV)/.for-test $@
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys' 2>/dev/null || \

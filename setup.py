@@ -9,6 +9,7 @@ the path: beside a checkout that is named azr, Python takes this folder for the 
 
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -19,13 +20,42 @@ from setuptools.errors import BaseError, CCompilerError
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.c"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+# Of the OpenSSF's Compiler Options Hardening Guide for C and C++ (best.openssf.org); of each line
+# the first that the compiler and its libc take.
+HARDENING = (
+    # Bounds of what libc's functions write, known when they run (3) or when they are compiled (2).
+    (["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"], ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]),
+    # A canary below the return address of every function with an array or an address taken.
+    (["-fstack-protector-strong"],),
+    # Large frames touch each of their pages: none jumps over the guard page.
+    (["-fstack-clash-protection"],),
+    # Where calls and jumps may land: x86-64, aarch64.
+    (["-fcf-protection=full"], ["-mbranch-protection=standard"]),
+)
+# Its tables of addresses are filled in before it runs, and read-only from then on.
+LINKING = ["-Wl,-z,relro", "-Wl,-z,now"]
 
 
 class BuildSandbox(build_ext):
     """Builds what can be built, and says why not where it cannot."""
 
+    def takes(self, flags: list[str]) -> bool:
+        """Whether a file compiles with these flags and without a warning."""
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder, "probe.c")
+            probe.write_text("#include <string.h>\nint probe(void) { return 0; }\n")
+            try:
+                self.compiler.compile(
+                    [str(probe)], folder, extra_postargs=["-O2", "-Werror", *flags]
+                )
+            except CCompilerError:
+                return False
+        return True
+
     def build_extension(self, ext: Extension) -> None:
         try:
+            for choices in HARDENING:
+                ext.extra_compile_args += next(filter(self.takes, choices), [])
             try:
                 super().build_extension(ext)
             except CCompilerError:
@@ -75,6 +105,7 @@ def extensions() -> list[Extension]:
             SOURCES,
             depends=["csrc/sandbox.h"],
             extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *WARNINGS],
+            extra_link_args=LINKING,
             optional=True,
         )
     ]

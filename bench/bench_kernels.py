@@ -5,6 +5,7 @@ rate, measured in the same rounds, with peak memory. T tokens, H hidden units, V
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ V = 151936  # Qwen2.5
 class Scale:
     """Where the GPU benches run and how large; a test runs them small on the CPU."""
 
-    device: str
+    device: Literal["cpu", "cuda"]
     dtype: torch.dtype
     n_vocab: int
     n_tokens: int

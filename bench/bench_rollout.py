@@ -10,6 +10,7 @@ Rollouts on a GPU: bench/gpu_model.py.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ class Work:
         ]
 
 
-def qwen2(**sizes: int) -> PreTrainedModel:
+def qwen2(**sizes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     config = Qwen2Config(
         tie_word_embeddings=True, pad_token_id=0, eos_token_id=NEVER, bos_token_id=None, **sizes

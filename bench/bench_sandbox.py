@@ -95,6 +95,7 @@ def fork_floor(count: int) -> tuple[float, float, int]:
     process.end(time.monotonic() + 1)
     os.close(tokens)
     os.close(held)
+    assert process.floor is not None, process.error
     cpu_ns, faults = process.floor
     return cpu_ns / 1e9, faults / count, rss_bytes
 

@@ -66,6 +66,7 @@ def train(options: list[str], piece: Piece) -> int:
     )
     steps = 0
     try:
+        assert process.stdout is not None  # a pipe
         with process.stdout:
             for line in process.stdout:
                 print(line, end="", flush=True)
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     new += TOY_OPTIONS if options.toy else ()
     pieces = TOY if options.toy else FULL
     stopped: list[int] = []
+    rows: list[dict[str, float]] = []
     for piece, command in zip(pieces, (new, ["--resume", str(root / "latest")]), strict=True):
         code = train(command, piece)
         run_dir = (root / "latest").resolve()

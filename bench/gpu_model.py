@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Read when torch and OpenMP load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,7 +61,7 @@ TOP = 25  # rows of a profile
 class Sizes:
     """How much work."""
 
-    architecture: dict[str, int]
+    architecture: dict[str, Any]
     slots: int = 256
     few_rows: int = 8
     prompts: int = 64

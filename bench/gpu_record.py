@@ -12,9 +12,10 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.record import slug, versions, write
 
@@ -174,15 +175,15 @@ class Findings:
                 self.note(f"{name} failed", traceback.format_exc(limit=-3).splitlines())
         return failed
 
-    def _add(self, line: dict[str, object]) -> None:
+    def _add(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 
 
-def read_findings(path: Path) -> tuple[dict[str, float], dict[str, object]]:
+def read_findings(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """({figure: value}, {note: value}) of a stage's file; a half line at its end is left out."""
     figures: dict[str, float] = {}
-    notes: dict[str, object] = {}
+    notes: dict[str, Any] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
@@ -200,11 +201,11 @@ def gpu_slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def open_record(path: Path, machine: dict[str, object], is_rehearsal: bool) -> dict[str, object]:
+def open_record(path: Path, machine: dict[str, Any], is_rehearsal: bool) -> dict[str, Any]:
     """The record to go on with; ValueError where it was made on other hardware, or in rehearsal."""
     name = f"rehearsal-{slug(machine)}" if is_rehearsal else slug(machine)
     record = {"schema": SCHEMA, "slug": name, "rehearsal": is_rehearsal}
-    kept: dict[str, object] = {"stages": {}, "figures": {}}
+    kept: dict[str, Any] = {"stages": {}, "figures": {}}
     if path.exists():
         older = json.loads(path.read_text())
         if older.get("schema") != SCHEMA or older["slug"] != name:
@@ -217,7 +218,7 @@ def open_record(path: Path, machine: dict[str, object], is_rehearsal: bool) -> d
 
 
 def add_stage(
-    record: dict[str, object], name: str, part: dict[str, object], figures: Mapping[str, float]
+    record: dict[str, Any], name: str, part: dict[str, Any], figures: Mapping[str, float]
 ) -> None:
     """Puts a stage in the place of an earlier run of it, its figures with it.
 
@@ -244,13 +245,13 @@ def add_stage(
     record["figures"] = kept | new
 
 
-def save(record: dict[str, object], results: Path) -> None:
+def save(record: dict[str, Any], results: Path) -> None:
     """Writes record.json and RECORD.md."""
     write(record, results / "record.json")
     (results / "RECORD.md").write_text(markdown(record), encoding="utf-8")
 
 
-def verdict(part: Mapping[str, object]) -> str:
+def verdict(part: Mapping[str, Any]) -> str:
     """How a stage went, in words."""
     text = OUTCOMES[part["outcome"]]
     if part.get("missing"):
@@ -258,7 +259,7 @@ def verdict(part: Mapping[str, object]) -> str:
     return text if part["outcome"] in NOT_RUN else f"{text} after {part['seconds']} s"
 
 
-def said(record: Mapping[str, object], stage: str) -> list[str]:
+def said(record: Mapping[str, Any], stage: str) -> list[str]:
     """The figures of a stage with their bars, and what it could not collect, a line each."""
     lines = []
     for name, found in record["figures"].items():
@@ -271,7 +272,7 @@ def said(record: Mapping[str, object], stage: str) -> list[str]:
     return lines
 
 
-def markdown(record: Mapping[str, object]) -> str:
+def markdown(record: Mapping[str, Any]) -> str:
     """The record as tables: conditions, stages, figures with their bars, and what failed."""
     machine, seen = record["hardware"], record.get("torch", {})
     gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
@@ -310,7 +311,7 @@ def markdown(record: Mapping[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _noted(name: str, part: Mapping[str, object]) -> list[str]:
+def _noted(name: str, part: Mapping[str, Any]) -> list[str]:
     """What a stage noted, and the last lines of one that did not pass."""
     notes = {key: value for key, value in part.get("notes", {}).items() if key != "collected"}
     if part["outcome"] in ("failed", "timeout"):
@@ -337,7 +338,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> list[str]:
     def line(cells: tuple[object, ...]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 

@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.gpu_record import (
     REHEARSAL,
@@ -188,7 +189,7 @@ print(json.dumps(found))
 """
 
 
-def probe() -> dict[str, object]:
+def probe() -> dict[str, Any]:
     """What this interpreter's torch sees of a GPU, asked in a process of its own."""
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
@@ -229,10 +230,10 @@ class Bench:
         )
         return shlex.split(text)
 
-    def run_stage(self, stage: Stage, limit_s: float) -> tuple[dict[str, object], dict[str, float]]:
+    def run_stage(self, stage: Stage, limit_s: float) -> tuple[dict[str, Any], dict[str, float]]:
         """Runs one stage; returns (its part of the record, its figures)."""
         known = commit()
-        part: dict[str, object] = {
+        part: dict[str, Any] = {
             "call": stage.call,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "commit": known["commit"] or self.commit,
@@ -287,6 +288,7 @@ class Bench:
         tail: deque[str] = deque(maxlen=TAIL_LINES)
 
         def copy() -> None:
+            assert process.stdout is not None  # a pipe
             with (self.results / "log.txt").open("a", encoding="utf-8") as file, process.stdout:
                 file.write(f"\n== {name}: {shlex.join(command)}\n")
                 for line in process.stdout:
@@ -336,8 +338,8 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
 def run_all(
     stages: Sequence[Stage],
     bench: Bench,
-    seen: dict[str, object],
-    machine: dict[str, object],
+    seen: dict[str, Any],
+    machine: dict[str, Any],
     deadline: float | None = None,
 ) -> int:
     """Runs the stages, merges each into the record as it ends; 1 where one failed.
@@ -349,7 +351,7 @@ def run_all(
     record["torch"] = seen
     bench.results.mkdir(parents=True, exist_ok=True)
     slowness = REHEARSAL_FACTOR if bench.is_rehearsal else 1.0
-    parts: dict[str, dict[str, object]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for at, stage in enumerate(stages):
         limit_s = stage.limit_s * slowness
         if deadline is not None:
@@ -372,7 +374,7 @@ def run_all(
     return int(any(part["outcome"] in ("failed", "timeout") for part in parts.values()))
 
 
-def default_results(machine: dict[str, object], is_rehearsal: bool) -> Path:
+def default_results(machine: dict[str, Any], is_rehearsal: bool) -> Path:
     """Where the record goes that nobody gave a place."""
     if is_rehearsal:
         return ROOT / "runs" / "gpu-rehearsal"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import repeat
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from bench.peers import Absent
 
@@ -390,7 +390,7 @@ def smoke(
     )
 
 
-def changed(options: Options, **changes: object) -> Options:
+def changed(options: Options, **changes: Any) -> Options:
     """`options` with some fields replaced; an unknown field is an error that lists the known."""
     known = Options.__dataclass_fields__
     unknown = sorted(set(changes) - set(known))

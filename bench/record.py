@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bench.measure import OURS, Result, Row
 
@@ -56,7 +57,7 @@ def _gpus() -> list[dict[str, str]]:
     return [dict(zip(keys, map(str.strip, row), strict=False)) for row in rows]
 
 
-def hardware() -> dict[str, object]:
+def hardware() -> dict[str, Any]:
     """The machine: processor, cores, memory, GPUs."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -69,7 +70,7 @@ def hardware() -> dict[str, object]:
     }
 
 
-def slug(machine: dict[str, object]) -> str:
+def slug(machine: dict[str, Any]) -> str:
     """A folder name for a kind of machine: GPU (if any), processor, number of cores."""
     gpus = [gpu["name"] for gpu in machine["gpus"]]
     words = [*([f"{len(gpus)}x"] if len(gpus) > 1 else []), *gpus[:1]]
@@ -89,19 +90,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> dict[str, object]:
+def commit() -> dict[str, Any]:
     """The commit measured, and whether tracked files differ from it."""
     head = _output("git", "rev-parse", "HEAD")
     changes = _output("git", "status", "--porcelain", "--untracked-files=no")
     return {"commit": head, "dirty": None if changes is None else bool(changes)}
 
 
-def _row(row: Row) -> dict[str, object]:
+def _row(row: Row) -> dict[str, Any]:
     kept = {key: value for key, value in asdict(row).items() if value is not None and value != {}}
     return kept if row.met is None else kept | {"met": row.met}
 
 
-def build(results: Iterable[Result]) -> dict[str, object]:
+def build(results: Iterable[Result]) -> dict[str, Any]:
     """The record of a run, ready for `json.dumps`."""
     machine = hardware()
     return {
@@ -126,13 +127,13 @@ def build(results: Iterable[Result]) -> dict[str, object]:
     }
 
 
-def committed_path(record: dict[str, object], results: Path = RESULTS) -> Path:
+def committed_path(record: dict[str, Any], results: Path = RESULTS) -> Path:
     """Where a record that is to be committed belongs."""
     short = str(record["commit"] or "no-commit")[:9]
     return results / str(record["slug"]) / f"{str(record['date'])[:10]}-{short}.json"
 
 
-def write(record: dict[str, object], path: Path) -> None:
+def write(record: dict[str, Any], path: Path) -> None:
     """Writes a record whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -178,9 +179,8 @@ def table(results: Iterable[Result]) -> list[str]:
                 continue
             spread = f"[{row.ratio_q1:.3g}, {row.ratio_q3:.3g}]" if row.name != OURS else ""
             speed = "" if row.items_per_s is None else si(row.items_per_s, result.unit + "/s")
-            more = "  ".join(
-                filter(None, [_bar(row), *(_fact(k, v) for k, v in row.facts.items())])
-            )
+            said = [_bar(row), *(_fact(k, v) for k, v in row.facts.items())]
+            more = "  ".join(filter(None, said))
             ratio = f"{row.ratio:.3g}x"
             cells.append((row.name, si(row.median_s, "s"), ratio, spread, speed, more))
     if not cells:

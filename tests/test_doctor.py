@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import azr
 from azr import doctor
 from azr.doctor import PARTS, Finding, examine, main, table
 
@@ -52,7 +53,7 @@ def test_every_part_is_there_and_versions_are_those_installed(capsys):
 def test_the_table_is_what_a_bug_report_pastes(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("AZR 0.1.0") and "\x1b" not in text
+    assert text.startswith(f"AZR {azr.__version__}") and "\x1b" not in text
     assert [line for line in text.splitlines() if line in PARTS]
     assert f"torch {importlib.metadata.version('torch')}" in " ".join(text.split())
 
@@ -61,7 +62,7 @@ def test_without_torch_the_rest_still_stands():
     done = run_doctor("import sys; sys.modules['torch'] = None")
     assert done.returncode == 1, done.stderr
     assert "ModuleNotFoundError: import of torch halted" in done.stdout
-    assert "AZR 0.1.0" in done.stdout and "3 * 5 = 1 (mod 7), compiled" in done.stdout
+    assert f"AZR {azr.__version__}" in done.stdout and "3 * 5 = 1 (mod 7), compiled" in done.stdout
     assert "Broken:" in done.stdout
 
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from bench import figures
-from bench.figures import NOT_MEASURED, documents, filled, main, newest
+from bench.figures import CPU_MACHINE, NOT_MEASURED, PLACE, documents, filler, main, newest
 from bench.gpu_record import FIGURES
 
 RATE, SHARE = "decode_3b_256_tok_s", "decode_3b_256_roofline_frac"
@@ -40,8 +39,8 @@ def test_the_documents_of_this_checkout_agree_with_its_records(capsys):
 
 
 def test_this_checkout_has_places_for_figures():
-    found = [name for path in documents() for name, _ in figures.PLACE.findall(path.read_text())]
-    assert len(found) >= 10
+    found = [kind for path in documents() for kind, *_ in PLACE.findall(path.read_text())]
+    assert min(found.count(kind) for kind in ("gpu", "cpu", "lines")) >= 10
 
 
 def test_without_a_record_nothing_was_measured(tree):
@@ -80,5 +79,41 @@ def test_a_rehearsal_is_no_record(tree):
 
 
 def test_a_place_for_no_figure_is_an_error():
-    with pytest.raises(ValueError, match="<!--gpu decode_tok-->: no figure"):
-        filled(place("decode_tok"), {})
+    for name in ("gpu decode_tok", "cpu fork; ours; us", "lines azr/nothing"):
+        kind = name.split()[0]
+        with pytest.raises(ValueError, match=f"<!--{name}-->: no figure"):
+            PLACE.sub(filler(), f"<!--{name}--><!--/{kind}-->")
+
+
+def test_a_figure_of_a_bench_comes_from_the_newest_record_of_its_row(tmp_path):
+    folder = tmp_path / "bench" / "results" / CPU_MACHINE
+    folder.mkdir(parents=True)
+    for date, ours in (("2026-11-21", 2.0e-3), ("2026-11-20", 1.0)):
+        rows = [
+            {"name": "ours", "status": "ok", "ratio": 1.0, "items_per_s": 1 / ours},
+            {"name": "peer", "status": "ok", "ratio": 0.4414, "facts": {"faults": 1213.6}},
+            {"name": "absent", "status": "absent"},
+        ]
+        record = {"date": date, "results": [{"name": "a, b", "rows": rows}]}
+        (folder / f"{date}.json").write_text(json.dumps(record))
+    for name, text in (
+        ("ours; us", "2,000"), ("ours; ms", "2"), ("peer; ratio", "0.441"),
+        ("peer; inverse", "2.27"), ("peer; percent", "44.1"), ("peer; faults", "1,210"),
+    ):  # fmt: skip
+        filled = f"<!--cpu a, b; {name}-->{text}<!--/cpu-->"
+        assert PLACE.sub(filler(tmp_path), f"<!--cpu a, b; {name}--><!--/cpu-->") == filled
+    with pytest.raises(ValueError, match="no figure"):
+        PLACE.sub(filler(tmp_path), "<!--cpu a, b; absent; ratio--><!--/cpu-->")
+
+
+def test_lines_of_code_may_be_a_twentieth_off(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "a.py").write_text("x = 1\n" * 3960)
+    (tmp_path / "part" / "b.txt").write_text("no code\n" * 1000)
+    readme = tmp_path / "README.md"
+    for before, code in (("4,200", 0), ("4,300", 1), ("", 1)):
+        readme.write_text(f"<!--lines part-->{before}<!--/lines--> lines")
+        assert main(["--check"], tmp_path) == code
+    main([], tmp_path)
+    assert readme.read_text() == "<!--lines part-->4,000<!--/lines--> lines"

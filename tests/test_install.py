@@ -9,6 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import rlvr_kernels
+
+import azr
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("azr", "configs", "csrc", "kernels", "tests/hostile", "setup.py", "pyproject.toml",
@@ -55,6 +58,12 @@ def environment(folder: Path) -> tuple[Path, Path]:
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "others.pth").write_text("".join(f"{path}\n" for path in paths))
     return folder / "bin", site
+
+
+def test_one_version_is_told_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {azr.__version__}\n" in citation
+    assert rlvr_kernels.__version__ == azr.__version__
 
 
 def test_the_presets_stand_inside_an_installed_package(tmp_path):

@@ -6,7 +6,6 @@ the loss still counts every sample.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from azr.config import LossConfig, OptimConfig
 from azr.errors import RunError
 from azr.keys import generator
 from azr.learner.optim import make_optimizer
-from azr.learner.packing import Packed, pack
+from azr.learner.packing import Experience, Packed, pack
 from azr.learner.recompute import recomputing
 from azr.model.attention import (
     Backend,
@@ -37,19 +36,8 @@ MAX_BAD_UPDATES = 5
 class TrainingDiverged(RunError):
     """Too many updates in a row had a loss or gradient that is not finite."""
 
-    batch: Sequence["Experience"] = ()
+    batch: Sequence[Experience] = ()
     """What the last of them was to train on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experience:
-    """A completion to train on."""
-
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    rollout_logprobs: np.ndarray
-    """float32 [len(response_ids)], of the sampling policy at the sampling temperature."""
-    advantage: float
 
 
 def scheduled_rate(optim: OptimConfig, step: int) -> float:
@@ -133,7 +121,7 @@ class Learner:
         self,
         batch: Sequence[Experience],
         part: list[int],
-        old: list[Tensor] | None,
+        old: Mapping[int, Tensor] | None,
         totals: "_Totals",
     ) -> None:
         config = self.loss_config
@@ -203,8 +191,8 @@ class Learner:
         )
 
     @torch.no_grad()
-    def _old_logprobs(self, batch: Sequence[Experience]) -> list[Tensor]:
-        old: list[Tensor | None] = [None] * len(batch)
+    def _old_logprobs(self, batch: Sequence[Experience]) -> dict[int, Tensor]:
+        old = {}
         budget = self.config.micro_batch_tokens
         for micro in micro_batches(batch, range(len(batch)), budget):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
@@ -258,8 +246,11 @@ def response_logprobs(
         temperature=temperature,
         return_entropy=return_entropy,
     )
-    logprobs = result.logprobs[packed.pair_of_sample]
-    return logprobs, result.entropy[packed.pair_of_sample] if return_entropy else None
+    entropy = result.entropy
+    return (
+        result.logprobs[packed.pair_of_sample],
+        None if entropy is None else entropy[packed.pair_of_sample],
+    )
 
 
 def _read(metrics: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[dict[str, float]], float]:

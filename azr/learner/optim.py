@@ -129,11 +129,12 @@ class MasterAdamW(AdamW):
 
 def _collector(master: nn.Parameter):
     def collect(weight: Tensor) -> None:
+        grad, weight.grad = weight.grad, None
+        assert grad is not None  # or autograd would not call
         if master.grad is None:
-            master.grad = weight.grad.float()
+            master.grad = grad.float()
         else:
-            master.grad.add_(weight.grad)
-        weight.grad = None
+            master.grad.add_(grad)
 
     return collect
 
@@ -187,18 +188,11 @@ class StochasticAdamW(torch.optim.Optimizer):
             noise.manual_seed(make_key(self.seed, "rounding", self.updates, place) >> 1)
             flat = [t.view(-1) for t in (p, p.grad, *self.state[p].values())]
             for chunk in zip(*(t.split(CHUNK) for t in flat), strict=True):
-                self._update(*chunk, group, noise)
+                self._update(chunk, group, noise)
         self._scale = 1.0
 
-    def _update(
-        self,
-        p: Tensor,
-        grad: Tensor,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        group: dict,
-        noise: torch.Generator,
-    ) -> None:
+    def _update(self, chunk: tuple[Tensor, ...], group: dict, noise: torch.Generator) -> None:
+        p, grad, exp_avg, exp_avg_sq = chunk
         (beta1, beta2), lr = group["betas"], group["lr"]
         g = grad.float().mul_(self._scale)
         m = exp_avg.float().lerp_(g, 1 - beta1)

@@ -12,7 +12,6 @@ token and its successor in a response.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,12 +21,14 @@ from azr.model.attention import PackedRows
 from azr.model.transfer import to_device
 
 
-class TokenSample(Protocol):
-    """What is packed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """A completion to train on."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     rollout_logprobs: np.ndarray
+    """float32 [len(response_ids)], of the sampling policy at the sampling temperature."""
     advantage: float
 
 
@@ -90,7 +91,7 @@ def token_tree(sequences: Sequence[tuple[int, ...]]) -> TokenTree:
     return TokenTree(np.concatenate(ids), np.concatenate(positions), paths, rows)
 
 
-def pack(samples: Sequence[TokenSample], device: torch.device) -> Packed:
+def pack(samples: Sequence[Experience], device: torch.device) -> Packed:
     """Returns the samples packed.
 
     The last token of a response is predicted but predicts nothing, so it is not in the tree.

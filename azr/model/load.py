@@ -122,7 +122,7 @@ def make_tiny_model(config: ModelConfig, tokens: int, seed: int) -> Qwen2ForCaus
         if module is not model.lm_head:  # tied to the embedding
             with torch.no_grad():
                 module.weight.normal_(0.0, std, generator=generator)
-        if getattr(module, "bias", None) is not None:
+        if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     use_azr_attention(model)
     return model

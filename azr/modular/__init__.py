@@ -22,7 +22,7 @@ from enum import IntEnum
 from functools import lru_cache
 from itertools import pairwise
 from math import isqrt
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -59,6 +59,7 @@ LISTED_MAX_P = 2**24
 """Up to here `sample` draws from the list of all primes; beyond it tests random numbers."""
 
 Integers = int | Sequence[int] | np.ndarray
+Answers = Integers | Sequence[int | None]
 
 
 class Status(IntEnum):
@@ -93,7 +94,7 @@ _INT64_MAX = 2**63 - 1
 _KERNEL_DTYPES = (np.dtype(np.int32), np.dtype(np.int64))
 
 
-def _integer(name: str, value: object, low: int, high: int) -> int:
+def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     """value as an int within [low, high]; TypeError or ValueError otherwise."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an int, got {value!r}")
@@ -107,7 +108,7 @@ def _integer(name: str, value: object, low: int, high: int) -> int:
 
 
 def _integers(
-    name: str, value: Integers, *, is_answer: bool = False, is_bounded: bool = False
+    name: str, value: Answers, *, is_answer: bool = False, is_bounded: bool = False
 ) -> np.ndarray:
     """value as an int32 or int64 array that the kernels can read: C-contiguous and native.
 
@@ -143,7 +144,7 @@ def _integers(
         array = np.where(too_large, -1, array.astype(np.int64))
     is_narrow = array.dtype.itemsize < 4 or array.dtype.kind + str(array.dtype.itemsize) == "i4"
     dtype = np.int32 if is_narrow else np.int64
-    return np.require(array, dtype=dtype, requirements="CAW")
+    return np.require(array, dtype, ["C", "A", "W"])
 
 
 def _given(value: Integers, index: int) -> int:
@@ -266,7 +267,7 @@ def _reduce_beyond_64_bits(x: Integers, flat_x: np.ndarray, flat_p: np.ndarray) 
     if isinstance(x, np.ndarray) and x.dtype.kind == "i":
         return flat_x
     flat_x = flat_x.copy()
-    for index in np.flatnonzero((flat_x == -1) & (flat_p >= 2)):
+    for index in np.flatnonzero((flat_x == -1) & (flat_p >= 2)).tolist():
         if (given := _given(x, index)) > _INT64_MAX:
             flat_x[index] = given % int(flat_p[index])
     return flat_x
@@ -307,7 +308,7 @@ def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str
 
 
 def verify_y(
-    p: Integers, x: Integers, y: Integers, *, check: Literal["raise", "status"] = "raise"
+    p: Integers, x: Integers, y: Answers, *, check: Literal["raise", "status"] = "raise"
 ) -> np.ndarray:
     """The uint8 status of each answer y to "x * y = 1 (mod p), what is y?".
 
@@ -320,7 +321,7 @@ def verify_y(
 
 
 def verify_x(
-    p: Integers, y: Integers, x: Integers, *, check: Literal["raise", "status"] = "raise"
+    p: Integers, y: Integers, x: Answers, *, check: Literal["raise", "status"] = "raise"
 ) -> np.ndarray:
     """The uint8 status of each answer x to "x * y = 1 (mod p), what is x?"; as `verify_y`."""
     return _verify_pair(p, y, x, "y", "x", check)
@@ -329,7 +330,7 @@ def verify_x(
 def verify_p(
     x: Integers,
     y: Integers,
-    p: Integers,
+    p: Answers,
     *,
     max_p: int = MAX_P,
     check: Literal["raise", "status"] = "raise",
@@ -377,7 +378,7 @@ def verify_text(
     """
     if isinstance(texts, (str, bytes)):
         raise TypeError("texts must be a sequence of strings, got one string")
-    answers = []
+    answers: list[int | None] = []
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}] must be a string, got {text!r}")

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from typing import TypeVar
 
 from azr.sandbox.engine import Engine
 from azr.sandbox.records import Job, Label, Limits, Result, SandboxError
@@ -38,6 +39,7 @@ NAMESPACES = {
 }
 HEAR_S = 0.2
 """A wait of the main thread is no longer: a signal that comes just before it does not end it."""
+Kind = TypeVar("Kind", bound=Call)
 
 
 class Sandbox:
@@ -118,7 +120,7 @@ class Sandbox:
         jobs = list(jobs)
         futures: list[list[Future[Result]]] = [[Future() for _ in job.args_texts] for job in jobs]
 
-        def resolve(call: Call, mine: list["Future[Result]"]) -> None:
+        def resolve(call: PlainCall, mine: list["Future[Result]"]) -> None:
             for future, result in zip(mine, call.results(), strict=True):
                 if future.set_running_or_notify_cancel():
                     future.set_result(result)
@@ -136,7 +138,7 @@ class Sandbox:
         jobs = list(jobs)
         futures: list[Future[Label]] = [Future() for _ in jobs]
 
-        def resolve(call: Call, future: "Future[Label]") -> None:
+        def resolve(call: LabelCall, future: "Future[Label]") -> None:
             if future.set_running_or_notify_cancel():
                 future.set_result(call.label())
 
@@ -197,7 +199,7 @@ class Sandbox:
 
     # ---- Calls --------------------------------------------------------------------------------
 
-    def _run_calls(self, kind: type, jobs: Iterable[Job]) -> list:
+    def _run_calls(self, kind: type[Kind], jobs: Iterable[Job]) -> list[Kind]:
         """Runs the jobs' calls to their end."""
         if self._engine.is_this_thread():
             raise SandboxError(
@@ -238,8 +240,12 @@ class Sandbox:
         return lambda: not futures or not all(future.cancelled() for future in futures)
 
     def _call(
-        self, kind: type, job: Job, done: Callable[[Call], None], is_wanted: Callable[[], bool]
-    ) -> Call:
+        self,
+        kind: type[Kind],
+        job: Job,
+        done: Callable[[Kind], None],
+        is_wanted: Callable[[], bool],
+    ) -> Kind:
         limits = self.limits
         if len(job.args_texts) > limits.inputs:
             raise ValueError(
@@ -248,7 +254,7 @@ class Sandbox:
         begun_s = time.monotonic()
         engine = self._engine
 
-        def ended(call: Call) -> None:
+        def ended(call: Kind) -> None:
             engine.note_end(call, time.monotonic() - begun_s)
             done(call)
 

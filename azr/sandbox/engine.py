@@ -26,7 +26,16 @@ from azr.sandbox.process import (
     extension,
 )
 from azr.sandbox.records import STATUSES, Limits, SandboxError, Status
-from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Program, Run
+from azr.sandbox.work import (
+    ALL_SEEDS,
+    BASE_SEEDS,
+    CONTENDED,
+    EITHER,
+    Call,
+    Outcome,
+    Program,
+    Run,
+)
 
 COMPILE_S = 0.25
 """CPU seconds for a source of up to 64 KiB, in proportion for longer ones. All programs wait for
@@ -95,8 +104,8 @@ class Engine:
         self._submitted: deque[Call] = deque()
         self._closing = False
         self._recalling = False
-        self.zygotes: dict[int, Process] = {}
-        self.compiler: Process | None = None
+        self.zygotes: dict[int, Process[Run]] = {}
+        self.compiler: Process[Program] | None = None
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
         self._cached_bytes = 0
         self._compiling: dict[Program, list[Call]] = {}
@@ -240,13 +249,15 @@ class Engine:
 
     def _start(self, role: Literal["zygote", "compiler"], seed: int) -> Process:
         """Returns a new process; waits a while for room on the host."""
-        for pause_s in (*START_PAUSES_S, None):
+        pauses_s = iter(START_PAUSES_S)
+        while True:
             try:
                 process = Process(self.setting, role, seed, seed)
                 break
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                     raise SandboxError(f"a {role} of the sandbox does not start: {error}") from None
+                pause_s = next(pauses_s, None)
                 if pause_s is None or self._closing:
                     raise SandboxError(f"a {role} does not start: {NO_ROOM}") from None
                 time.sleep(pause_s)
@@ -292,7 +303,7 @@ class Engine:
 
     # ---- Processes ----------------------------------------------------------------------------
 
-    def _zygote(self, seed: int) -> Process:
+    def _zygote(self, seed: int) -> Process[Run]:
         """Returns the zygote of this seed, started if need be."""
         if seed not in self.zygotes:
             self.zygotes[seed] = self._start("zygote", seed)
@@ -321,7 +332,7 @@ class Engine:
         if not self.broken:
             self._start_all()
 
-    def _free_tokens(self, process: Process) -> None:
+    def _free_tokens(self, process: Process[Run]) -> None:
         """Puts back the tokens that a dead zygote held; its children die with it."""
         at = process.held_index * LENGTH.size
         (held,) = LENGTH.unpack_from(self._held, at)
@@ -330,7 +341,7 @@ class Engine:
         if held:
             os.eventfd_write(self.setting.tokens_fd, held)
 
-    def _rerun(self, process: Process) -> None:
+    def _rerun(self, process: Process[Run]) -> None:
         """Takes back what a dead zygote had."""
         for run in process.sent.values():
             self._landed(run)
@@ -347,7 +358,7 @@ class Engine:
             run.alone = True
             self._alone.append((time.monotonic(), run))
 
-    def _recompile(self, process: Process, code: int) -> None:
+    def _recompile(self, process: Process[Program], code: int) -> None:
         """Takes back what a dead compiler had; it worked in order, so the first is to blame."""
         programs = list(process.sent.values())
         if programs:
@@ -422,7 +433,7 @@ class Engine:
             if any(run.call.is_over for run in process.sent.values()):
                 self._take_back(process)
 
-    def _take_back(self, process: Process) -> None:
+    def _take_back(self, process: Process[Run]) -> None:
         """Has a zygote give back what it has not begun: all of it, for it knows no calls."""
         at = RECALLED_AT + process.held_index * WORD.size
         WORD.pack_into(self._held, at, next(reversed(process.sent)))
@@ -469,9 +480,8 @@ class Engine:
             _, old = self._programs.popitem(last=False)
             self._cached_bytes -= len(old.source) + len(old.code)
 
-    def _send_sources(self) -> None:
-        process = self.compiler
-        frames = []
+    def _send_sources(self, process: Process[Program]) -> None:
+        frames: list[bytes] = []
         while self._sources and process.sent_bytes < FULL_BYTES:
             program = self._sources.popleft()
             if not process.sent:
@@ -486,7 +496,7 @@ class Engine:
         if frames:
             process.send(b"".join(frames))
 
-    def _take_compiled(self, process: Process, frame: bytes) -> None:
+    def _take_compiled(self, process: Process[Program], frame: bytes) -> None:
         _, number, outcome, traits, payload_bytes, _ = COMPILED.unpack_from(frame)
         program = process.sent.pop(number)
         process.sent_bytes -= len(program.source)
@@ -514,7 +524,7 @@ class Engine:
     # ---- Running ------------------------------------------------------------------------------
 
     def _ask(self, run: Run) -> None:
-        if run.seed is None:
+        if run.seed == EITHER:
             run.seed = min(range(BASE_SEEDS), key=self._load)
         if run.alone:
             self.counters["reruns"] += 1
@@ -528,9 +538,9 @@ class Engine:
         return len(self._runs[seed]) + (len(process.sent) if process else 0)
 
     def _dispatch(self) -> None:
-        if self.broken:
+        if self.broken or self.compiler is None:
             return
-        self._send_sources()
+        self._send_sources(self.compiler)
         if self._alone_in_flight:
             return
         waiting = any(self._runs.values())
@@ -547,7 +557,7 @@ class Engine:
             process = self._zygote(run.seed)
             process.send(self._frame(process, run))
 
-    def _send_runs(self, process: Process, queue: deque[Run]) -> None:
+    def _send_runs(self, process: Process[Run], queue: deque[Run]) -> None:
         if len(process.sent) > self._window // 2:
             return  # it has enough for now; a send wakes it up, so many jobs go together
         frames = []
@@ -562,7 +572,7 @@ class Engine:
         self._next_id = self._next_id % 0xFFFFFFFF + 1
         return self._next_id
 
-    def _frame(self, process: Process, run: Run) -> bytes:
+    def _frame(self, process: Process[Run], run: Run) -> bytes:
         """Returns the frame of what is left of a run, and counts the run as sent."""
         texts = run.call.texts
         code = run.call.program.code
@@ -570,7 +580,7 @@ class Engine:
         parts = [b"", code]
         size = JOB.size + len(code)
         for position in positions:
-            text = texts[position]
+            text = texts[position] or b""  # a run has none of those without
             parts += (LENGTH.pack(len(text)), text)
             size += LENGTH.size + len(text)
         room = -size % 8
@@ -589,7 +599,7 @@ class Engine:
         if run.alone:
             self._alone_in_flight = False
 
-    def _take_report(self, process: Process, frame: bytes) -> None:
+    def _take_report(self, process: Process[Run], frame: bytes) -> None:
         number = REPORT.unpack_from(frame)[1]
         run = process.sent.pop(number)
         process.sent_bytes -= run.frame_bytes

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from azr.sandbox import modules
 from azr.sandbox.records import STATUSES, Limits, SandboxError
@@ -189,7 +189,11 @@ def _above_standard(end: socket.socket) -> socket.socket:
     return socket.socket(fileno=above_standard(end.detach()))
 
 
-class Process:
+Work = TypeVar("Work")
+"""What a process is sent: a zygote runs, a compiler programs."""
+
+
+class Process(Generic[Work]):
     """A zygote or a compiler, as the client's thread sees it."""
 
     def __init__(self, setting: Setting, role: Literal["zygote", "compiler"], seed: int, held: int):
@@ -197,7 +201,7 @@ class Process:
         self.seed = seed
         self.held_index = held
         self.setting = setting
-        self.sent: dict[int, object] = {}
+        self.sent: dict[int, Work] = {}
         self.sent_bytes = 0
         self.layers: dict[str, int] | None = None
         self.floor: tuple[int, int] | None = None

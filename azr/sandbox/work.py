@@ -16,6 +16,8 @@ from azr.sandbox.records import Label, Limits, Result, Status, Value
 
 BASE_SEEDS = 2
 """Seeds of every label."""
+EITHER = -1
+"""In the place of a seed: whichever of the first two zygotes has less to do."""
 ALL_SEEDS = 12
 """Seeds of the label of a program that can see hash order or identity. A fair coin that is thrown
 by the seed shows the same side in all of them once in 2048."""
@@ -111,8 +113,8 @@ class Run:
     """Inputs of one program for one child of one zygote."""
 
     call: "Call"
-    seed: int | None
-    """Which zygote; None for whichever of the first two has less to do."""
+    seed: int
+    """Which zygote, or EITHER."""
     positions: list[int]
     """Which inputs of the call, in the order of the run; one may come twice."""
     shake: int = 0
@@ -198,8 +200,9 @@ class Call(ABC):
 
     def fixed(self) -> list[Outcome | None]:
         """Per input the outcome that needs no run, None for those that do."""
-        if self.program.outcome != "ok":
-            verdict = Outcome(self.program.outcome, value=self.program.detail or None)
+        status = self.program.outcome
+        if status is not None and status != "ok":
+            verdict = Outcome(status, value=self.program.detail or None)
             return [verdict] * len(self.texts)
         return [
             Outcome("too_large", value="arguments") if text is None else None for text in self.texts
@@ -210,7 +213,7 @@ class Call(ABC):
         return [[p] for p in positions] if self.program.keeps else [positions]
 
     def ask_for(
-        self, ask: Ask, seed: int | None, positions: list[int], shake: int = 0, alone: bool = False
+        self, ask: Ask, seed: int, positions: list[int], shake: int = 0, alone: bool = False
     ) -> None:
         """Asks for a run, and counts it."""
         self.left += 1
@@ -264,7 +267,7 @@ class PlainCall(Call):
             self.finish()
             return
         # What cannot see hash order or identity gives the same under every seed.
-        seed = 0 if self.is_risky else None
+        seed = 0 if self.is_risky else EITHER
         for part in self.parts(positions):
             self.ask_for(ask, seed, part)
 
@@ -278,11 +281,11 @@ class PlainCall(Call):
         self.outcomes = [Outcome("sandbox_failure", value=why)] * len(self.texts)
 
     def statuses(self) -> list[Status]:
-        return [outcome.status for outcome in self.outcomes]
+        return [outcome.status for outcome in self.outcomes if outcome]
 
     def results(self) -> list[Result]:
         """A result per input, once done."""
-        return [outcome.result() for outcome in self.outcomes]
+        return [outcome.result() for outcome in self.outcomes if outcome]
 
 
 class LabelCall(Call):
@@ -295,7 +298,7 @@ class LabelCall(Call):
         self.reason = ""
         self.round = 0
         if None not in self.first:
-            undone = [o.status for o in self.first if o.status not in DETERMINED]
+            undone = [o.status for o in self.first if o and o.status not in DETERMINED]
             self.reason = f"the program: {undone[0]}" if undone else ""
             self.finish()
             return

@@ -49,7 +49,7 @@ def resolve(requested: str, device: torch.device) -> str:
 
 # A compiled graph keeps the answer of its trace. This is all that torch.compiler's
 # assume_constant_result does; calling it would import the whole compiler, and triton with it.
-resolve._dynamo_marked_constant = True
+resolve.__dict__["_dynamo_marked_constant"] = True
 
 
 def doctor() -> dict[str, str]:

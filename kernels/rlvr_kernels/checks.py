@@ -40,7 +40,7 @@ def check_device(name: str, tensor: Tensor, device: torch.device, like: str) -> 
         raise ValueError(f"{name}: expected on {device}, where {like} is; got {tensor.device}")
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float | Tensor) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name}: expected a finite number above 0; got {value}")
 

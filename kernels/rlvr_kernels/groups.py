@@ -105,7 +105,6 @@ def normalize_with(
 ) -> Tensor:
     """Whiten `values` with statistics already at hand (of a larger batch, or of all ranks)."""
     mean, std, count = statistics
-    eps, min_std = as_number(eps), as_number(min_std)
     ids = group_ids.long()
     values = values.detach().to(mean.dtype)
     if mask is not None:
@@ -113,8 +112,8 @@ def normalize_with(
     if center:
         values = values - _of_group(mean, ids)
     if scale:
-        values = values * _of_group(torch.rsqrt(std.square() + eps), ids)
-    has_signal = _of_group(((std >= min_std) & (count >= 2)).to(mean.dtype), ids) != 0
+        values = values * _of_group(torch.rsqrt(std.square() + as_number(eps)), ids)
+    has_signal = _of_group(((std >= as_number(min_std)) & (count >= 2)).to(mean.dtype), ids) != 0
     values = torch.where(has_signal, values, 0)
     return values if mask is None else torch.where(mask, values, 0)
 

@@ -33,7 +33,7 @@ from .logprob import (
 )
 from .products import linear, product
 from .records import TokenLogprobs
-from .scalars import Number, as_positive, packed, unpacked
+from .scalars import check_positive_numbers, packed, unpacked
 
 _MIB = 1 << 20
 
@@ -82,7 +82,7 @@ def linear_token_logprobs(
     (see `token_logprobs`).
     """
     check_linear(hidden, weight, bias, ids, mask)
-    numbers = linear_numbers(temperature, softcap, max_buffer_mb)
+    check_positive_numbers(temperature=temperature, softcap=softcap, max_buffer_mb=max_buffer_mb)
     check_choice("validate", validate, ("async", "sync"))
     if grad_weight_dtype is not None and grad_weight_dtype not in FLOATS:
         raise TypeError(f"grad_weight_dtype: expected a float dtype; got {grad_weight_dtype}")
@@ -92,18 +92,23 @@ def linear_token_logprobs(
     is_direct = hidden.device.type == "cpu" and chosen_backend == "torch" and not is_compiling
     # autograd gives the weight's dtype; only the op can give another.
     is_direct = is_direct and grad_weight_dtype in (None, weight.dtype)
-    is_direct = is_direct and ids.numel() * weight.shape[0] * 4 <= numbers[2] * _MIB
+    is_direct = is_direct and ids.numel() * weight.shape[0] * 4 <= max_buffer_mb * _MIB
     if is_direct and every_row_counts(ids, mask, ignore_index, weight.shape[0]):
-        return _direct(hidden, weight, bias, ids, None, *numbers[:2], return_entropy, return_lse)
+        return _direct(
+            hidden, weight, bias, ids, None, temperature, softcap, return_entropy, return_lse
+        )
     valid = valid_rows(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
         check_ids_in_range(ids, valid, weight.shape[0])
     if is_direct:
-        return _direct(hidden, weight, bias, ids, valid, *numbers[:2], return_entropy, return_lse)
+        return _direct(
+            hidden, weight, bias, ids, valid, temperature, softcap, return_entropy, return_lse
+        )
     rows = Rows.of(ids, valid, are_dropped=mask is not None)
     logprobs, entropy, lse = linear_logprob(
-        hidden, weight, bias, rows.ids, rows.valid, packed(numbers), return_entropy,
-        grad_weight_dtype, chosen_backend,
+        hidden, weight, bias, rows.ids, rows.valid,
+        packed([temperature, softcap, max_buffer_mb]), return_entropy, grad_weight_dtype,
+        chosen_backend,
     )  # fmt: skip
     return TokenLogprobs(
         rows.blanked(logprobs),
@@ -163,18 +168,9 @@ def _direct(
             return values if values is None else values.view(ids.shape)
         return values.new_zeros(ids.numel()).index_copy(0, rows, values).view(ids.shape)
 
-    return TokenLogprobs(*map(in_place, found))
-
-
-def linear_numbers(
-    temperature: Number, softcap: Number | None, max_buffer_mb: Number
-) -> tuple[Number, Number | None, Number]:
-    """The three numbers of a linear log-prob; raises ValueError where one is not above 0."""
-    return (
-        as_positive("temperature", temperature),
-        None if softcap is None else as_positive("softcap", softcap),
-        as_positive("max_buffer_mb", max_buffer_mb),
-    )
+    logprobs, entropy, lse = map(in_place, found)
+    assert logprobs is not None
+    return TokenLogprobs(logprobs, entropy, lse)
 
 
 def check_linear(hidden, weight, bias, ids, mask) -> None:
@@ -209,9 +205,11 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log-probs, entropy or [0], log-sum-exp), each in the shape of ids, float32.
 
-    `numbers` of `linear_numbers`. `valid` None: every row counts, and nothing is read on the host.
+    `numbers`: temperature, softcap, max_buffer_mb. `valid` None: every row counts, and nothing is
+    read on the host.
     """
-    temperature, softcap, max_buffer_mb = linear_numbers(*unpacked(numbers))
+    temperature, softcap, max_buffer_mb = unpacked(numbers)
+    check_positive_numbers(temperature=temperature, softcap=softcap, max_buffer_mb=max_buffer_mb)
     rows = kept_rows(valid)
     hidden_TD, ids_T = take(hidden, ids, rows)
     if backend == "triton":
@@ -257,7 +255,7 @@ def linear_logprob_backward(
     coefficients [4, ids.numel()] float32: ref, level, slope, at_target. The gradient to a softmax
     input z is exp(z - ref) (level + slope (z - ref)), and at_target in the target's column.
     """
-    temperature, softcap, max_buffer_mb = linear_numbers(*unpacked(numbers))
+    temperature, softcap, max_buffer_mb = unpacked(numbers)
     needs_hidden, needs_weight, needs_bias = needs
     rows = kept_rows(valid)
     hidden_TD, ids_T = take(hidden, ids, rows)
@@ -437,7 +435,8 @@ def _slab_dlogits_torch(
     chain = None
     if softcap is not None:
         chain = (z * (temperature / softcap)).square_().neg_().add_(1)
-    dz = logprob_torch.dlogits(z, *coefficients, ids_T - first_column)
+    ref, level, slope, at_target = coefficients
+    dz = logprob_torch.dlogits(z, ref, level, slope, at_target, ids_T - first_column)
     if chain is not None:
         dz.mul_(chain)
     return dz if temperature == 1 else dz.mul_(1 / temperature)

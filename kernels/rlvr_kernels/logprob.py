@@ -18,7 +18,7 @@ from .checks import (
     check_shape,
 )
 from .records import TokenLogprobs
-from .scalars import Number, as_positive, packed, unpacked
+from .scalars import Number, as_number, check_positive_numbers, packed, unpacked
 
 # Up to here log_softmax's serial float32 sum stays within 2e-6 of float64, rows stay in the cache,
 # and on the CPU torch's own operations are the fastest path.
@@ -63,19 +63,20 @@ def token_logprobs(
     if logits.dim() < 1 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape [..., V] with V >= 1; got {list(logits.shape)}")
     check_ids("logits", logits, ids, mask)
-    temperature = as_positive("temperature", temperature)
+    check_positive_numbers(temperature=temperature)
+    number = as_number(temperature)
     check_choice("validate", validate, ("async", "sync"))
     n_vocab = logits.shape[-1]
     chosen_backend = resolve(backend, logits.device)
     is_cpu_torch = logits.device.type == "cpu" and chosen_backend == "torch"
     is_small = is_cpu_torch and n_vocab <= SMALL_VOCABULARY and not inplace_grad
     if is_small and every_row_counts(ids, mask, ignore_index, n_vocab):
-        return of_a_small_vocabulary(logits, ids, None, temperature, return_entropy, return_lse)
+        return of_a_small_vocabulary(logits, ids, None, number, return_entropy, return_lse)
     valid = valid_rows(ids, mask, ignore_index)
     if wants_range_check(validate, ids.device):
         check_ids_in_range(ids, valid, n_vocab)
     if is_small:
-        return of_a_small_vocabulary(logits, ids, valid, temperature, return_entropy, return_lse)
+        return of_a_small_vocabulary(logits, ids, valid, number, return_entropy, return_lse)
     if torch.compiler.is_compiling():
         inplace_grad = False
     logprobs, entropy, lse = row_logprob(
@@ -171,7 +172,8 @@ def row_logprob(
 
     `numbers` [1]: the temperature.
     """
-    temperature = as_positive("temperature", *unpacked(numbers))
+    (temperature,) = unpacked(numbers)
+    check_positive_numbers(temperature=temperature)
     if backend == "triton":
         from . import logprob_triton
 

@@ -4,6 +4,8 @@ Eager log_softmax and gather hold two float32 copies of the logits and read them
 tensor of that size is the gradient.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -119,8 +121,8 @@ def backward(
     logits_TV: Tensor,
     ids_T: Tensor,
     valid_T: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor],
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    saved: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     temperature: float,
     out_TV: Tensor,
 ) -> None:

@@ -1,5 +1,7 @@
 """The clipped policy loss of REINFORCE++ / PPO over tokens, and its metrics in the same pass."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -106,7 +108,9 @@ def policy_loss(
         log_ratio_clamp=log_ratio_clamp,
         denom=None if isinstance(denom, Tensor) else denom,
     )
-    numbers = {name: None if x is None else as_number(x) for name, x in options.items()}
+    numbers: dict[str, Any] = {
+        name: None if x is None else as_number(x) for name, x in options.items()
+    }
     if not torch.compiler.is_compiling():
         _check_numbers(numbers, kl, entropy)
     if tis_cap is not None and rollout_logprobs is None:
@@ -115,7 +119,7 @@ def policy_loss(
         raise ValueError(f"kl={kl!r}: expected ref_logprobs with it; got None")
     if (group_ids is None) != (group_stats is None):
         raise ValueError("group_ids, group_stats: expected both or neither; got one")
-    if group_ids is not None:
+    if group_ids is not None and group_stats is not None:
         check_expandable("group_ids", group_ids, tuple(logprobs.shape), "logprobs")
         check_device("group_ids", group_ids, logprobs.device, "logprobs")
         for name, statistic in zip(group_stats._fields, group_stats, strict=True):
@@ -127,7 +131,9 @@ def policy_loss(
         check_shape("denom", denom, (), "one number")
         check_device("denom", denom, logprobs.device, "logprobs")
     if resolve(backend, logprobs.device) == "torch":
-        here = {n: x.to(logprobs.device) if torch.is_tensor(x) else x for n, x in numbers.items()}
+        here: dict[str, Any] = {
+            n: x.to(logprobs.device) if torch.is_tensor(x) else x for n, x in numbers.items()
+        }
         if isinstance(denom, Tensor):
             here["denom"] = denom
         return reference.policy_loss(
@@ -152,9 +158,7 @@ def policy_loss(
     return loss, _metrics(record, ref_logprobs, rollout_logprobs, entropy, reduction)
 
 
-def _check_numbers(
-    numbers: dict[str, float | None], kl: str | None, entropy: Tensor | None
-) -> None:
+def _check_numbers(numbers: dict[str, Any], kl: str | None, entropy: Tensor | None) -> None:
     """Raise where a number is out of its range or weighs nothing; a compiled graph cannot tell."""
     check_positive("log_ratio_clamp", numbers["log_ratio_clamp"])
     low, high = numbers["clip_low"], numbers["clip_high"]

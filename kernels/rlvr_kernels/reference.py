@@ -123,7 +123,7 @@ def policy_loss(
 
     logp, old = clean(logprobs), clean(old_logprobs).detach()
     adv = clean(advantages).detach()
-    if group_ids is not None:
+    if group_ids is not None and group_stats is not None:
         adv = normalize_with(adv, mask, group_ids.expand_as(mask), group_stats)
 
     raw = logp - old

@@ -20,7 +20,6 @@ from .linear_logprob import (
     backward_of,
     check_linear,
     kept_rows,
-    linear_numbers,
     softmax_input,
     spread,
     take,
@@ -28,7 +27,7 @@ from .linear_logprob import (
 )
 from .logprob import valid_rows, wants_range_check
 from .records import TokenLogprobs
-from .scalars import packed, unpacked
+from .scalars import check_positive_numbers, packed, unpacked
 
 NAMES = ("top", "rest", "tilt", "target")
 _NO_TOP = -0.6931471805599453e30  # of a shard with no column but the target
@@ -64,7 +63,7 @@ def linear_token_logprob_partials(
     where masked; `target` is NaN for an id outside the whole vocabulary.
     """
     check_linear(hidden, weight, bias, ids, mask)
-    numbers = linear_numbers(temperature, softcap, max_buffer_mb)
+    check_positive_numbers(temperature=temperature, softcap=softcap, max_buffer_mb=max_buffer_mb)
     if not 0 <= vocab_start <= vocab_start + weight.shape[0] <= n_vocab:
         raise ValueError(
             f"vocab_start: expected a shard of {weight.shape[0]} columns inside {n_vocab}; "
@@ -75,8 +74,9 @@ def linear_token_logprob_partials(
         check_ids_in_range(ids, valid, n_vocab)
     rows = Rows.of(ids, valid, are_dropped=mask is not None)
     sums = linear_partials(
-        hidden, weight, bias, rows.ids.long() - vocab_start, rows.valid, packed(numbers),
-        return_entropy, grad_weight_dtype, resolve(backend, hidden.device),
+        hidden, weight, bias, rows.ids.long() - vocab_start, rows.valid,
+        packed([temperature, softcap, max_buffer_mb]), return_entropy, grad_weight_dtype,
+        resolve(backend, hidden.device),
     )  # fmt: skip
     unknown = valid & ((ids < 0) | (ids >= n_vocab))
     target = torch.where(unknown, float("nan"), sums[3])
@@ -124,7 +124,8 @@ def linear_partials(
     backend: str,
 ) -> Tensor:
     """[4, ...] sums over the rows of `weight`; ids count from its first and may lie outside."""
-    temperature, softcap, max_buffer_mb = linear_numbers(*unpacked(numbers))
+    temperature, softcap, max_buffer_mb = unpacked(numbers)
+    check_positive_numbers(temperature=temperature, softcap=softcap, max_buffer_mb=max_buffer_mb)
     rows = kept_rows(valid)
     hidden_TD, ids_T = take(hidden, ids, rows)
     if backend == "triton":

@@ -52,7 +52,7 @@ def shared_varlen(
     attend: Callable[..., Tensor], x: tuple[Tensor, Tensor, Tensor], rows: PackedRows
 ) -> Tensor:
     """Returns `attend` over the rows in full, where tokens may be shared between rows."""
-    if rows.token_of_full is None:
+    if rows.token_of_full is None or rows.full_of_token is None:
         return attend(*x)
     out = attend(*(gathered(t, rows.token_of_full) for t in x))
     return out.index_select(0, rows.full_of_token)
@@ -141,7 +141,7 @@ class TorchAten(TorchVarlen):
         )[0]  # fmt: skip
 
 
-def torch_varlen() -> Callable[..., Tensor]:
+def torch_varlen() -> Callable:
     """Returns torch's public variable-length attention; ImportError where it has none."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -170,8 +170,7 @@ def _check_calls(model: PreTrainedModel) -> None:
         return v_TGK.new_zeros((*q_THK.shape[:2], v_TGK.shape[2]))
 
     if model.config._attn_implementation == NAME:
-        device = model.get_input_embeddings().weight.device
-        ids_12 = torch.zeros((1, 2), dtype=torch.int64, device=device)
+        ids_12 = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
         was_training = model.training
         try:
             hidden_states(model.eval(), ids_12, arange_positions(ids_12), count)

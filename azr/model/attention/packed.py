@@ -53,8 +53,8 @@ class PackedRows:
         starts = np.concatenate([[0], np.cumsum(counts)])
         longest = int(counts.max())
 
-        def tensor(values: np.ndarray | None, dtype: torch.dtype = torch.int64) -> Tensor | None:
-            return None if values is None else to_device(values, device, dtype)
+        def tensor(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else to_device(values, device, torch.int64)
 
         grid = place = None
         if token_of_full is not None or int(counts.min()) < longest:
@@ -65,7 +65,7 @@ class PackedRows:
             if full_of_token is not None:
                 place = place[full_of_token]
         return cls(
-            starts=tensor(starts, torch.int32),
+            starts=to_device(starts, device, torch.int32),
             longest=longest,
             lengths=tuple(counts.tolist()),
             token_of_full=tensor(token_of_full),
