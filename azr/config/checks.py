@@ -66,7 +66,7 @@ def fault_of(value: Any, hint: Any, name: str) -> str:
     if hint is float and not abs(value) <= LARGEST_FLOAT:  # a NaN as well
         instead = f"; {_INSTEAD_OF_INFINITY[name]}" if name in _INSTEAD_OF_INFINITY else ""
         return f"must be a finite number, at most 1e15 either way{instead}"
-    if hint is str and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+    if hint is str and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in str(value)):
         return "must be text without NUL and unpaired surrogates"
     return ""
 
