@@ -55,7 +55,7 @@ gpu: ## does it run, numbers, learning (CALL=1, CALL="2 3", STAGES="learn"; REHE
 	  $(if $(COMMIT),--commit "$(COMMIT)")
 
 kernels-report: $(VENV)/.for-test ## compile the shipped kernels ahead of time and print their machine code's table
-	@$(PY) -m rlvr_kernels.report $(ARGS)
+	@$(PY) -m bench.kernels_report $(ARGS)
 
 clean: ## remove the virtual environment, build products and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info examples/*/build examples/*/*.egg-info

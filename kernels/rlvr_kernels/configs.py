@@ -1,7 +1,7 @@
 """The launch configuration of every kernel, by chip and element size: a table, not an autotuner.
 
 A table is reproducible (the same bits on every start), costs no first-step search, and every row
-of it is compiled and inspected without a GPU: `python -m rlvr_kernels.report`.
+of it is compiled and inspected without a GPU: `python -m bench.kernels_report`.
 """
 
 from dataclasses import asdict, dataclass

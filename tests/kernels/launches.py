@@ -32,8 +32,9 @@ from rlvr_kernels import (
     token_logprobs,
     vocab_parallel,
 )
-from rlvr_kernels.aot import CHIPS
 from rlvr_kernels.configs import TileConfig
+
+from bench.aot import CHIPS
 
 QWEN, ODD = 151936, 151667  # vocabularies, the second one that 16 does not divide
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -19,7 +19,7 @@ def python(*arguments):
     environment = {
         k: v for k, v in os.environ.items() if k not in ("RLVR_KERNELS", "TRITON_INTERPRET")
     }
-    environment["PYTHONPATH"] = str(ROOT / "kernels")
+    environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'kernels'}"
     return subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, text=True
     )
@@ -27,7 +27,7 @@ def python(*arguments):
 
 @needs_triton
 def test_one_case_of_every_kernel_passes_the_gates():
-    done = python("-m", "rlvr_kernels.report", "--brief")
+    done = python("-m", "bench.kernels_report", "--brief")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if "| sm_" in line]
     assert len(rows) == 18 and all(line.endswith("| ok |") for line in rows)
@@ -36,14 +36,15 @@ def test_one_case_of_every_kernel_passes_the_gates():
 @needs_triton
 @pytest.mark.proof
 def test_every_shipped_configuration_passes_the_gates():
-    done = python("-m", "rlvr_kernels.report")
+    done = python("-m", "bench.kernels_report")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 with problems" in done.stdout
 
 
 BROKEN = """
 import dataclasses
-from rlvr_kernels import aot, shipped
+from bench import aot
+from bench import shipped_kernels as shipped
 row = next(shipped.row_kernels())
 narrow = {name: kind.removesuffix(" 16") for name, kind in row.arguments.items()}
 wrong = dataclasses.replace(
@@ -69,8 +70,8 @@ def test_the_gates_can_fail():
 
 def test_report_refuses_the_interpreter():
     done = subprocess.run(
-        [sys.executable, "-m", "rlvr_kernels.report"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "TRITON_INTERPRET": "1"},
+        [sys.executable, "-m", "bench.kernels_report"],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )

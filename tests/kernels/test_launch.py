@@ -81,6 +81,6 @@ def test_every_kernel_launches_with_the_oldest_triton(tmp_path, oldest_triton):
 
 @pytest.mark.proof
 def test_every_shipped_kernel_passes_the_gates_with_the_oldest_triton(tmp_path, oldest_triton):
-    done = python(tmp_path, "-m", "rlvr_kernels.report", first=[oldest_triton])
+    done = python(tmp_path, "-m", "bench.kernels_report", first=[oldest_triton])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"triton {OLDEST_TRITON}" in done.stdout and " 0 with problems" in done.stdout

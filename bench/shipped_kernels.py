@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from itertools import product
 
-from . import linear_logprob_triton as linear
-from . import logprob_triton as row
-from . import loss_triton as loss
-from . import sample_triton as sampling
-from .aot import CHIPS, Shipped
-from .configs import (
+from rlvr_kernels import linear_logprob_triton as linear
+from rlvr_kernels import logprob_triton as row
+from rlvr_kernels import loss_triton as loss
+from rlvr_kernels import sample_triton as sampling
+from rlvr_kernels.configs import (
     LINEAR_DLOGITS,
     LINEAR_FORWARD,
     LINEAR_WITH_EPILOGUE,
@@ -19,6 +18,8 @@ from .configs import (
     TileConfig,
     generation,
 )
+
+from bench.aot import CHIPS, Shipped
 
 # Names in Triton's signatures, with the bytes of an element.
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}

@@ -1,4 +1,4 @@
-"""`python -m rlvr_kernels.report`: the machine code of every shipped kernel, as a Markdown table.
+"""`python -m bench.kernels_report`: the machine code of every shipped kernel, as a Markdown table.
 
 Compiles for every chip of `aot.CHIPS` on any Linux machine with triton, GPU or not, on all of its
 cores. Exits with 1 where a kernel spills, outgrows the chip's shared memory, uses double precision,
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     except ImportError:
         print("triton is not installed: nothing to compile", file=sys.stderr)
         return 2
-    from .shipped import shipped_kernels
+    from bench.shipped_kernels import shipped_kernels
 
     is_brief = "--brief" in arguments
     wanted = next((word for word in arguments if not word.startswith("-")), "")
@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
 
 def _inspect(at: int):
     """The `aot.Machine` of the row at this place of `shipped_kernels`."""
-    from .aot import compile_and_inspect
-    from .shipped import shipped_kernels
+    from bench.aot import compile_and_inspect
+    from bench.shipped_kernels import shipped_kernels
 
     return compile_and_inspect(next(islice(shipped_kernels(), at, None)))
 
