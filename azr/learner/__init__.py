@@ -25,10 +25,10 @@ from azr.model.attention import (
     PackedAttend,
     choose,
     gathered,
+    head_shape,
     head_weight,
     hidden_states,
 )
-from azr.rollout.cache import Geometry
 
 
 class TrainingDiverged(RunError):
@@ -82,9 +82,8 @@ class Learner:
         self.model, self.reference = model, reference
         self.loss_config, self.config = loss, optim
         self.temperature, self.seed = temperature, seed
-        geometry = Geometry.of(model.config, head_weight(model).dtype)
-        device = head_weight(model).device
-        self.backend = choose(attention, device, geometry.dtype, geometry.head_size)
+        weight, (_, head_size) = head_weight(model), head_shape(model.config)
+        self.backend = choose(attention, weight.device, weight.dtype, head_size)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0
