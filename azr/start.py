@@ -15,15 +15,7 @@ from azr.keys import generator, make_key
 from azr.learner import Learner, micro_batches
 from azr.learner.packing import pack
 from azr.learner.warmup import format_warmup, warmup_samples
-from azr.memory import (
-    GIB,
-    PackedTokens,
-    Part,
-    available_bytes,
-    check_fit,
-    memory_plan,
-    resident_bytes,
-)
+from azr.memory import PackedTokens, available_bytes, memory_plan
 from azr.model.attention import described, head_shape
 from azr.model.load import (
     check_words,
@@ -36,6 +28,7 @@ from azr.model.load import (
     parameter_count,
     tiny_config,
 )
+from azr.plan import GIB, Part, check_fit, resident_bytes
 from azr.rollout import RolloutEngine
 from azr.selfplay import ROLES, SelfPlay, prompt_limit, response_tokens
 from azr.tasks import Environment

@@ -314,7 +314,7 @@ def _dry_run(config: Config) -> int:
 
     check_model_path(config.model.path)
     from azr import start
-    from azr.memory import by_phase, peak_bytes, readable
+    from azr.plan import by_phase, peak_bytes, readable
     from azr.run.dashboards import check_installed
     from azr.tasks import load_environment
 

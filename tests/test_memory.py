@@ -20,19 +20,10 @@ from azr.config import (
     RunConfig,
 )
 from azr.learner import Experience, Learner
-from azr.memory import (
-    GIB,
-    Part,
-    available_bytes,
-    by_phase,
-    check_fit,
-    give_back,
-    memory_plan,
-    peak_bytes,
-    readable,
-)
+from azr.memory import available_bytes, give_back, memory_plan
 from azr.model.attention.sdpa import Sdpa
 from azr.model.load import parameter_count, save_model
+from azr.plan import GIB, Part, by_phase, check_fit, peak_bytes, readable
 from azr.rollout.cache import Geometry
 from azr.rollout.dense import DenseCache
 from azr.run.log import process_metrics
@@ -278,7 +269,7 @@ import sys
 from pathlib import Path
 import torch
 from azr.config import parse_command_line
-from azr.memory import by_phase
+from azr.plan import by_phase
 from azr.start import build_model, plan_memory, settle_style, warm_up
 from azr.tasks import load_environment
 

@@ -13,7 +13,7 @@ from azr import __version__
 from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
 from azr.errors import naming_disk_errors
-from azr.memory import GIB, Part, peak_bytes, resident_bytes
+from azr.plan import GIB, Part, peak_bytes, resident_bytes
 from azr.run.console import RunConsole
 from azr.run.curves import plot_learning_curve
 from azr.run.dashboards import Dashboards
