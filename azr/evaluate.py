@@ -130,44 +130,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str) -> None:
     """Grades the family's tasks, prints the table and writes the result."""
-    from azr import start
     from azr.accuracy import as_metrics
     from azr.evaluation.family import accuracies, grade_tasks
     from azr.evaluation.result import make_cells
     from azr.evaluation.subject import find_subject
     from azr.evaluation.table import check_writable, print_family, write_result
     from azr.model.load import load_architecture, load_tokenizer
+    from azr.start.model import build_model, make_engine, prepare_device, settle_style
     from azr.tasks import check_family, load_environment
 
-    device = start.prepare_device(config)
-    config, _ = start.settle_style(config)
+    prepare_device(config)
+    load_architecture(subject.model)
+    tokenizer = load_tokenizer(subject.model)
+    config, _ = settle_style(config, tokenizer)
 
     def at(model: str) -> Config:
         return dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
 
-    load_architecture(subject.model)
     other = find_subject(baseline, _warn) if baseline else None
     model, step = (other.model, other.step) if other else (subject.start, 0)
     if model:
         with _naming_baseline():  # now, and not after hours with the first model
             load_architecture(model)
-            load_tokenizer(model)
-            start.settle_style(at(model))
+            other_tokenizer = load_tokenizer(model)
+            settle_style(at(model), other_tokenizer)
     path = Path(out) if out else subject.folder(config.run.root) / f"{config.task.family}.json"
     environment = load_environment(config.task)
     environment.open()
 
-    def graded(model: str, step: int):
-        module, tokenizer = start.build_model(at(model), environment, device)
-        engine = start.make_engine(at(model), module, tokenizer)
+    def graded(model: str, tokenizer, step: int):
+        engine = make_engine(at(model), build_model(at(model), environment, tokenizer), tokenizer)
         return grade_tasks(at(model), environment, engine, tokenizer, step)
 
     try:
         check_writable(path)
         check_family(environment, config.task.types)
-        after = graded(subject.model, subject.step)
+        after = graded(subject.model, tokenizer, subject.step)
         with _naming_baseline():
-            before = graded(model, step) if model else None
+            before = graded(model, other_tokenizer, step) if model else None
         cells = make_cells(environment, after, before)
         metrics = as_metrics(accuracies(environment, after))
         metrics_before = as_metrics(accuracies(environment, before)) if before else None
@@ -193,7 +193,6 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
 
     The samples are kept beside the result; the same command goes on from there.
     """
-    from azr import start
     from azr.evaluation.journal import Journal
     from azr.evaluation.suite import load_suite
     from azr.evaluation.suite_grading import LIMITS, MODULES, failing_references
@@ -202,20 +201,21 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
         fingerprint,
         item_results,
         run_suite,
-        settle_style,
+        suite_style,
     )
     from azr.evaluation.suite_table import print_suite, show_progress
     from azr.evaluation.table import check_writable, write_result
     from azr.model.load import load_model
     from azr.sandbox import Sandbox, SandboxError
+    from azr.start.model import DTYPES, make_engine, prepare_device
     from azr.text import prompt_texts
 
     suite = load_suite(suite_path)
-    device = start.prepare_device(config)
-    model, tokenizer = load_model(subject.model, start.DTYPES[config.run.dtype], device)
+    device = prepare_device(config)
+    model, tokenizer = load_model(subject.model, DTYPES[config.run.dtype], device)
     path = Path(out) if out else subject.folder(config.run.root) / f"{suite.name}.json"
     check_writable(path)
-    style = settle_style(config.task.style, tokenizer)
+    style = suite_style(config.task.style, tokenizer)
     most = config.rollout.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     rollout = dataclasses.replace(config.rollout, max_new_tokens=most)
     config = dataclasses.replace(config, rollout=rollout)
@@ -228,7 +228,7 @@ def _evaluate_suite(config: Config, subject: "Subject", suite_path: Path, out: s
         **{name: getattr(rollout, name) for name in _SAMPLING},
     }
     journal = Journal(path.with_suffix(".samples.jsonl"), identity)
-    engine = start.make_engine(config, model, tokenizer)
+    engine = make_engine(config, model, tokenizer)
     try:
         with Sandbox(limits=LIMITS, modules=MODULES) as sandbox:
             failing = failing_references(sandbox, suite.items)

@@ -5,7 +5,6 @@ which a model with dropout would use. Verdicts and grades are saved with their t
 executed twice.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from azr.config import Config
 from azr.errors import RunError
 from azr.learner import scheduled_rate
-from azr.model.load import load_model, save_model
-from azr.run.checkpoint import (
-    MARKER,
-    MODEL_FILES,
-    Checkpoint,
-    Snapshot,
-    find_damage,
-    write_marked,
-)
+from azr.model.load import load_weights, save_model
+from azr.run.checkpoint import MARKER, START, Snapshot, find_start_damage, write_marked
 from azr.run.log import RunLog
-from azr.start import DTYPES, Trainee, assemble
-from azr.tasks import Environment
-
-START = "start"
-"""Folder of the model that self-play started from, in the run directory."""
+from azr.start.model import DTYPES
+from azr.start.prepare import Prepared
+from azr.start.trainee import Trainee, assemble
 
 
 def settle_schedule(config: Config, saved: Config | None) -> Config:
@@ -93,34 +83,30 @@ def snapshot(trainee: Trainee, log: RunLog, step: int) -> Snapshot:
     )
 
 
-def restore(
-    config: Config,
-    environment: Environment,
-    checkpoint: Checkpoint,
-    run_dir: Path,
-    warn: Callable[[str], None],
-) -> Trainee:
+def restore(ready: Prepared, run_dir: Path) -> Trainee:
     """Returns the trainee as it was when the checkpoint was made.
 
-    Raises RunError where the KL term's reference is damaged; one without a fingerprint is named to
-    `warn`.
+    Raises RunError where the KL term's reference is damaged; one without a fingerprint is named
+    among the warnings.
     """
-    device = torch.device(config.run.device)
-    dtype = DTYPES[config.run.dtype]
-    model, tokenizer = load_model(str(checkpoint.path / "hf"), dtype, device)
+    config, tokenizer, checkpoint = ready.config, ready.tokenizer, ready.checkpoint
+    device, dtype = torch.device(config.run.device), DTYPES[config.run.dtype]
+    model = load_weights(str(checkpoint.path / "hf"), tokenizer, dtype, device)
     reference = None
     if config.loss.kl != "none":
         start = run_dir / START
-        if (start / "hf").is_dir() and not (start / MARKER).exists():
-            warn(f"{start} has no {MARKER} file, as older runs have none: taken as it is")
-        elif problem := find_damage(start, MODEL_FILES):
+        if problem := find_start_damage(run_dir):
             raise RunError(
                 f"{start} cannot be used: {problem}; the KL term (--loss.kl) refers to it: put the "
                 "folder back from a copy, or start a new run"
             )
-        reference = load_model(str(start / "hf"), dtype, device)[0]
+        if not (start / MARKER).exists():
+            ready.warnings.append(
+                f"{start} has no {MARKER} file, as older runs have none: taken as it is"
+            )
+        reference = load_weights(str(start / "hf"), tokenizer, dtype, device)
         reference.eval().requires_grad_(False)
-    trainee = assemble(config, environment, model, tokenizer, reference)
+    trainee = assemble(config, ready.environment, model, tokenizer, reference)
     trainee.selfplay.load_state(checkpoint.state["selfplay"])
     trainee.learner.load_state(checkpoint.tensors, **checkpoint.state["learner"])
     torch.set_rng_state(checkpoint.tensors["rng/torch"])

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from azr.config import ConfigError
+from azr.config import Config, ConfigError
+from azr.tasks import Environment, Role
 from azr.tasks.envelope import CHAT, FRAME, R1, THINK
 
 COMPLETION = "completion"
@@ -184,6 +185,11 @@ def end_ids(
     shipped = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     more = shipped if isinstance(shipped, list | tuple) else [shipped]
     return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *more) if i is not None))
+
+
+def response_tokens(config: Config, environment: Environment, role: Role, task_type: str) -> int:
+    """Returns the most tokens a response may have, its end-of-text token included."""
+    return config.rollout.max_new_tokens or environment.max_response_words(role, task_type) + 1
 
 
 def response_texts(

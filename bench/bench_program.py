@@ -17,7 +17,8 @@ import torch
 
 from azr.config import load_toml, preset_path
 from azr.selfplay import SelfPlay
-from azr.start import assemble, build_model, frozen_copy, settle_style, warm_up
+from azr.start.model import build_model, make_family_tokenizer, settle_style
+from azr.start.trainee import assemble, frozen_copy, warm_up
 from azr.tasks import load_environment
 from azr.tasks.environment import done
 
@@ -60,9 +61,10 @@ class Replayer(Recorder):
 def sides():
     """Self-play with the sandbox, recording and replaying; a learner of a copy of the model."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    config, _ = settle_style(load_toml(preset_path("cpu-program.toml")))
+    config, _ = settle_style(load_toml(preset_path("cpu-program.toml")), None)
     live, recorded = load_environment(config.task), load_environment(config.task)
-    model, tokenizer = build_model(config, live, torch.device("cpu"))
+    tokenizer = make_family_tokenizer(live)
+    model = build_model(config, live, tokenizer)
     warm_up(config, live, model, tokenizer)
     trainee = assemble(config, live, model, tokenizer, frozen_copy(model))
     trainee.selfplay.seed()

@@ -8,6 +8,7 @@ the usual padded update over full logits, every sample in its own row.
 
 import copy
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from azr.config import load_toml, preset_path
 from azr.learner import Learner
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.selfplay import SelfPlay
-from azr.start import build_model, frozen_copy, warm_up
+from azr.start.model import build_model, make_family_tokenizer
+from azr.start.trainee import frozen_copy, warm_up
 from azr.tasks import load_environment
 from azr.text import prompt_ids
 
@@ -28,10 +30,12 @@ class Setting:
     """A model in the middle of learning, with everything a step needs."""
 
     def __init__(self, device: str):
-        self.config = load_toml(preset_path("cpu-prime.toml"))
+        config = load_toml(preset_path("cpu-prime.toml"))
+        self.config = replace(config, run=replace(config.run, device=device))
         self.device = torch.device(device)
         self.environment = load_environment(self.config.task)
-        self.model, self.tokenizer = build_model(self.config, self.environment, self.device)
+        self.tokenizer = make_family_tokenizer(self.environment)
+        self.model = build_model(self.config, self.environment, self.tokenizer)
         warm_up(self.config, self.environment, self.model, self.tokenizer)
         self.reference = frozen_copy(self.model)
         self.engine = RolloutEngine(self.model, slots=self.config.rollout.slots)

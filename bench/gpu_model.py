@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 from azr.config import load_toml, preset_path
 from azr.learner import Experience, Learner
 from azr.learner.packing import pack
-from azr.memory import by_phase, memory_plan, readable
+from azr.memory import memory_plan
 from azr.model.attention import (
     PackedAttend,
     choose,
@@ -39,6 +39,7 @@ from azr.model.attention import (
     hidden_states,
     use_azr_attention,
 )
+from azr.plan import by_phase, readable
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
 from azr.rollout.graphs import side_stream
 from bench.bench_rollout import NEVER, Work

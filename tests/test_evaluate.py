@@ -252,6 +252,15 @@ def test_ctrl_c_is_a_line_and_an_exit_code(finished, monkeypatch, capsys):
     assert "interrupted" in refused(capsys, 130, finished)
 
 
+def test_evaluating_imports_no_trainer(finished, tmp_path):
+    from test_layout import TRAINER, loaded_by, within
+
+    arguments = [str(finished), "--eval.samples", "1", "--out", str(tmp_path / "x.json")]
+    held = loaded_by(f"from azr.evaluate import main; assert main({arguments}) == 0")
+    assert "azr.rollout.engine" in held and "azr.start.model" in held
+    assert [module for module in held if within(module, TRAINER)] == []
+
+
 def test_help_answers_without_torch():
     from test_layout import loaded_by
 

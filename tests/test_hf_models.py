@@ -22,9 +22,10 @@ from transformers import (
 
 from azr.config import ConfigError, TaskConfig, load_toml, parse_command_line, preset_path
 from azr.evaluate import main as evaluate
-from azr.memory import memory_plan, peak_bytes
+from azr.memory import memory_plan
 from azr.model.attention import arange_positions, head_weight, hidden_states
 from azr.model.load import load_architecture, load_model, load_tokenizer, pad_id, parameter_count
+from azr.plan import peak_bytes
 from azr.run.metrics import read_metrics
 from azr.tasks import load_environment
 from azr.tasks.envelope import FRAME

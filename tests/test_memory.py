@@ -20,23 +20,14 @@ from azr.config import (
     RunConfig,
 )
 from azr.learner import Experience, Learner
-from azr.memory import (
-    GIB,
-    Part,
-    available_bytes,
-    by_phase,
-    check_fit,
-    give_back,
-    memory_plan,
-    peak_bytes,
-    readable,
-)
+from azr.memory import available_bytes, give_back, memory_plan
 from azr.model.attention.sdpa import Sdpa
 from azr.model.load import parameter_count, save_model
+from azr.plan import GIB, Part, by_phase, check_fit, peak_bytes, readable
 from azr.rollout.cache import Geometry
 from azr.rollout.dense import DenseCache
 from azr.run.log import process_metrics
-from azr.start import check_rate
+from azr.start.prepare import check_rate
 
 CONTEXT = 30
 CONFIG = Config(
@@ -276,20 +267,17 @@ def test_a_trained_model_is_kept_from_the_rate_of_a_tiny_one():
 WARM_UP = """
 import sys
 from pathlib import Path
-import torch
 from azr.config import parse_command_line
-from azr.memory import by_phase
-from azr.start import build_model, plan_memory, settle_style, warm_up
-from azr.tasks import load_environment
+from azr.plan import by_phase
+from azr.start.model import build_model
+from azr.start.prepare import prepare
+from azr.start.trainee import warm_up
 
-torch.set_num_threads(1)
-config, _ = settle_style(parse_command_line(sys.argv[1:]).config)
-environment = load_environment(config.task)
-_, _, plan = plan_memory(config, environment)
-planned = sum(p.bytes for phase in ("always", "warm-up") for p in by_phase(plan)[phase])
-model, tokenizer = build_model(config, environment, torch.device("cpu"))
+ready = prepare(parse_command_line(sys.argv[1:]).config, is_dry=True)
+planned = sum(p.bytes for phase in ("always", "warm-up") for p in by_phase(ready.plan)[phase])
+model = build_model(ready.config, ready.environment, ready.tokenizer)
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-warm_up(config, environment, model, tokenizer)
+warm_up(ready.config, ready.environment, model, ready.tokenizer)
 status = Path("/proc/self/status").read_text()
 peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
 print(peak, planned)

@@ -24,7 +24,7 @@ from azr.model.load import ALIGNMENT
 from azr.resume import describe_rate, restore, settle_schedule, snapshot
 from azr.run.checkpoint import MARKER, load_newest
 from azr.run.metrics import read_metrics
-from azr.tasks import load_environment
+from azr.start.prepare import prepare
 from azr.train import main, run
 
 FLAGS = [
@@ -140,8 +140,10 @@ def assert_same(run_dir, whole):
 def test_everything_restored_lies_where_it_did_in_the_straight_run(whole):
     """Tensors of a mapped file lie anywhere, and products of few rows may round by that."""
     c = load_toml(whole / "config.toml")
-    environment = load_environment(c.task)
-    trainee = restore(c, environment, load_newest(whole, pytest.fail), whole, pytest.fail)
+    ready = prepare(c, whole)
+    trainee = restore(ready, whole)
+    ready.environment.close()
+    assert not ready.warnings
     model, learner = trainee.model, trainee.learner
     moments = [t for state in learner.optimizer.state.values() for t in state.values()]
     tensors = [*model.parameters(), *model.buffers(), *learner.reference.parameters(), *moments]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scripted import SMALL, changed, play, solution
 
+from azr.run.db import SampleRow
 from azr.selfplay import seeding_metrics
 from azr.tasks import Task
 from azr.tasks.prime import PrimeProblem
@@ -366,7 +367,7 @@ def test_distinct_proposals_are_counted_over_the_last_ones():
 
 def test_rows_for_the_record_hold_what_happened():
     selfplay, _ = seeded(SMALL, cycle(["13 4", "4 3", "17 3", "13"]))
-    rows = [r for r in selfplay.play(1).rows if r.type == "deduction"]
+    rows = [r for r in map(SampleRow.of, selfplay.play(1).episodes) if r.type == "deduction"]
     proposals = [r for r in rows if r.role == "propose"]
     assert [(r.text, r.outcome, r.reason) for r in proposals] == [
         ("13 4", "valid", ""), ("4 3", "invalid", "not_prime"),

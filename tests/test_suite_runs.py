@@ -19,7 +19,7 @@ from azr.evaluation.journal import Journal
 from azr.evaluation.suite import Completion, load_suite
 from azr.evaluation.suite_grading import MODULES, grade_answers
 from azr.evaluation.suite_prompts import STYLES, extract, instruction
-from azr.evaluation.suite_run import item_results, run_suite, settle_style
+from azr.evaluation.suite_run import item_results, run_suite, suite_style
 from azr.sandbox import Limits, Sandbox
 
 pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
@@ -168,10 +168,10 @@ def test_the_samples_of_another_evaluation_are_not_mixed_in(tmp_path):
 def test_the_style_is_the_tokenizers_unless_one_of_a_suite_is_asked_for():
     plain, chatty = (bpe_tokenizer("qwen2", TEXTS, template=t) for t in (False, True))
     for asked in ("auto", "compact"):
-        assert settle_style(asked, plain) == "completion" and settle_style(asked, chatty) == "chat"
-    assert settle_style("r1", chatty) == "r1"
+        assert suite_style(asked, plain) == "completion" and suite_style(asked, chatty) == "chat"
+    assert suite_style("r1", chatty) == "r1"
     with pytest.raises(ConfigError, match="suites are asked in r1, chat, completion"):
-        settle_style("poem", plain)
+        suite_style("poem", plain)
 
 
 # The command, with a model

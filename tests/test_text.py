@@ -15,10 +15,10 @@ from azr.config import (
     RolloutConfig,
     TaskConfig,
     check_resumable,
-    to_toml,
 )
 from azr.model.load import load_tokenizer, make_tiny_model, make_tokenizer, save_model
-from azr.start import settle_style
+from azr.start.model import build_model, settle_style
+from azr.start.prepare import prepare
 from azr.tasks import load_environment
 from azr.tasks.envelope import FRAME, THINK
 from azr.text import end_ids, prompt_ids, prompt_texts, renew_chat, response_texts
@@ -209,6 +209,10 @@ def config(path="", style="auto", new_tokens=64):
     )
 
 
+def tokenizer_of(path):
+    return load_tokenizer(str(path)) if path else None
+
+
 def test_the_style_is_settled_by_the_model(tmp_path):
     chat = make_folder(tmp_path / "chat", "qwen2", TEXTS)
     base = make_folder(tmp_path / "base", "llama", TEXTS, template=False)
@@ -222,25 +226,34 @@ def test_the_style_is_settled_by_the_model(tmp_path):
         (base, "r1", "has no chat template"),
         (tiny, "compact", "no tokens for plain text"),
     ):
-        settled, reason = settle_style(config(path))
+        settled, reason = settle_style(config(path), tokenizer_of(path))
         assert settled.task.style == style and why in reason
     for path, style in (("", "compact"), (chat, "chat"), (chat, "r1"), (base, "r1")):
-        settled, reason = settle_style(config(path, style))
+        settled, reason = settle_style(config(path, style), tokenizer_of(path))
         assert settled.task.style == style and reason == "as asked by --task.style"
     for path, style, message in (
         ("", "r1", "--task.style r1: a model from scratch.*--model"),
         (base, "chat", "--task.style chat: the tokenizer has no chat template; use.*r1"),
     ):
         with pytest.raises(ConfigError, match=message):
-            settle_style(config(path, style))
+            settle_style(config(path, style), tokenizer_of(path))
     with pytest.raises(ConfigError, match="--rollout.max-new-tokens 0: prompts of style chat"):
-        settle_style(config(chat, new_tokens=0))
+        settle_style(config(chat, new_tokens=0), tokenizer_of(chat))
+
+
+def test_a_run_asks_for_its_tokenizer_and_its_architecture_once(tmp_path, monkeypatch):
+    """For a hub id each time goes out to the hub."""
+    folder = make_folder(tmp_path, "qwen2", TEXTS, context=4096)
+    asked = []
+    monkeypatch.setattr("azr.model.load._reach", asked.append)
+    ready = prepare(config(folder), is_dry=True)
+    build_model(ready.config, ready.environment, ready.tokenizer)
+    assert asked == [str(folder)] * 2
 
 
 def test_a_run_that_settled_its_style_goes_on_with_auto_and_with_no_other(tmp_path):
     settled = config(style="chat")
     check_resumable(config(style="auto"), settled, tmp_path)
-    (tmp_path / "config.toml").write_text(to_toml(settled))
-    assert settle_style(config("nowhere"), tmp_path)[0].task.style == "chat"
+    assert settle_style(config("nowhere"), None, settled)[0].task.style == "chat"
     with pytest.raises(ConfigError, match="--task.style is 'r1', was 'chat'"):
         check_resumable(config(style="r1"), settled, tmp_path)

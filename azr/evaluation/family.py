@@ -14,10 +14,9 @@ from azr.accuracy import Accuracy, wilson_clustered
 from azr.config import Config
 from azr.keys import make_key
 from azr.rollout import Request, RolloutEngine, Sampling
-from azr.selfplay import response_tokens
 from azr.tasks import Answer, Environment, Grade, Task
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
-from azr.text import end_ids, prompt_ids, response_texts
+from azr.text import end_ids, prompt_ids, response_texts, response_tokens
 
 RETRIES = 2
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from azr.config import Config, ConfigError, load_toml
-from azr.resume import START
-from azr.run.checkpoint import MARKER, MODEL_FILES, find_damage, find_newest, is_step, step_of
+from azr.run.checkpoint import START, find_damage, find_newest, find_start_damage, is_step, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,7 @@ def find_subject(target: str, warn: Callable[[str], None]) -> Subject:
     if not is_start and not is_step(path):
         raise ConfigError(f"{path}: a checkpoint's folder is named step_ and its number; rename it")
     start = run_dir / START
-    # Those of older runs have no marker.
-    problem = find_damage(start, MODEL_FILES) if (start / MARKER).exists() else None
+    problem = find_start_damage(run_dir) if start.is_dir() else None
     if is_start and problem:
         raise ConfigError(f"{path}: not a whole model: {problem}; name another, or the run")
     if is_start:

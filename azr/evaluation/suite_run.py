@@ -54,7 +54,7 @@ class KindResult:
     """Why answers, greedy and sampled, were not correct."""
 
 
-def settle_style(style: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def suite_style(style: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the style that suits the tokenizer where none of a suite's styles was asked for.
 
     Raises ConfigError for a style that there is not.

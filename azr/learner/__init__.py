@@ -24,10 +24,10 @@ from azr.model.attention import (
     PackedAttend,
     choose,
     gathered,
+    head_shape,
     head_weight,
     hidden_states,
 )
-from azr.rollout.cache import Geometry
 
 MAX_BAD_UPDATES = 5
 """Updates in a row with a NaN or Inf: so many end the run, fewer are skipped."""
@@ -73,9 +73,8 @@ class Learner:
         self.model, self.reference = model, reference
         self.loss_config, self.config = loss, optim
         self.temperature, self.seed = temperature, seed
-        geometry = Geometry.of(model.config, head_weight(model).dtype)
-        device = head_weight(model).device
-        self.backend = choose(attention, device, geometry.dtype, geometry.head_size)
+        weight, (_, head_size) = head_weight(model), head_shape(model.config)
+        self.backend = choose(attention, weight.device, weight.dtype, head_size)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0

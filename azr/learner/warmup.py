@@ -12,8 +12,7 @@ from azr.learner import Experience, micro_batches, response_logprobs
 from azr.learner.optim import make_optimizer
 from azr.learner.packing import pack
 from azr.learner.recompute import recomputing
-from azr.model.attention import choose, head_weight
-from azr.rollout.cache import Geometry
+from azr.model.attention import choose, head_shape, head_weight
 
 RAMP_STEPS = 20
 
@@ -42,9 +41,8 @@ def format_warmup(
     # "master" would leave its copies of bf16 weights behind: the run makes its own.
     settings = OptimConfig(lr=config.lr, weight_decay=0.0, bf16_update="stochastic")
     optimizer = make_optimizer(model, settings, seed=0)
-    weight = head_weight(model)
-    geometry = Geometry.of(model.config, weight.dtype)
-    backend = choose(attention, weight.device, geometry.dtype, geometry.head_size)
+    weight, (_, head_size) = head_weight(model), head_shape(model.config)
+    backend = choose(attention, weight.device, weight.dtype, head_size)
     mean_loss = float("nan")
     for step in range(config.steps):
         ramp = min(1.0, (step + 1) / min(RAMP_STEPS, config.steps))

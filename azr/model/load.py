@@ -158,6 +158,13 @@ def load_model(
     """
     load_architecture(path)  # names what cannot be trained
     tokenizer = load_tokenizer(path)
+    return load_weights(path, tokenizer, dtype, device), tokenizer
+
+
+def load_weights(
+    path: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """Returns the model of `load_model`, whose architecture and tokenizer were loaded before."""
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True
@@ -191,7 +198,7 @@ def load_model(
         head_weight(model)
     except ValueError as error:
         raise ConfigError(f"--model {path}: {error}") from error
-    return model, tokenizer
+    return model
 
 
 def _kinds_of_weights(path: str) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from azr.memory import available_bytes, readable
+from azr.memory import available_bytes
 from azr.model.attention import Backend
+from azr.plan import readable
 from azr.rollout.cache import FEWEST_ROWS, Geometry, KVCache
 from azr.rollout.dense import DenseCache
 from azr.rollout.pages import PageCache, pages_for

@@ -21,14 +21,16 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from azr.errors import RunError, naming_disk_errors
 from azr.run.json_parts import json_parts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+START = "start"
+"""Folder of the model that self-play started from, in the run directory."""
 MARKER = "COMPLETE"
 MODEL_FILES = ("hf/config.json",)
 CHECKPOINT_FILES = (*MODEL_FILES, "train_state.safetensors", "state.json")
@@ -40,7 +42,7 @@ class Snapshot:
     """Everything of a step that a checkpoint holds, copied: training may go on meanwhile."""
 
     step: int
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, "Tensor"]
     state: Mapping[str, Any]
     """JSON values. A list may be an iterator instead, whose items are made as they are written."""
     write_model: Callable[[Path], None]
@@ -176,6 +178,8 @@ def _write(write: Callable[[Path], None], temporary: Path) -> None:
 
 
 def _write_all(temporary: Path, snapshot: Snapshot) -> None:
+    from safetensors.torch import save_file  # and with it torch, which nobody else here needs
+
     snapshot.write_model(temporary / "hf")
     save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
     with open(temporary / "state.json", "w") as file:
@@ -188,7 +192,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    tensors: dict[str, Tensor]
+    tensors: dict[str, "Tensor"]
     state: dict[str, Any]
 
 
@@ -198,6 +202,8 @@ def load_newest(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
     Each one that is not whole is named to `warn`, and the one before it is tried. Raises RunError
     where there is none.
     """
+    from safetensors.torch import load_file
+
     path = find_newest(run_dir, warn)
     return Checkpoint(
         path=path,
@@ -236,6 +242,16 @@ def find_damage(path: Path, expected: Collection[str] = CHECKPOINT_FILES) -> str
         except ValueError as error:
             return f"{name!r} is no file's name: {error}"
     return None
+
+
+def find_start_damage(run_dir: Path) -> str | None:
+    """Returns what is wrong with the start model of a run, None where it is whole.
+
+    Older runs have no marker there: their folder is taken as it is.
+    """
+    start = run_dir / START
+    is_old = (start / "hf").is_dir() and not (start / MARKER).exists()
+    return None if is_old else find_damage(start, MODEL_FILES)
 
 
 def _read_marker(path: Path, expected: Collection[str]) -> dict[str, list] | str:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from azr.accuracy import Accuracy, Interval, with_interval
 from azr.errors import naming_disk_errors
-from azr.memory import Part, by_phase, peak_bytes, readable
+from azr.plan import Part, by_phase, peak_bytes, readable
 
 PHASES = ("rollout", "verify", "update", "eval", "other")
 REFRESH_S = 0.25

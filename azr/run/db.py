@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,26 @@ class SampleRow:
     tokens: int
     finish: str
     is_estimate: bool
+
+    @classmethod
+    def of(cls, episode: Any) -> "SampleRow":
+        """Returns what is kept of an `azr.selfplay.Episode`."""
+        verdict, grade = episode.verdict, episode.grade
+        return cls(
+            role=episode.role,
+            type=episode.type,
+            prompt=episode.prompt,
+            task_key=episode.key or None,
+            text=episode.text,
+            outcome=verdict.status if verdict else grade.outcome,
+            reason=(verdict or grade).reason,
+            solve_rate=episode.solve_rate,
+            reward=episode.reward,
+            advantage=episode.advantage,
+            tokens=len(episode.sample.token_ids),
+            finish=episode.sample.finish_reason,
+            is_estimate=episode.is_estimate,
+        )
 
 
 BUSY_S = 5.0

@@ -13,7 +13,7 @@ from azr import __version__
 from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
 from azr.errors import naming_disk_errors
-from azr.memory import GIB, Part, peak_bytes, resident_bytes
+from azr.plan import GIB, Part, peak_bytes, resident_bytes
 from azr.run.console import RunConsole
 from azr.run.curves import plot_learning_curve
 from azr.run.dashboards import Dashboards
@@ -161,19 +161,22 @@ class RunLog:
         self,
         step: int,
         tasks: Iterable[tuple[str, str, object]],
-        samples: Iterable[SampleRow],
+        episodes: Iterable[object],
     ) -> None:
         """Records the tasks that entered the buffers, and the samples, of a step."""
-        rows = list(samples)
+        rows = [SampleRow.of(e) for e in episodes]
         valid = [r for r in rows if r.outcome == "valid" and r.solve_rate is not None]
         self._proposals = (self._proposals + valid)[-SHOWN_FROM:]
         if step:  # the seeding's were seen round by round
-            self.early_samples(step, rows)
+            self._watch_first(step, rows)
         if self._db:
             self._db.write(step, tasks, rows)
 
-    def early_samples(self, step: int, rows: Iterable[SampleRow]) -> None:
-        """Warns where what the model writes at first is of no use at all."""
+    def seeding_round(self, episodes: Iterable[object]) -> None:
+        """Warns where what the start model writes is of no use at all."""
+        self._watch_first(0, [SampleRow.of(e) for e in episodes])
+
+    def _watch_first(self, step: int, rows: list[SampleRow]) -> None:
         for message in self._first_samples.observe(step, rows):
             self.warn(step, message)
 

@@ -2,7 +2,7 @@
 
 from azr.selfplay.episode import ROLES, Episode, Seeding, StepResult
 from azr.selfplay.metrics import seeding_metrics
-from azr.selfplay.play import SelfPlay, response_tokens
+from azr.selfplay.play import SelfPlay
 from azr.selfplay.prompts import prompt_limit
 from azr.selfplay.seeding import read_seeds, write_seeds
 
@@ -14,7 +14,6 @@ __all__ = [
     "StepResult",
     "prompt_limit",
     "read_seeds",
-    "response_tokens",
     "seeding_metrics",
     "write_seeds",
 ]

@@ -1,17 +1,15 @@
 """The records of self-play: a completion with what became of it, the seeds, and a step."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from azr.advantage import CellStatistics
 from azr.buffer import Entry
 from azr.learner import Experience
 from azr.reward import Novelty
 from azr.rollout import Sample
-from azr.run.db import SampleRow
-from azr.tasks import Grade, Task, Traits, Verdict
+from azr.selfplay.clock import Clock
+from azr.tasks import Grade, Role, Task, Traits, Verdict
 
-Role = Literal["propose", "solve"]
 ROLES: tuple[Role, Role] = ("propose", "solve")
 
 
@@ -47,33 +45,6 @@ class Episode:
     the verifier failed to judge."""
     advantage: float | None = None
 
-    def row(self) -> SampleRow:
-        """Returns what run.db keeps of it."""
-        judged = self.verdict or self.grade
-        return SampleRow(
-            role=self.role,
-            type=self.type,
-            prompt=self.prompt,
-            task_key=self.key or None,
-            text=self.text,
-            outcome=judged.status if self.verdict else judged.outcome,
-            reason=judged.reason,
-            solve_rate=self.solve_rate,
-            reward=self.reward,
-            advantage=self.advantage,
-            tokens=len(self.sample.token_ids),
-            finish=self.sample.finish_reason,
-            is_estimate=self.is_estimate,
-        )
-
-
-@dataclass(slots=True, kw_only=True)
-class Seconds:
-    """Where the time of a step's phases went."""
-
-    rollout: float = 0.0
-    verify: float = 0.0
-
 
 @dataclass(slots=True, kw_only=True)
 class Seeding:
@@ -89,11 +60,6 @@ class Seeding:
         """(type, key, task) of every seed."""
         return _flat(self.new_tasks)
 
-    @property
-    def rows(self) -> list[SampleRow]:
-        """The seeding proposals as run.db keeps them."""
-        return [e.row() for e in self.episodes]
-
 
 @dataclass(slots=True, kw_only=True)
 class StepResult:
@@ -103,18 +69,14 @@ class StepResult:
     new_tasks: dict[str, list[Entry]]
     """Tasks that entered the buffers, by type."""
     cells: CellStatistics
+    clock: Clock
+    """It goes on: what follows the play are phases of the step as well."""
     metrics: dict[str, float] = field(default_factory=dict)
-    seconds: Seconds = field(default_factory=Seconds)
 
     @property
     def tasks(self) -> list[tuple[str, str, Task]]:
         """(type, key, task) of every task that entered a buffer."""
         return _flat(self.new_tasks)
-
-    @property
-    def rows(self) -> list[SampleRow]:
-        """The samples as run.db keeps them."""
-        return [e.row() for e in self.episodes]
 
     def experience(self, roles: str) -> list[Experience]:
         """Returns the samples to train on: those with an advantage, of the roles asked for."""

@@ -8,7 +8,6 @@ the rest is still being generated.
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Literal
 
 import torch
@@ -20,16 +19,16 @@ from azr.config import Config
 from azr.keys import generator, make_key
 from azr.reward import proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
-from azr.run.db import SampleRow
+from azr.selfplay.clock import Clock
 from azr.selfplay.diversity import describe_proposals
-from azr.selfplay.episode import ROLES, Episode, Role, Seconds, Seeding, StepResult
+from azr.selfplay.episode import ROLES, Episode, Role, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics
 from azr.selfplay.prompts import Prompts
 from azr.selfplay.references import ReferencePool
 from azr.selfplay.seeding import fill_buffers
 from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
-from azr.text import end_ids, response_texts
+from azr.text import end_ids, response_texts, response_tokens
 
 RECENT = 900
 """Valid proposals over which distinct ones are counted."""
@@ -66,7 +65,7 @@ class SelfPlay:
     def seed(
         self,
         given: Sequence[Task] = (),
-        on_round: Callable[[list[SampleRow]], None] = lambda rows: None,
+        on_round: Callable[[list[Episode]], None] = lambda proposals: None,
     ) -> Seeding:
         """Fills the buffers before the first update, with the tasks of a seed file if given.
 
@@ -75,8 +74,8 @@ class SelfPlay:
 
         def propose(number: int, types: list[str]) -> list[Episode]:
             # Round r of seeding is step -r: its draws are nobody else's.
-            proposals = self._propose(-number, types, Seconds())
-            on_round([e.row() for e in proposals])
+            proposals = self._propose(-number, types, Clock(self.engine))
+            on_round(proposals)
             return proposals
 
         return fill_buffers(
@@ -117,8 +116,8 @@ class SelfPlay:
     def play(self, step: int) -> StepResult:
         """Plays step 1, 2, ...; the buffers gain this step's valid tasks."""
         c = self.config.selfplay
-        seconds = Seconds()
-        proposals = self._propose(step, self.types, seconds)
+        clock = Clock(self.engine)
+        proposals = self._propose(step, self.types, clock)
         valid = _valid_tasks(proposals, step)
         describe_proposals(self.environment, proposals, self.buffers)
 
@@ -143,13 +142,13 @@ class SelfPlay:
                 requests.append(
                     _Solve(entry, "solve", index, c.solver_samples_per_task, temperature)
                 )
-        solutions = self._solve(step, requests, seconds)
+        solutions = self._solve(step, requests, clock)
         self.previous_tasks = valid
 
         self._reward(proposals, solutions, self._trained_estimates(solved_first))
         episodes = proposals + solutions
         cells = self._whiten(episodes)
-        result = StepResult(episodes=episodes, new_tasks=new_tasks, cells=cells, seconds=seconds)
+        result = StepResult(episodes=episodes, new_tasks=new_tasks, cells=cells, clock=clock)
         told = step_metrics(self.environment, result, self.cells, self.config.reward)
         result.metrics = told | {
             "propose/distinct_recent": float(len(set(self.recent_keys))),
@@ -157,6 +156,7 @@ class SelfPlay:
             **{f"buffer/{t}/size": float(len(b)) for t, b in self.buffers.items()},
             **self.environment.verifier_metrics(),
         }
+        clock.lap("other")
         return result
 
     def _reward(
@@ -202,7 +202,7 @@ class SelfPlay:
             exclude = set()
         return chosen
 
-    def _propose(self, step: int, types: Sequence[str], seconds: Seconds) -> list[Episode]:
+    def _propose(self, step: int, types: Sequence[str], clock: Clock) -> list[Episode]:
         c = self.config.selfplay
         wanted, keys = [], []
         for task_type in types:
@@ -232,7 +232,7 @@ class SelfPlay:
             )
 
         episodes = []
-        generated = self._generate(requests, submit, seconds)
+        generated = self._generate(requests, submit, clock)
         for (sample, text, _), verdict in zip(generated, self._solvable(generated), strict=True):
             prompt = prompts[sample.request]
             episodes.append(
@@ -262,7 +262,7 @@ class SelfPlay:
                 verdicts[i] = Verdict(task=None, status="invalid", reason="prompt_too_long")
         return verdicts
 
-    def _solve(self, step: int, wanted: list["_Solve"], seconds: Seconds) -> list[Episode]:
+    def _solve(self, step: int, wanted: list["_Solve"], clock: Clock) -> list[Episode]:
         prompts = self.prompts.solve([w.entry.task for w in wanted])
         sampling = {
             (t, temperature): self._sampling("solve", t, temperature)
@@ -291,7 +291,7 @@ class SelfPlay:
             )
 
         episodes = []
-        for sample, text, grade in self._generate(requests, submit, seconds):
+        for sample, text, grade in self._generate(requests, submit, clock):
             w = wanted[sample.request]
             episodes.append(
                 Episode(
@@ -313,7 +313,7 @@ class SelfPlay:
         self,
         requests: list[Request],
         submit: Callable[[list[Sample], list[str]], Future[list]],
-        seconds: Seconds,
+        clock: Clock,
     ) -> list[tuple[Sample, str, object]]:
         """Returns (sample, text, what became of it) in the order of the requests.
 
@@ -322,30 +322,28 @@ class SelfPlay:
         chunks: list[tuple[list[Sample], list[str], Future[list]]] = []
         waiting: list[Sample] = []
 
-        def hand_over() -> float:
-            start = perf_counter()
+        def hand_over() -> None:
+            clock.lap("rollout")
             responses = [s.token_ids for s in waiting]
             texts = response_texts(self.tokenizer, responses, self.ends, self._stops())
             chunks.append((waiting, texts, submit(waiting, texts)))
-            return perf_counter() - start
+            clock.lap("verify")
 
         expected = sum(request.n for request in requests)
         chunk = min(max(expected // VERIFY_CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
-        start = perf_counter()
-        verify = 0.0
+        clock.lap("other")
         for sample in self.engine.generate(requests):
             waiting.append(sample)
             if len(waiting) == chunk:
-                verify += hand_over()
+                hand_over()
                 waiting = []
         if waiting:
-            verify += hand_over()
-        seconds.rollout += perf_counter() - start - verify
-        start = perf_counter()
+            hand_over()
+        clock.lap("rollout")
         results = [
             row for s, t, future in chunks for row in zip(s, t, future.result(), strict=True)
         ]
-        seconds.verify += verify + perf_counter() - start
+        clock.lap("verify")
         # Everything after this is in the order of the requests, whatever finished first.
         return sorted(results, key=lambda row: (row[0].request, row[0].index))
 
@@ -389,11 +387,6 @@ class _Solve:
     index: int
     samples: int
     temperature: float
-
-
-def response_tokens(config: Config, environment: Environment, role: Role, task_type: str) -> int:
-    """Returns the most tokens a response may have, its end-of-text token included."""
-    return config.rollout.max_new_tokens or environment.max_response_words(role, task_type) + 1
 
 
 def _valid_tasks(proposals: list[Episode], step: int) -> dict[str, list[Entry]]:

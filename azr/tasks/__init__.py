@@ -1,7 +1,7 @@
 """Task families: what is proposed, how it is checked, and how an answer is graded."""
 
 from azr.tasks.checked import check_family
-from azr.tasks.environment import Environment, FamilyDefaults, Vocabulary, load_environment
+from azr.tasks.environment import Environment, FamilyDefaults, Role, Vocabulary, load_environment
 from azr.tasks.family import TaskFamily
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
@@ -12,6 +12,7 @@ __all__ = [
     "Grade",
     "Proposal",
     "References",
+    "Role",
     "Task",
     "TaskFamily",
     "Traits",

@@ -25,6 +25,9 @@ _BUILT_IN = {
 }
 
 
+Role = Literal["propose", "solve"]
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """The words of a tiny model made for one family.
@@ -74,7 +77,7 @@ class Environment(Protocol):
         """Returns the instruction of a task; nothing of the answer is in it."""
         ...
 
-    def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
+    def max_response_words(self, role: Role, task_type: str) -> int:
         """Returns how many words of `vocabulary()` a well-formed response has at most."""
         ...
 

@@ -1,0 +1,1 @@
+"""What stands before the first step: settled options, a memory plan, a model, an opened run."""
