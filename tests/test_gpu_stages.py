@@ -355,6 +355,8 @@ def imports(module, *, with_functions):
             return
         if isinstance(node, ast.FunctionDef | ast.Lambda) and not with_functions:
             return
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
