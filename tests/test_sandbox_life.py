@@ -41,15 +41,12 @@ def descriptors() -> set[str]:
 
 def descendants(pid: int) -> list[int]:
     """Every living process below one, by /proc."""
-    found = []
     try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    except FileNotFoundError:
-        return found
-    for task in tasks:
-        for child in (task / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
+        texts = [(t / "children").read_text() for t in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has gone, perhaps just now
+    children = [int(child) for text in texts for child in text.split()]
+    return children + [pid for child in children for pid in descendants(child)]
 
 
 def alive(pid: int) -> bool:

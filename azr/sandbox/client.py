@@ -39,7 +39,7 @@ NAMESPACES = {
 }
 HEAR_S = 0.2
 """A wait of the main thread is no longer: a signal that comes just before it does not end it."""
-Kind = TypeVar("Kind", bound=Call)
+C = TypeVar("C", bound=Call)
 
 
 class Sandbox:
@@ -199,7 +199,7 @@ class Sandbox:
 
     # ---- Calls --------------------------------------------------------------------------------
 
-    def _run_calls(self, kind: type[Kind], jobs: Iterable[Job]) -> list[Kind]:
+    def _run_calls(self, kind: type[C], jobs: Iterable[Job]) -> list[C]:
         """Runs the jobs' calls to their end."""
         if self._engine.is_this_thread():
             raise SandboxError(
@@ -240,12 +240,8 @@ class Sandbox:
         return lambda: not futures or not all(future.cancelled() for future in futures)
 
     def _call(
-        self,
-        kind: type[Kind],
-        job: Job,
-        done: Callable[[Kind], None],
-        is_wanted: Callable[[], bool],
-    ) -> Kind:
+        self, kind: type[C], job: Job, done: Callable[[C], None], is_wanted: Callable[[], bool]
+    ) -> C:
         limits = self.limits
         if len(job.args_texts) > limits.inputs:
             raise ValueError(
@@ -254,7 +250,7 @@ class Sandbox:
         begun_s = time.monotonic()
         engine = self._engine
 
-        def ended(call: Kind) -> None:
+        def ended(call: C) -> None:
             engine.note_end(call, time.monotonic() - begun_s)
             done(call)
 

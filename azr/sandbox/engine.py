@@ -26,16 +26,7 @@ from azr.sandbox.process import (
     extension,
 )
 from azr.sandbox.records import STATUSES, Limits, SandboxError, Status
-from azr.sandbox.work import (
-    ALL_SEEDS,
-    BASE_SEEDS,
-    CONTENDED,
-    EITHER,
-    Call,
-    Outcome,
-    Program,
-    Run,
-)
+from azr.sandbox.work import ALL_SEEDS, BASE_SEEDS, CONTENDED, Call, Outcome, Program, Run
 
 COMPILE_S = 0.25
 """CPU seconds for a source of up to 64 KiB, in proportion for longer ones. All programs wait for
@@ -524,7 +515,7 @@ class Engine:
     # ---- Running ------------------------------------------------------------------------------
 
     def _ask(self, run: Run) -> None:
-        if run.seed == EITHER:
+        if run.seed < 0:  # either
             run.seed = min(range(BASE_SEEDS), key=self._load)
         if run.alone:
             self.counters["reruns"] += 1

@@ -114,7 +114,7 @@ class Run:
 
     call: "Call"
     seed: int
-    """Which zygote, or EITHER."""
+    """Which zygote; below 0 is EITHER."""
     positions: list[int]
     """Which inputs of the call, in the order of the run; one may come twice."""
     shake: int = 0

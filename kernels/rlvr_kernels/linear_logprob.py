@@ -146,13 +146,14 @@ def _direct(
 
     `valid` None: every row.
     """
+    temperature = float(temperature)  # of whatever kind
     rows = kept_rows(valid)
     kept, kept_ids = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1)
     if rows is not None:
         kept, kept_ids = kept.index_select(0, rows), kept_ids.index_select(0, rows)
     logits = linear(kept.float(), weight.float(), None if bias is None else bias.float())
     if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+        logits = float(softcap) * torch.tanh(logits / float(softcap))
     if weight.shape[0] <= SMALL_VOCABULARY:  # the ids are known to be in range
         found = of_a_small_vocabulary(
             logits, kept_ids, None, temperature, return_entropy, return_lse

@@ -117,9 +117,22 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and metrics that `rlvr_kernels.policy_loss` documents, [..., L] in, 0-dim out."""
     wide = torch.float64 if logprobs.dtype == torch.float64 else torch.float32
+    count = mask.sum().to(wide)
+    metrics: dict[str, Tensor] = {}
 
     def clean(x: Tensor) -> Tensor:
         return torch.where(mask, x.to(wide).expand_as(mask), 0)
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(mask, x.detach().to(wide), 0).sum() / count.clamp(min=1)
+
+    def extreme(x: Tensor, largest: bool) -> Tensor:
+        """max or min over the tokens; 1, the neutral ratio, where there is none."""
+        empty = -torch.inf if largest else torch.inf
+        kept = torch.where(mask, x.detach(), empty).reshape(-1)
+        bound = torch.cat([kept, kept.new_full((1,), empty)])
+        bound = bound.max() if largest else bound.min()
+        return torch.where(count > 0, bound, 1.0)
 
     logp, old = clean(logprobs), clean(old_logprobs).detach()
     adv = clean(advantages).detach()
@@ -144,6 +157,11 @@ def policy_loss(
         is_ratio = drift.exp()
         if tis_cap is not None:
             weight = is_ratio.clamp(max=tis_cap)
+        over = torch.zeros_like(mask) if tis_cap is None else is_ratio > tis_cap
+        metrics["tis_mean"] = mean(is_ratio if tis_cap is None else weight)
+        metrics["tis_max"] = extreme(is_ratio, True)
+        metrics["tis_capped_frac"] = mean(over)
+        metrics["mismatch_kl"] = mean(torch.expm1(drift) - drift)
     loss = -weight * surrogate
     pg_loss = loss.detach()
     if ref_logprobs is not None:
@@ -151,14 +169,16 @@ def policy_loss(
         bounded_ref = to_ref.clamp(-log_ratio_clamp, log_ratio_clamp)
         k3 = torch.expm1(bounded_ref) - bounded_ref
         penalty = {"k1": -to_ref, "k2": 0.5 * to_ref.square(), "k3": k3, None: k3}[kl]
+        metrics["kl"] = mean(k3)
+        metrics["kl_penalty"] = mean(penalty)
         if kl is not None:
             loss = loss + kl_coef * penalty
     if entropy is not None:
         nats = clean(entropy)
+        metrics["entropy"] = mean(nats)
         loss = loss - entropy_coef * nats
     loss = torch.where(mask, loss, 0)
 
-    count = mask.sum().to(wide)
     if reduction == "seq-mean":
         length = mask.sum(-1).to(wide)
         total, units = (loss.sum(-1) / length.clamp(min=1)).sum(), (length > 0).sum().to(wide)
@@ -169,18 +189,7 @@ def policy_loss(
     else:
         value = (total / (units.clamp(min=1) if denom is None else denom)).to(wide)
 
-    def mean(x: Tensor) -> Tensor:
-        return torch.where(mask, x.detach().to(wide), 0).sum() / count.clamp(min=1)
-
-    def extreme(x: Tensor, largest: bool) -> Tensor:
-        """max or min over the tokens; 1, the neutral ratio, where there is none."""
-        empty = -torch.inf if largest else torch.inf
-        kept = torch.where(mask, x.detach(), empty).reshape(-1)
-        bound = torch.cat([kept, kept.new_full((1,), empty)])
-        bound = bound.max() if largest else bound.min()
-        return torch.where(count > 0, bound, 1.0)
-
-    metrics = {
+    metrics |= {
         "loss": value,
         "tokens": count,
         "pg_loss": mean(pg_loss),
@@ -195,15 +204,4 @@ def policy_loss(
     }
     if reduction == "seq-mean":
         metrics["sequences"] = units
-    if ref_logprobs is not None:
-        metrics["kl"] = mean(k3)
-        metrics["kl_penalty"] = mean(penalty)
-    if entropy is not None:
-        metrics["entropy"] = mean(nats)
-    if rollout_logprobs is not None:
-        over = torch.zeros_like(mask) if tis_cap is None else is_ratio > tis_cap
-        metrics["tis_mean"] = mean(is_ratio if tis_cap is None else weight)
-        metrics["tis_max"] = extreme(is_ratio, True)
-        metrics["tis_capped_frac"] = mean(over)
-        metrics["mismatch_kl"] = mean(torch.expm1(drift) - drift)
     return value, {name: metric.detach() for name, metric in metrics.items()}
