@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import weakref
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from azr.config import Config, ConfigError, LogConfig, TaskConfig, to_toml
 from azr.report import Refresher, write_report
 from azr.report.__main__ import main
 from azr.report.chart import Line, draw_histogram, draw_lines
+from azr.report.curve import draw_learning_curve
 from azr.report.record import read_run
 from azr.report.samples import SCANNED, SHOWN, TEXT_CHARS, read_samples
 from azr.report.summary import headline, judge
@@ -389,6 +391,24 @@ def test_distributions_count_every_sample(tmp_path):
     assert book.tokens["solve"].early == {1.0: 3, 2.0: 5} and book.total == 16
 
 
+def test_the_learning_curve_stands_alone(run, tmp_path):
+    text = draw_learning_curve(read_run(run))
+    assert "url(" not in text and "@import" not in text and "var(" not in text
+    picture = ElementTree.fromstring(text)
+    kinds = [e.get("class") for e in picture.iter() if e.get("class")]
+    # By type: training tasks and valid proposals, chance, two hold-outs; one universe is counted.
+    assert [kinds.count(f"line k{i}") for i in (0, 1)] == [2, 2]
+    assert [kinds.count(f"line k{i} dashed") for i in (0, 1)] == [2, 1]
+    assert kinds.count("line k1 dotted") == kinds.count("line k1 dashdot") == 1
+    shown = [e.text for e in picture.iter() if e.tag.endswith("text")]
+    for words in ("Solver: greedy accuracy", "Proposer", "step", "held-out new", "chance", *TYPES):
+        assert words in shown, words
+    empty = make_run(tmp_path / "run", 2)
+    (empty / "metrics.jsonl").write_text("")
+    (empty / "metrics.folded.json").unlink(missing_ok=True)
+    assert "<path" in draw_learning_curve(read_run(empty))
+
+
 def test_a_failure_is_told_and_ends_nothing(tmp_path):
     told = []
     Refresher(tmp_path / "nowhere", lambda: None, 0.0)(told.append)
@@ -409,6 +429,7 @@ def test_a_report_takes_little_of_a_runs_time_but_for_the_last(tmp_path, monkeyp
         written.append((clock[0], is_over))
 
     monkeypatch.setattr("azr.report.page.write_report", write)
+    monkeypatch.setattr("azr.report.page.write_learning_curve", lambda folder: None)
     refresh = Refresher(tmp_path, lambda: None, 0.0)
     while clock[0] < 5000:
         clock[0] += 10.0
@@ -432,6 +453,7 @@ def test_what_a_report_was_made_of_is_gone_at_once(tmp_path, monkeypatch):
 
     left = []
     monkeypatch.setattr("azr.report.page.write_report", write)
+    monkeypatch.setattr("azr.report.page.write_learning_curve", lambda folder: None)
     Refresher(tmp_path, lambda: None, 0.0)(pytest.fail)
     assert left[0]() is None
 

@@ -28,6 +28,7 @@ Unit = Literal["share", "number"]
 class Line:
     """A curve: `low` and `high` bound its band; a noisy one is drawn as its running mean.
 
+    Its label stands at its end; without one, a legend has to name it.
     Behind a running mean, and behind points that stand for several steps each, is a pale line from
     the least to the most of each point. Steps that lack a value break the curve and have a mark on
     the axis.
@@ -36,7 +37,7 @@ class Line:
     label: str
     series: Series
     colour: str = "k0"
-    dash: Literal["", "dashed", "dotted"] = ""
+    dash: Literal["", "dashed", "dotted", "dashdot"] = ""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     is_noisy: bool = False
@@ -62,9 +63,17 @@ class _Scale:
 
 
 def draw_lines(title: str, lines: Sequence[Line], unit: Unit = "number", note: str = "") -> str:
-    """Returns a <figure> with the curves, or "" where no line has a point.
+    """Returns a <figure> with the curves, or "" where no line has a point."""
+    svg = plot_lines(title, lines, unit)
+    notes = [note, *map(_silence, lines)]
+    return _figure(title, svg, "; ".join(filter(None, notes))) if svg else ""
 
-    A share has the axis 0 to 100%; other values have an axis that fits them.
+
+def plot_lines(title: str, lines: Sequence[Line], unit: Unit, place: str = "") -> str:
+    """Returns the <svg> of some curves, or "" where no line has a point.
+
+    A share has the axis 0 to 100%; other values have an axis that fits them. `place` holds
+    attributes for a drawing inside another.
     """
     lines = [line for line in lines if line.series or line.series.gaps]
     if not lines:
@@ -76,18 +85,17 @@ def draw_lines(title: str, lines: Sequence[Line], unit: Unit = "number", note: s
     parts += [_band(line, scale) for line in curves if len(line.low)]
     parts += [_curve(line, scale, show) for line in curves]
     parts += [_marks(line, scale) for line in lines if line.series.gaps]
-    parts.append(_labels(curves, scale))
+    parts.append(_labels([line for line in curves if line.label], scale))
     spoken = "; ".join(
         f"{line.label} from {show(line.series.first)} to {show(line.series.last)}"
         for line in curves
     )
     data = f'data-x="{scale.x0:g} {scale.x1:g}" data-y="{scale.y0:.6g} {scale.y1:.6g}"'
-    place = f'data-box="{LEFT} {WIDTH - scale.right:.1f} {TOP} {HEIGHT - BOTTOM}"'
-    svg = (
-        f'<svg class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-unit="{unit}" '
-        f'{data} {place} aria-label="{escape(f"{title}: {spoken}")}">{"".join(parts)}</svg>'
+    box = f'data-box="{LEFT} {WIDTH - scale.right:.1f} {TOP} {HEIGHT - BOTTOM}"'
+    return (
+        f'<svg class="lines" {place}viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-unit="{unit}" '
+        f'{data} {box} aria-label="{escape(f"{title}: {spoken}")}">{"".join(parts)}</svg>'
     )
-    return _figure(title, svg, "; ".join(filter(None, [note, *map(_silence, lines)])))
 
 
 def draw_histogram(

@@ -81,10 +81,11 @@ class RunRecord:
         return self.metrics.get(name, Series())
 
 
-def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
+def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> RunRecord:
     """Returns the record of a run directory; raises ConfigError where it is none.
 
-    `is_over` says that the run has ended, for the process that ran it.
+    `is_over` says that the run has ended, for the process that ran it; without `samples`, run.db
+    is not read.
     """
     folder = folder.resolve()
     if not (folder / "config.toml").is_file():
@@ -122,7 +123,7 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
         options={name: _value(value) for name, value in options.items()},
         preset=preset,
         changed=_changed(options, usual),
-        samples=read_samples(folder / "run.db", problems),
+        samples=read_samples(folder / "run.db", problems) if samples else None,
         problems=problems,
     )
 
@@ -253,7 +254,7 @@ def _changed(
         if options.get(name) != usual.get(name)
         # A run writes down what "auto" and 0 came to; the facts say the style with its reason.
         and not (name == "task.style" and usual.get(name) == "auto")
-        and not (name == "optim.schedule_steps" and options[name] == options.get("steps"))
+        and not (name == "optim.schedule_steps" and options.get(name) == options.get("steps"))
     ]
 
 
