@@ -234,44 +234,25 @@ def test_a_report_of_whatever_there_is(tmp_path, state):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "complaint"),
+    ("change", "complaint"),
     [
-        ("env.json", {"universe": [1, 2]}, "env.json: universe is [1, 2], and left out"),
+        ({"policy/entropy": 10**400}, "policy/entropy is 1000"),
         (
-            "env.json",
-            {"universe": {"deduction": None}},
-            "universe is {'deduction': None}",
-        ),
-        ("env.json", {"facts": [1]}, "env.json: facts is [1], and left out"),
-        ("env.json", {"memory_peak_bytes": 10**400}, "env.json: memory_peak_bytes is 1000"),
-        ("env.json", {"command": 3}, "env.json: command is 3, and left out"),
-        ("env.json", [1], "env.json is [1], not a table of facts"),
-        ("config.toml", 'steps = "x"', "config.toml: steps is 'x', not a number of steps"),
-        ("metrics.jsonl", {"policy/entropy": 10**400}, "policy/entropy is 1000"),
-        (
-            "metrics.jsonl",
             {"policy/entropy": "low"},
             "policy/entropy is 'low' at step 20, and",
         ),
-        ("metrics.jsonl", {"eval/train/deduction/greedy_accuracy": 1.5}, "greedy_accuracy is 1.5"),
-        ("metrics.jsonl", {"eval/train/deduction/chance": -1}, "chance is -1 at step 20"),
-        ("metrics.jsonl", {"eval/train/deduction/tasks": -3.0}, "tasks is -3.0 at step 20"),
-        ("metrics.jsonl", {"step": 10**400}, "line 21 is cut short or damaged"),
-        ("metrics.jsonl", {"x": HOSTILE[0]}, 'x is "</script><script>'),
+        ({"eval/train/deduction/greedy_accuracy": 1.5}, "greedy_accuracy is 1.5"),
+        ({"eval/train/deduction/chance": -1}, "chance is -1 at step 20"),
+        ({"eval/train/deduction/tasks": -3.0}, "tasks is -3.0 at step 20"),
+        ({"step": 10**400}, "line 21 is cut short or damaged"),
+        ({"x": HOSTILE[0]}, 'x is "</script><script>'),
     ],
 )
-def test_values_of_the_wrong_kind_are_left_out_and_named(tmp_path, name, change, complaint):
+def test_values_of_the_wrong_kind_are_left_out_and_named(tmp_path, change, complaint):
     folder = make_run(tmp_path / "run", 20, target=40)
-    path = folder / name
-    text = path.read_text()
-    if name == "config.toml":
-        path.write_text(text.replace("steps = 40", change, 1))
-    elif name == "env.json":
-        is_table = isinstance(change, dict)
-        path.write_text(json.dumps(json.loads(text) | change if is_table else change))
-    else:
-        *lines, last = text.splitlines()
-        path.write_text("\n".join([*lines, json.dumps(json.loads(last) | change)]) + "\n")
+    path = folder / "metrics.jsonl"
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps(json.loads(last) | change)]) + "\n")
     page = read_page(write_report([folder]))
     assert complaint in page.text and page.text.count("not shown") == 1
     assert page.paths("line") and "stopped early" in page.text

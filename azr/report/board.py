@@ -54,19 +54,6 @@ class Board:
             lines += found
         return _present([draw_lines(title, lines, unit, note)])
 
-    def together(
-        self, title: str, named: Sequence[tuple[str, str]], unit: Unit = "number", note: str = ""
-    ) -> list[str]:
-        """Returns figures of metrics, given as (name, label), that belong in one with one run."""
-        if not self.is_single:
-            return [f for n, label in named for f in self.over_runs(f"{title}: {label}", n, unit)]
-        lines = [
-            line
-            for i, (name, label) in enumerate(named)
-            for line in self._line(0, name, label, f"k{i % 6}", noisy=True)
-        ]
-        return _present([draw_lines(title, lines, unit, note)])
-
     def accuracy(self, task_type: str, splits: Sequence[str], title: str) -> list[str]:
         """Returns the learning curves of a type on some splits, with chance and 95% intervals."""
         lines = []

@@ -7,7 +7,7 @@ paper. Every label passes through `escape`.
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
@@ -99,7 +99,7 @@ def plot_lines(title: str, lines: Sequence[Line], unit: Unit, place: str = "") -
 
 
 def draw_histogram(
-    title: str, early: dict[float, int], late: dict[float, int], colour: str, note: str = ""
+    title: str, early: Mapping[float, int], late: Mapping[float, int], colour: str
 ) -> str:
     """Returns a <figure>: the share of each value early and late, side by side."""
     bins = _bins(sorted({*early, *late}))
@@ -130,7 +130,7 @@ def draw_histogram(
         f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
-    return _figure(title, svg, note)
+    return _figure(title, svg)
 
 
 def draw_ladder(
@@ -185,7 +185,7 @@ def draw_shares(parts: Sequence[tuple[str, float]], label: str) -> str:
     return f'<div class="shares" role="img" aria-label="{escape(label)}">{cut}</div>'
 
 
-def _figure(title: str, svg: str, note: str) -> str:
+def _figure(title: str, svg: str, note: str = "") -> str:
     small = f"<small>{escape(note)}</small>" if note else ""
     return f"<figure><figcaption>{escape(title)}{small}</figcaption>{svg}</figure>"
 
@@ -352,6 +352,6 @@ def _bins(values: Sequence[float]) -> list[tuple[float, float, str]]:
     return [(e, e + step, number(e)) for e in edges]
 
 
-def _share_within(counts: dict[float, int], low: float, high: float) -> float:
+def _share_within(counts: Mapping[float, int], low: float, high: float) -> float:
     total = sum(counts.values())
     return sum(c for v, c in counts.items() if low <= v < high) / total if total else 0.0

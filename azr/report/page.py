@@ -1,7 +1,6 @@
 """The page: head, summary, sections, the browser's data, and writing it to a file."""
 
 import base64
-import dataclasses
 import gc
 import hashlib
 import importlib.resources
@@ -15,7 +14,7 @@ from pathlib import Path
 from azr.report.board import Board
 from azr.report.curve import CURVE, write_learning_curve
 from azr.report.record import RunRecord, read_run
-from azr.report.samples import SampleBook
+from azr.report.samples import SampleBook, ShownSample
 from azr.report.sections import sections
 from azr.report.summary import cards, headline
 from azr.report.words import duration
@@ -180,20 +179,16 @@ def _data(board: Board) -> str:
 
 def _book(name: str, book: SampleBook | None) -> dict[str, object]:
     prompts: dict[str, int] = {}
-    samples, tasks = [], []
-    fields = [f.name for f in dataclasses.fields(book.shown[0])] if book and book.shown else []
+    samples = []
     for s in book.shown if book else ():
-        row = {name: getattr(s, name) for name in fields}
-        row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
+        row = s._asdict() | {"prompt": prompts.setdefault(s.prompt, len(prompts))}
         samples.append([_rounded(value) for value in row.values()])
-    for t in book.tasks if book else ():
-        tasks.append([t.step, t.type, t.key, t.data])
     return {
         "name": name,
-        "fields": fields,
+        "fields": ShownSample._fields,
         "prompts": list(prompts),
         "samples": samples,
-        "tasks": tasks,
+        "tasks": book.tasks if book else (),
     }
 
 

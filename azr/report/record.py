@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from azr.config import Config, ConfigError, load_toml, preset_path, to_toml, utf8_text
 from azr.report.samples import SampleBook, read_samples
@@ -20,15 +20,11 @@ from azr.run.series import (
     Fold,
     Series,
     describe_damage,
-    is_count,
     read_fold,
     read_lines,
-    short,
 )
 
 State = Literal["finished", "still going", "stopped early"]
-
-
 EVENTS = 1_000
 """Of events.jsonl, the last ones."""
 
@@ -91,8 +87,8 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
     if not (folder / "config.toml").is_file():
         raise ConfigError(f"{folder}: no run directory (it has no config.toml)")
     problems: list[str] = []
-    options = _flat(_toml(folder / "config.toml", problems))
-    env = _env(folder / "env.json", problems)
+    options = _flat(_read(folder / "config.toml", tomllib.loads, problems))
+    env = _read(folder / "env.json", json.loads, problems)
     fold = _fold(folder / "metrics.jsonl", problems)
     metrics = fold.series()
     events = _events(folder / "events.jsonl", problems)
@@ -101,9 +97,6 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
     named = options.get("task.types", [])
     types = [*(named if isinstance(named, list) else []), *(p[2] for p in measured if len(p) == 4)]
     step, target = max(fold.last_step, 0), options.get("steps", 0)
-    if not is_count(target):
-        problems.append(f"config.toml: steps is {short(target)}, not a number of steps")
-        target = 0
     state: State = "stopped early"
     if target and step >= target:
         state = "finished"
@@ -128,37 +121,12 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
     )
 
 
-def _toml(path: Path, problems: list[str]) -> dict:
+def _read(path: Path, parse: Callable[[str], dict], problems: list[str]) -> dict:
     try:
-        return tomllib.loads(utf8_text(path.read_bytes()))
+        return parse(utf8_text(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
-
-
-ENV: dict[str, Callable[[Any], bool]] = {
-    "facts": lambda value: isinstance(value, dict),
-    "universe": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
-    "memory_peak_bytes": is_count,
-    "command": lambda value: isinstance(value, list),
-}
-"""What is read of env.json, but for what is only shown: whether a value is of the right kind."""
-
-
-def _env(path: Path, problems: list[str]) -> dict:
-    """Returns env.json; a value of the wrong kind is left out and named."""
-    try:
-        env = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
-        return {}
-    if not isinstance(env, dict):
-        problems.append(f"{path.name} is {short(env)}, not a table of facts")
-        return {}
-    for name, fits in ENV.items():
-        if name in env and not fits(env[name]):
-            problems.append(f"{path.name}: {name} is {short(env.pop(name))}, and left out")
-    return env
 
 
 def _fold(path: Path, problems: list[str]) -> Fold:

@@ -11,7 +11,7 @@ from azr.report.words import duration, percent, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Progress:
     """Accuracy on a split of a type: at the start, at the last evaluation, and by chance."""
 
     split: str
@@ -32,7 +32,7 @@ class Outcome:
         return wilson(self.after, self.tasks) if self.tasks else None
 
 
-def outcomes(run: RunRecord) -> list[Outcome]:
+def progress(run: RunRecord) -> list[Progress]:
     """Returns the results by split and type, in that order; [] before the first evaluation."""
     found = []
     for split in run.splits:
@@ -45,7 +45,7 @@ def outcomes(run: RunRecord) -> list[Outcome]:
             measure, compared = ("sampled", sampled) if sampled else ("greedy", greedy)
             tasks = run.series(f"{name}/tasks").last
             found.append(
-                Outcome(
+                Progress(
                     split=split,
                     type=task_type,
                     tasks=int(tasks) if tasks else None,
@@ -60,8 +60,8 @@ def outcomes(run: RunRecord) -> list[Outcome]:
     return found
 
 
-def _pooled(found: Sequence[Outcome]) -> tuple[float, float, float | None, int | None]:
-    """Returns (before, after, chance, tasks) over several outcomes, each task counted once."""
+def _pooled(found: Sequence[Progress]) -> tuple[float, float, float | None, int | None]:
+    """Returns (before, after, chance, tasks) over several types, each task counted once."""
     known = all(o.tasks for o in found)
     weights = [o.tasks if known else 1 for o in found]
     total = sum(weights)
@@ -92,7 +92,7 @@ def judge(after: float, chance: float | None, tasks: int | None) -> str:
 
 def headline(run: RunRecord) -> str:
     """Returns one or two sentences, escaped."""
-    found = outcomes(run)
+    found = progress(run)
     at = found[0].step if found else run.step
     spent = run.series("time/elapsed_s").at(at)
     time = f" ({duration(spent)})" if spent is not None else ""
@@ -135,7 +135,7 @@ def cards(run: RunRecord, colour: str = "") -> str:
 
     In the type's colour, or all in `colour`: that of the run where there are several.
     """
-    found = outcomes(run)
+    found = progress(run)
     drawn = []
     for i, task_type in enumerate(run.types):
         mine = [o for o in found if o.type == task_type]
@@ -157,7 +157,7 @@ def cards(run: RunRecord, colour: str = "") -> str:
     return f'<div class="cards">{"".join(drawn)}</div>{legend}'
 
 
-def _row(o: Outcome, colour: str) -> str:
+def _row(o: Progress, colour: str) -> str:
     count = f" <small>{o.tasks:,}</small>" if o.tasks else ""
     words = f"{plain(o.split)}: {percent(o.before)} before, {percent(o.after)} after"
     ladder = draw_ladder(o.before, o.after, o.chance, o.bounds, colour, words)
