@@ -14,7 +14,7 @@ from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
 from azr.errors import naming_disk_errors
 from azr.memory import GIB, Part, peak_bytes, resident_bytes
-from azr.run.console import RunConsole
+from azr.run.console import RunConsole, StepView
 from azr.run.dashboards import Dashboards
 from azr.run.db import RunDb, SampleRow
 from azr.run.diagnosis import Diagnosis
@@ -191,16 +191,17 @@ class RunLog:
         self._dashboards.write(step, row)
         self._last_step = step
         a_step = (now - self._loop_started) / max(1, step - self._first_step)
-        self.console.step(
-            step,
-            self.config.steps,
-            now - self.started,
-            a_step * (self.config.steps - step),
-            row,
-            self.latest,
-            self.config.task.types,
-            self.universe,
+        view = StepView(
+            step=step,
+            steps=self.config.steps,
+            elapsed_s=now - self.started,
+            eta_s=a_step * (self.config.steps - step),
+            metrics=row,
+            accuracy=self.latest,
+            types=self.config.task.types,
+            universe=self.universe,
         )
+        self.console.step(view)
         self.eval_s = row["time/eval_s"] if accuracy is not None else self.eval_s
         if step == self._first_step + FIRST_STEPS < self.config.steps:
             self._show_pace(step)
