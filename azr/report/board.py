@@ -6,11 +6,11 @@ With one run a colour is a task type; with several it is a run, and each type ha
 from collections.abc import Sequence
 
 from azr.accuracy import wilson
-from azr.report.chart import Line, Unit, draw_lines
+from azr.report.chart import Dash, Line, Unit, draw_lines
 from azr.report.record import RunRecord
 from azr.report.words import plain
 
-DASHES = ("", "dashed", "dotted")
+DASHES: tuple[Dash, ...] = ("", "dashed", "dotted")
 
 
 class Board:

@@ -22,6 +22,8 @@ LABEL_HEIGHT = 13.0
 CHAR_WIDTH = 5.9
 
 Unit = Literal["share", "number"]
+Dash = Literal["", "dashed", "dotted", "dashdot"]
+Show = Callable[[float | None], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Line:
     label: str
     series: Series
     colour: str = "k0"
-    dash: Literal["", "dashed", "dotted", "dashdot"] = ""
+    dash: Dash = ""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     is_noisy: bool = False
@@ -224,9 +226,7 @@ def _y_ticks(scale: _Scale, unit: Unit) -> list[float]:
     return _ticks(scale.y0, scale.y1, 4)
 
 
-def _axes(
-    scale: _Scale, y_ticks: Sequence[float], show: Callable[[float], str], x_ticks: bool = True
-) -> str:
+def _axes(scale: _Scale, y_ticks: Sequence[float], show: Show, x_ticks: bool = True) -> str:
     right, bottom = WIDTH - scale.right, HEIGHT - BOTTOM
     parts = []
     for value in y_ticks:
@@ -262,7 +262,7 @@ def _path(points: Iterable[tuple[float, float]], scale: _Scale) -> str:
     return "M" + "L".join(f"{scale.x(x):.2f} {scale.y(y):.2f}" for x, y in points)
 
 
-def _curve(line: Line, scale: _Scale, show: Callable[[float], str]) -> str:
+def _curve(line: Line, scale: _Scale, show: Show) -> str:
     series, values = line.series, _drawn(line)
     parts = []
     if series.is_folded or (line.is_noisy and series.count > 20):

@@ -1,17 +1,18 @@
 """learning_curve.svg: what a run learned, as one picture that stands alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 
-from azr.report.chart import HEIGHT, LEFT, WIDTH, Line, plot_lines
+from azr.report.chart import HEIGHT, LEFT, WIDTH, Dash, Line, plot_lines
 from azr.report.record import RunRecord, read_run
 from azr.report.words import plain
 from azr.run.files import write_whole
 from azr.run.series import Series
 
 CURVE = "learning_curve.svg"
-HELD_OUT = ("dotted", "dashdot")
+HELD_OUT: tuple[Dash, ...] = ("dotted", "dashdot")
 # What page.css says of charts, in light colours; without variables, which not every viewer has.
 STYLE = """
 text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
@@ -43,7 +44,8 @@ def draw_learning_curve(run: RunRecord) -> str:
     Right: the share of valid proposals, and where the training tasks are counted, the shares of
     them that the buffer and the last valid proposals hold.
     """
-    solver, proposer = [], []
+    solver: list[Line] = []
+    proposer: list[Line] = []
     held_out = dict(zip([s for s in run.splits if s != "train"], HELD_OUT, strict=False))
     for i, t in enumerate(run.types):
         colour = f"k{i % 6}"
@@ -59,16 +61,14 @@ def draw_learning_curve(run: RunRecord) -> str:
         if t in run.universe:
             size = _share(run.series(f"buffer/{t}/size"), run.universe[t])
             proposer.append(Line(label="", series=size, colour=colour, dash="dashed"))
-    solver_key = [("training tasks", ""), *((plain(s), dash) for s, dash in held_out.items())]
-    solver_key.append(("chance", "dashed"))
-    proposer_key = [("valid proposals", "")]
+    held_key = [(plain(split), dash) for split, dash in held_out.items()]
+    solver_key: list[tuple[str, Dash]] = [("training tasks", ""), *held_key, ("chance", "dashed")]
+    proposer_key: list[tuple[str, Dash]] = [("valid proposals", "")]
     if run.universe:
         distinct = _share(run.series("propose/distinct_recent"), sum(run.universe.values()))
         proposer.append(Line(label="", series=distinct, colour="grey", dash="dotted"))
-        proposer_key += [
-            ("buffer, of all tasks", "dashed"),
-            ("distinct of the last 900, of all tasks", "dotted"),
-        ]
+        proposer_key.append(("buffer, of all tasks", "dashed"))
+        proposer_key.append(("distinct of the last 900, of all tasks", "dotted"))
     width, height = 2 * WIDTH + 20, HEIGHT + 74
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -89,7 +89,7 @@ def _share(series: Series, whole: int) -> Series:
     return replace(series, values=values, first=first, last=last, low=low, high=high, sums=sums)
 
 
-def _panel(title: str, lines: list[Line], key: list[tuple[str, str]], x: int) -> str:
+def _panel(title: str, lines: Sequence[Line], key: Sequence[tuple[str, Dash]], x: int) -> str:
     """Returns a title, curves, the name of their axis, and a key of (words, kind of line)."""
     place = f'x="{x}" y="24" width="{WIDTH}" height="{HEIGHT}" '
     parts = [

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from azr.config import Config, ConfigError, load_toml, preset_path, to_toml, utf8_text
 from azr.report.samples import SampleBook, read_samples
@@ -174,8 +174,8 @@ def _is_held(lock: Path) -> bool:
         return False
 
 
-def _flat(table: Mapping, where: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+def _flat(table: Mapping, where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in table.items():
         found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
     return found

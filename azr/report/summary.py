@@ -39,10 +39,11 @@ def progress(run: RunRecord) -> list[Progress]:
         for task_type in run.types:
             name = f"eval/{split}/{task_type}"
             greedy, sampled = (run.series(f"{name}/{m}_accuracy") for m in ("greedy", "sampled"))
-            if not greedy:
-                continue
             # Greedy answers of an untrained model are a lottery, so sampled ones are compared.
             measure, compared = ("sampled", sampled) if sampled else ("greedy", greedy)
+            before, after, last = compared.first, compared.last, greedy.last
+            if before is None or after is None or last is None:
+                continue
             tasks = run.series(f"{name}/tasks").last
             found.append(
                 Progress(
@@ -50,9 +51,9 @@ def progress(run: RunRecord) -> list[Progress]:
                     type=task_type,
                     tasks=int(tasks) if tasks else None,
                     measure=measure,
-                    before=compared.first,
-                    after=compared.last,
-                    greedy=greedy.last,
+                    before=before,
+                    after=after,
+                    greedy=last,
                     chance=run.series(f"{name}/chance").last,
                     step=int(greedy.steps[-1]),
                 )
@@ -63,17 +64,17 @@ def progress(run: RunRecord) -> list[Progress]:
 def _pooled(found: Sequence[Progress]) -> tuple[float, float, float | None, int | None]:
     """Returns (before, after, chance, tasks) over several types, each task counted once."""
     known = all(o.tasks for o in found)
-    weights = [o.tasks if known else 1 for o in found]
+    weights = [(o.tasks if known else None) or 1 for o in found]
     total = sum(weights)
 
     def mean(values: Sequence[float]) -> float:
         return sum(w * v for w, v in zip(weights, values, strict=True)) / total
 
-    chances = [o.chance for o in found]
+    chances = [o.chance for o in found if o.chance is not None]
     return (
         mean([o.before for o in found]),
         mean([o.after for o in found]),
-        None if None in chances else mean(chances),
+        mean(chances) if len(chances) == len(found) else None,
         total if known else None,
     )
 
