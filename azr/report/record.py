@@ -7,7 +7,6 @@ options of today, and may keep no samples: what cannot be read is left out and n
 import json
 import os
 import tomllib
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +93,7 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
     events = _events(folder / "events.jsonl", problems)
     preset, usual = _preset(env)
     measured = [name.split("/") for name in metrics if name.startswith("eval/")]
-    named = options.get("task.types", [])
-    types = [*(named if isinstance(named, list) else []), *(p[2] for p in measured if len(p) == 4)]
+    types = [*options.get("task.types", []), *(p[2] for p in measured if len(p) == 4)]
     step, target = max(fold.last_step, 0), options.get("steps", 0)
     state: State = "stopped early"
     if target and step >= target:
@@ -107,7 +105,7 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
         state=state,
         step=step,
         target=target,
-        types=tuple(dict.fromkeys(map(str, types))),
+        types=tuple(dict.fromkeys(types)),
         splits=tuple(dict.fromkeys(["train", *(p[1] for p in measured if len(p) == 4)])),
         metrics=metrics,
         events=events,
@@ -141,26 +139,25 @@ def _fold(path: Path, problems: list[str]) -> Fold:
 
 
 def _events(path: Path, problems: list[str]) -> list[Event]:
-    """Returns the last EVENTS of events.jsonl, which a run without any has not."""
-    events: deque[Event] = deque(maxlen=EVENTS)
-    damaged: list[int] = []
-    number = 0
+    """Returns the last EVENTS of events.jsonl, a file that a run without any does not have."""
+    if not path.exists():
+        return []
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(read_lines(file), 1):
-                if row := line.row:
-                    texts = str(row.get("kind", "")), str(row.get("message", ""))
-                    events.append(Event(row["step"], *texts))
-                else:
-                    damaged.append(number)
+            rows = [line.row for line in read_lines(file)]
     except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            problems.append(f"{path.name} cannot be read: {error.strerror}")
-    if damaged:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+        return []
+    if damaged := [number for number, row in enumerate(rows, 1) if row is None]:
         problems.append(f"{path.name}: {describe_damage(len(damaged), damaged[:NAMED])}")
-    if (left_out := number - len(damaged) - len(events)) > 0:
-        problems.append(f"{path.name}: the first {left_out:,} lines, of {number:,}")
-    return list(events)
+    events = [
+        Event(row["step"], str(row.get("kind", "")), str(row.get("message", "")))
+        for row in rows
+        if row is not None
+    ]
+    if (left_out := len(events) - EVENTS) > 0:
+        problems.append(f"{path.name}: the first {left_out:,} lines, of {len(rows):,}")
+    return events[-EVENTS:]
 
 
 def _is_held(lock: Path) -> bool:
