@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from azr.config import Config, ConfigError, LogConfig, RunConfig, parse_command_line
+from azr.run import dashboards
 from azr.run.dashboards import Dashboards, check_installed
-from azr.run.log import RunLog, dashboards
+from azr.run.log import RunLog
 from azr.run.metrics import read_metrics
 from azr.train import main
 
