@@ -7,9 +7,7 @@ printed: of tokens and keys only that they are set.
 
 import argparse
 import dataclasses
-import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -96,7 +94,7 @@ def system() -> Iterator[Finding]:
     yield Finding(
         "system", "C compiler", "ok" if compiler else "missing",
         compiler or "none: the sandbox cannot be built, nor Triton's launchers",
-        "" if compiler else "apt-get install gcc (or your system's like of it)",
+        "" if compiler else "apt-get install gcc, or your system's equivalent",
     )  # fmt: skip
 
 
@@ -168,18 +166,16 @@ def kernels() -> Iterator[Finding]:
     import rlvr_kernels
 
     for name, detail in rlvr_kernels.doctor().items():
-        if name not in ("torch", "triton"):  # packages tells their versions
+        if name not in ("torch", "triton"):  # their versions stand under packages
             yield Finding("kernels", name, "ok", detail)
 
 
 def attention() -> Iterator[Finding]:
     """The attention backends, the first usable one being what "auto" takes."""
-    module = importlib.import_module("azr.model.attention")
-    if not hasattr(module, "backends"):
-        yield Finding("attention", "sdpa", "ok", "torch's own; no other backend is built yet")
-        return
+    from azr.model.attention import backends
+
     is_taken = False
-    for probe in module.backends():
+    for probe in backends():
         taken = " (taken by auto)" if probe.usable and not is_taken else ""
         is_taken = is_taken or probe.usable
         status: Status = "ok" if probe.usable else "note"
@@ -188,12 +184,10 @@ def attention() -> Iterator[Finding]:
 
 def sandbox() -> Iterator[Finding]:
     """The layers between a program and this machine."""
-    if importlib.util.find_spec("azr.sandbox") is None:
-        yield Finding("sandbox", "azr.sandbox", "missing", "not built into this version of azr")
-        return
     try:
-        module = importlib.import_module("azr.sandbox")
-        with module.Sandbox(workers=1) as box:
+        from azr.sandbox import Sandbox
+
+        with Sandbox(workers=1) as box:
             layers = box.layers()
             result = box.run("def f(x):\n    return x + 1", "41")
     except (ImportError, OSError, RuntimeError) as error:
@@ -222,7 +216,7 @@ def arithmetic() -> Iterator[Finding]:
     from azr import modular
 
     right = modular.invert(np.array([3]), np.array([7])).tolist() == [5]
-    detail = "3 * 5 = 1 (mod 7), compiled" if right else "3 has another inverse than 5 modulo 7"
+    detail = "3 * 5 = 1 (mod 7), compiled" if right else "the inverse of 3 modulo 7 is not 5"
     fix = "" if right else "report it with this output"
     yield Finding("arithmetic", "azr.modular", "ok" if right else "broken", detail, fix)
 

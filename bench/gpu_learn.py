@@ -4,7 +4,7 @@
 
 `python -m azr.train` as it stands: primes up to 31 in decimal digits, which a tiny model learns
 from nothing. It is stopped by SIGTERM in the middle (exit code 75, saved), resumed, and stopped
-again when its time is over. The curve (learning_curve.png), the report and the metrics go to DIR.
+again when its time is over. The curve (learning_curve.svg), the report and the metrics go to DIR.
 """
 
 import json
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         rows = read_rows(run_dir)
         tell(rows, findings)
-        for name in ("metrics.jsonl", "learning_curve.png", "report.html"):
+        for name in ("metrics.jsonl", "learning_curve.svg", "report.html"):
             if (run_dir / name).is_file():
                 shutil.copy(run_dir / name, options.folder / name)
         if code != SAVED:

@@ -20,8 +20,6 @@ _FORKED.set_forkserver_preload(
         "azr.evaluate",
         "azr.report",
         "azr.tasks.prime",
-        "matplotlib.backends.backend_agg",
-        "matplotlib.figure",
         "transformers.models.qwen2.modeling_qwen2",
     ]
 )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import os
 import subprocess
@@ -140,9 +139,7 @@ class FakeBox:
 
 
 def sandbox_lines(monkeypatch, make):
-    module = SimpleNamespace(Sandbox=lambda workers: make())
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr("azr.sandbox.Sandbox", lambda workers: make())
     return {f.name: (f.status, f.detail, f.fix) for f in doctor.sandbox()}
 
 

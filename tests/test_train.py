@@ -35,12 +35,6 @@ def finished(tmp_path_factory):
     return run(fast(root)), root
 
 
-@pytest.fixture(autouse=True)
-def no_picture(finished, monkeypatch):
-    """The finished run draws its learning curve, which takes half a second; the others do not."""
-    monkeypatch.setattr("azr.run.log.plot_learning_curve", lambda folder, *_: folder / "none")
-
-
 def comparable(run_dir):
     """Returns the metrics without what a clock or the memory wrote."""
     return [
@@ -66,7 +60,7 @@ def test_the_run_directory_holds_what_the_design_names(finished):
         "run.db",
         "log.txt",
         "checkpoints",
-        "learning_curve.png",
+        "learning_curve.svg",
         "report.html",
         "seeds.jsonl",
         "start",
@@ -77,7 +71,7 @@ def test_the_run_directory_holds_what_the_design_names(finished):
         root, "--task.style", "compact", "--optim.schedule-steps", "3"
     )
     assert json.loads((folder / "env.json").read_text())["torch"] == torch.__version__
-    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "learning_curve.svg").read_text().startswith("<svg xmlns=")
     assert "step 3 of 3" in (folder / "report.html").read_text()
 
 
@@ -312,7 +306,7 @@ def test_the_screen_shows_what_a_newcomer_needs(finished):
         "Absolute Zero self-play", "run directory", "versions", "device", "loss kernels",
         "memory plan", "Before self-play", "95% interval", "chance", "step 1/3", "ETA", "valid",
         "buffer", "tok/s", "rollout", "Before and after self-play", "Five of its last proposals",
-        "learning_curve.png",
+        "learning_curve.svg",
     ):  # fmt: skip
         assert words in text, words
 

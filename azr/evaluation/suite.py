@@ -126,7 +126,7 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
 
 def _name(row: Mapping[str, Any], field: str, needed: Sequence[str], number: int) -> str:
     """Returns what a row is called; raises ValueError where a text of it is none."""
-    texts = {name: row.get(name) for name in needed}
+    texts: dict[str, Any] = {name: row.get(name) for name in needed}
     texts[field] = f"row_{number - 1}" if row.get(field) is None else str(row[field])
     for name, text in texts.items():
         if not isinstance(text, str):

@@ -92,7 +92,7 @@ def until_bracket(line: str) -> str | None:
         return None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         return None
-    if call.end_lineno != 1:
+    if call.end_lineno != 1 or call.end_col_offset is None:
         return None
     # Columns are bytes of UTF-8.
     return source.encode()[2 : call.end_col_offset - 1].decode()

@@ -61,7 +61,7 @@ def without_repeats(setup: str, entry_point: str, answer: str) -> str:
             break
     lines = answer.encode().split(b"\n")  # columns are bytes of UTF-8
     for node in reversed(repeated):
-        first, last = node.lineno - 1, node.end_lineno - 1
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
         if isinstance(node, _DEFINITIONS) and node.decorator_list:
             first = node.decorator_list[0].lineno - 1
         begun, left = lines[first][: node.col_offset], lines[last][node.end_col_offset :]

@@ -56,6 +56,8 @@ def _changes(cells: Sequence[Cell]) -> Table:
     )
     for cell in cells:
         a = cell.against
+        if a is None:
+            continue
         table.add_row(
             cell.split,
             cell.type,

@@ -6,11 +6,11 @@ With one run a colour is a task type; with several it is a run, and each type ha
 from collections.abc import Sequence
 
 from azr.accuracy import wilson
-from azr.report.chart import Line, Unit, draw_lines
+from azr.report.chart import Dash, Line, Unit, draw_lines
 from azr.report.record import RunRecord
 from azr.report.words import plain
 
-DASHES = ("", "dashed", "dotted")
+DASHES: tuple[Dash, ...] = ("", "dashed", "dotted")
 
 
 class Board:
@@ -54,69 +54,46 @@ class Board:
             lines += found
         return _present([draw_lines(title, lines, unit, note)])
 
-    def together(
-        self, title: str, named: Sequence[tuple[str, str]], unit: Unit = "number", note: str = ""
-    ) -> list[str]:
-        """Returns figures of metrics, given as (name, label), that belong in one with one run."""
-        if not self.is_single:
-            return [f for n, label in named for f in self.over_runs(f"{title}: {label}", n, unit)]
-        lines = [
-            line
-            for i, (name, label) in enumerate(named)
-            for line in self._line(0, name, label, f"k{i % 6}", noisy=True)
-        ]
-        return _present([draw_lines(title, lines, unit, note)])
-
     def accuracy(self, task_type: str, splits: Sequence[str], title: str) -> list[str]:
         """Returns the learning curves of a type on some splits, with chance and 95% intervals."""
         lines = []
-        place = self.types.index(task_type) % 6
+        is_alone = self.is_single and len(splits) == 1
         for r, run in enumerate(self.runs):
+            colour = f"k{(self.types.index(task_type) if self.is_single else r) % 6}"
             for s, split in enumerate(splits):
                 name = f"eval/{split}/{task_type}"
-                told = ("greedy_accuracy", "sampled_accuracy", "chance", "tasks", "samples")
-                self._claim(*(f"{name}/{metric}" for metric in told))
-                greedy = run.series(f"{name}/greedy_accuracy")
-                counted = run.series(f"{name}/tasks")
+                shown = ("greedy_accuracy", "sampled_accuracy", "chance", "tasks", "samples")
+                self._claim(*(f"{name}/{metric}" for metric in shown))
+                greedy, sampled, counted = (
+                    run.series(f"{name}/{m}") for m in (*shown[:2], "tasks")
+                )
                 tasks = dict(zip(counted.steps, counted.values, strict=True))
                 bounds = [
                     wilson(v, tasks[step])
                     for step, v in zip(greedy.steps, greedy.values, strict=True)
                     if tasks.get(step)
                 ]
-                has_band = bool(bounds) and len(bounds) == len(greedy.steps)
+                if len(bounds) < len(greedy.steps):
+                    bounds = []
                 label = plain(split).removeprefix("held-out ") if self.is_single else self.names[r]
-                if self.is_single and len(splits) == 1:
-                    label = "greedy"
                 lines.append(
                     Line(
-                        label=label,
+                        label="greedy" if is_alone else label,
                         series=greedy,
-                        colour=f"k{place if self.is_single else r % 6}",
+                        colour=colour,
                         dash=DASHES[s % 3],
-                        low=[b.low for b in bounds] if has_band else (),
-                        high=[b.high for b in bounds] if has_band else (),
+                        low=[b.low for b in bounds],
+                        high=[b.high for b in bounds],
                     )
                 )
-                if self.is_single and len(splits) == 1:
-                    sampled = run.series(f"{name}/sampled_accuracy")
+                if is_alone:
                     lines.append(
-                        Line(
-                            label="sampled",
-                            series=sampled,
-                            colour=f"k{place}",
-                            dash="dotted",
-                        )
+                        Line(label="sampled", series=sampled, colour=colour, dash="dotted")
                     )
-        chance = self._chance(task_type, splits[0]) if splits else None
-        return _present([draw_lines(title, lines + ([chance] if chance else []), "share")])
-
-    def _chance(self, task_type: str, split: str) -> Line | None:
-        found = [run.series(f"eval/{split}/{task_type}/chance") for run in self.runs]
-        longest = max(found, key=lambda s: s.steps[-1] if s else -1)
-        if not longest:
-            return None
-        return Line(label="chance", series=longest, colour="grey", dash="dashed")
+        chances = [run.series(f"eval/{splits[0]}/{task_type}/chance") for run in self.runs]
+        longest = max(chances, key=lambda s: s.steps[-1] if s else -1)
+        lines.append(Line(label="chance", series=longest, colour="grey", dash="dashed"))
+        return _present([draw_lines(title, lines, "share")])
 
     def cell(self, role: str, task_type: str) -> list[str]:
         """Returns the mean reward of a cell, and with one run the band of its deviation."""

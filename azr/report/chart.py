@@ -7,7 +7,7 @@ paper. Every label passes through `escape`.
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
@@ -22,12 +22,15 @@ LABEL_HEIGHT = 13.0
 CHAR_WIDTH = 5.9
 
 Unit = Literal["share", "number"]
+Dash = Literal["", "dashed", "dotted", "dashdot"]
+Show = Callable[[float | None], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """A curve: `low` and `high` bound its band; a noisy one is drawn as its running mean.
 
+    Its label stands at its end; without one, a legend has to name it.
     Behind a running mean, and behind points that stand for several steps each, is a pale line from
     the least to the most of each point. Steps that lack a value break the curve and have a mark on
     the axis.
@@ -36,7 +39,7 @@ class Line:
     label: str
     series: Series
     colour: str = "k0"
-    dash: Literal["", "dashed", "dotted"] = ""
+    dash: Dash = ""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     is_noisy: bool = False
@@ -62,9 +65,17 @@ class _Scale:
 
 
 def draw_lines(title: str, lines: Sequence[Line], unit: Unit = "number", note: str = "") -> str:
-    """Returns a <figure> with the curves, or "" where no line has a point.
+    """Returns a <figure> with the curves, or "" where no line has a point."""
+    svg = plot_lines(title, lines, unit)
+    notes = [note, *map(_silence, lines)]
+    return _figure(title, svg, "; ".join(filter(None, notes))) if svg else ""
 
-    A share has the axis 0 to 100%; other values have an axis that fits them.
+
+def plot_lines(title: str, lines: Sequence[Line], unit: Unit, place: str = "") -> str:
+    """Returns the <svg> of some curves, or "" where no line has a point.
+
+    A share has the axis 0 to 100%; other values have an axis that fits them. `place` holds
+    attributes for a drawing inside another.
     """
     lines = [line for line in lines if line.series or line.series.gaps]
     if not lines:
@@ -76,22 +87,21 @@ def draw_lines(title: str, lines: Sequence[Line], unit: Unit = "number", note: s
     parts += [_band(line, scale) for line in curves if len(line.low)]
     parts += [_curve(line, scale, show) for line in curves]
     parts += [_marks(line, scale) for line in lines if line.series.gaps]
-    parts.append(_labels(curves, scale))
+    parts.append(_labels([line for line in curves if line.label], scale))
     spoken = "; ".join(
         f"{line.label} from {show(line.series.first)} to {show(line.series.last)}"
         for line in curves
     )
     data = f'data-x="{scale.x0:g} {scale.x1:g}" data-y="{scale.y0:.6g} {scale.y1:.6g}"'
-    place = f'data-box="{LEFT} {WIDTH - scale.right:.1f} {TOP} {HEIGHT - BOTTOM}"'
-    svg = (
-        f'<svg class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-unit="{unit}" '
-        f'{data} {place} aria-label="{escape(f"{title}: {spoken}")}">{"".join(parts)}</svg>'
+    box = f'data-box="{LEFT} {WIDTH - scale.right:.1f} {TOP} {HEIGHT - BOTTOM}"'
+    return (
+        f'<svg class="lines" {place}viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-unit="{unit}" '
+        f'{data} {box} aria-label="{escape(f"{title}: {spoken}")}">{"".join(parts)}</svg>'
     )
-    return _figure(title, svg, "; ".join(filter(None, [note, *map(_silence, lines)])))
 
 
 def draw_histogram(
-    title: str, early: dict[float, int], late: dict[float, int], colour: str, note: str = ""
+    title: str, early: Mapping[float, int], late: Mapping[float, int], colour: str
 ) -> str:
     """Returns a <figure>: the share of each value early and late, side by side."""
     bins = _bins(sorted({*early, *late}))
@@ -122,7 +132,7 @@ def draw_histogram(
         f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
-    return _figure(title, svg, note)
+    return _figure(title, svg)
 
 
 def draw_ladder(
@@ -177,7 +187,7 @@ def draw_shares(parts: Sequence[tuple[str, float]], label: str) -> str:
     return f'<div class="shares" role="img" aria-label="{escape(label)}">{cut}</div>'
 
 
-def _figure(title: str, svg: str, note: str) -> str:
+def _figure(title: str, svg: str, note: str = "") -> str:
     small = f"<small>{escape(note)}</small>" if note else ""
     return f"<figure><figcaption>{escape(title)}{small}</figcaption>{svg}</figure>"
 
@@ -216,9 +226,7 @@ def _y_ticks(scale: _Scale, unit: Unit) -> list[float]:
     return _ticks(scale.y0, scale.y1, 4)
 
 
-def _axes(
-    scale: _Scale, y_ticks: Sequence[float], show: Callable[[float], str], x_ticks: bool = True
-) -> str:
+def _axes(scale: _Scale, y_ticks: Sequence[float], show: Show, x_ticks: bool = True) -> str:
     right, bottom = WIDTH - scale.right, HEIGHT - BOTTOM
     parts = []
     for value in y_ticks:
@@ -254,7 +262,7 @@ def _path(points: Iterable[tuple[float, float]], scale: _Scale) -> str:
     return "M" + "L".join(f"{scale.x(x):.2f} {scale.y(y):.2f}" for x, y in points)
 
 
-def _curve(line: Line, scale: _Scale, show: Callable[[float], str]) -> str:
+def _curve(line: Line, scale: _Scale, show: Show) -> str:
     series, values = line.series, _drawn(line)
     parts = []
     if series.is_folded or (line.is_noisy and series.count > 20):
@@ -344,6 +352,6 @@ def _bins(values: Sequence[float]) -> list[tuple[float, float, str]]:
     return [(e, e + step, number(e)) for e in edges]
 
 
-def _share_within(counts: dict[float, int], low: float, high: float) -> float:
+def _share_within(counts: Mapping[float, int], low: float, high: float) -> float:
     total = sum(counts.values())
     return sum(c for v, c in counts.items() if low <= v < high) / total if total else 0.0

@@ -1,19 +1,20 @@
 """The page: head, summary, sections, the browser's data, and writing it to a file."""
 
 import base64
-import dataclasses
 import gc
 import hashlib
 import importlib.resources
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
 from azr.report.board import Board
+from azr.report.curve import CURVE, write_learning_curve
 from azr.report.record import RunRecord, read_run
-from azr.report.samples import SampleBook
+from azr.report.samples import SampleBook, ShownSample
 from azr.report.sections import sections
 from azr.report.summary import cards, headline
 from azr.report.words import duration
@@ -44,8 +45,8 @@ def write_report(
 class Refresher:
     """Writes a run's own report again and again, in at most SHARE of the run's time.
 
-    Where the next writing would take more, it is left out; only the last one is always made. A
-    failure is told and never ends the run.
+    Where the next writing would take more, it is left out; only the last one is always made, and
+    with it the learning curve. A failure is a warning and never ends the run.
     """
 
     def __init__(self, run_dir: Path, keep_series: Callable[[], None], started: float):
@@ -59,16 +60,25 @@ class Refresher:
         is_due = self._spent_s + self._next_s <= SHARE * (began - self._started)
         if not (is_due or is_over):
             return
-        try:
+        with _going_on(warn, NAME):
             self._keep_series()
             write_report([self._run_dir], is_over=is_over)
-        except Exception as error:
-            # A picture of the run is not worth the run, whatever goes wrong in drawing it.
-            warn(f"{NAME} was not written ({type(error).__name__}: {error}); the run goes on")
+        if is_over:
+            with _going_on(warn, CURVE):
+                write_learning_curve(self._run_dir)
         # Else what the page was made of lies about, and a long run's tasks settle in between.
         gc.collect()
         self._next_s = time.monotonic() - began
         self._spent_s += self._next_s
+
+
+@contextmanager
+def _going_on(warn: Callable[[str], None], name: str) -> Iterator[None]:
+    """Turns whatever goes wrong in drawing a run into a warning: it is not worth the run."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"{name} was not written ({type(error).__name__}: {error}); the run goes on")
 
 
 def page(runs: Sequence[RunRecord]) -> str:
@@ -169,20 +179,16 @@ def _data(board: Board) -> str:
 
 def _book(name: str, book: SampleBook | None) -> dict[str, object]:
     prompts: dict[str, int] = {}
-    samples, tasks = [], []
-    fields = [f.name for f in dataclasses.fields(book.shown[0])] if book and book.shown else []
+    samples = []
     for s in book.shown if book else ():
-        row = {name: getattr(s, name) for name in fields}
-        row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
+        row = s._asdict() | {"prompt": prompts.setdefault(s.prompt, len(prompts))}
         samples.append([_rounded(value) for value in row.values()])
-    for t in book.tasks if book else ():
-        tasks.append([t.step, t.type, t.key, t.data])
     return {
         "name": name,
-        "fields": fields,
+        "fields": ShownSample._fields,
         "prompts": list(prompts),
         "samples": samples,
-        "tasks": tasks,
+        "tasks": book.tasks if book else (),
     }
 
 

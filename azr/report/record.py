@@ -7,7 +7,6 @@ options of today, and may keep no samples: what cannot be read is left out and n
 import json
 import os
 import tomllib
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +19,11 @@ from azr.run.series import (
     Fold,
     Series,
     describe_damage,
-    is_count,
     read_fold,
     read_lines,
-    short,
 )
 
 State = Literal["finished", "still going", "stopped early"]
-
-
 EVENTS = 1_000
 """Of events.jsonl, the last ones."""
 
@@ -81,28 +76,25 @@ class RunRecord:
         return self.metrics.get(name, Series())
 
 
-def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
+def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> RunRecord:
     """Returns the record of a run directory; raises ConfigError where it is none.
 
-    `is_over` says that the run has ended, for the process that ran it.
+    `is_over` says that the run has ended, for the process that ran it; without `samples`, run.db
+    is not read.
     """
     folder = folder.resolve()
     if not (folder / "config.toml").is_file():
         raise ConfigError(f"{folder}: no run directory (it has no config.toml)")
     problems: list[str] = []
-    options = _flat(_toml(folder / "config.toml", problems))
-    env = _env(folder / "env.json", problems)
+    options = _flat(_read(folder / "config.toml", tomllib.loads, problems))
+    env = _read(folder / "env.json", json.loads, problems)
     fold = _fold(folder / "metrics.jsonl", problems)
     metrics = fold.series()
     events = _events(folder / "events.jsonl", problems)
     preset, usual = _preset(env)
     measured = [name.split("/") for name in metrics if name.startswith("eval/")]
-    named = options.get("task.types", [])
-    types = [*(named if isinstance(named, list) else []), *(p[2] for p in measured if len(p) == 4)]
+    types = [*options.get("task.types", []), *(p[2] for p in measured if len(p) == 4)]
     step, target = max(fold.last_step, 0), options.get("steps", 0)
-    if not is_count(target):
-        problems.append(f"config.toml: steps is {short(target)}, not a number of steps")
-        target = 0
     state: State = "stopped early"
     if target and step >= target:
         state = "finished"
@@ -113,7 +105,7 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
         state=state,
         step=step,
         target=target,
-        types=tuple(dict.fromkeys(map(str, types))),
+        types=tuple(dict.fromkeys(types)),
         splits=tuple(dict.fromkeys(["train", *(p[1] for p in measured if len(p) == 4)])),
         metrics=metrics,
         events=events,
@@ -122,42 +114,17 @@ def read_run(folder: Path, *, is_over: bool = False) -> RunRecord:
         options={name: _value(value) for name, value in options.items()},
         preset=preset,
         changed=_changed(options, usual),
-        samples=read_samples(folder / "run.db", problems),
+        samples=read_samples(folder / "run.db", problems) if samples else None,
         problems=problems,
     )
 
 
-def _toml(path: Path, problems: list[str]) -> dict:
+def _read(path: Path, parse: Callable[[str], dict], problems: list[str]) -> dict:
     try:
-        return tomllib.loads(utf8_text(path.read_bytes()))
+        return parse(utf8_text(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
-
-
-ENV: dict[str, Callable[[Any], bool]] = {
-    "facts": lambda value: isinstance(value, dict),
-    "universe": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
-    "memory_peak_bytes": is_count,
-    "command": lambda value: isinstance(value, list),
-}
-"""What is read of env.json, but for what is only shown: whether a value is of the right kind."""
-
-
-def _env(path: Path, problems: list[str]) -> dict:
-    """Returns env.json; a value of the wrong kind is left out and named."""
-    try:
-        env = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
-        return {}
-    if not isinstance(env, dict):
-        problems.append(f"{path.name} is {short(env)}, not a table of facts")
-        return {}
-    for name, fits in ENV.items():
-        if name in env and not fits(env[name]):
-            problems.append(f"{path.name}: {name} is {short(env.pop(name))}, and left out")
-    return env
 
 
 def _fold(path: Path, problems: list[str]) -> Fold:
@@ -172,26 +139,25 @@ def _fold(path: Path, problems: list[str]) -> Fold:
 
 
 def _events(path: Path, problems: list[str]) -> list[Event]:
-    """Returns the last EVENTS of events.jsonl, which a run without any has not."""
-    events: deque[Event] = deque(maxlen=EVENTS)
-    damaged: list[int] = []
-    number = 0
+    """Returns the last EVENTS of events.jsonl, a file that a run without any does not have."""
+    if not path.exists():
+        return []
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(read_lines(file), 1):
-                if row := line.row:
-                    texts = str(row.get("kind", "")), str(row.get("message", ""))
-                    events.append(Event(row["step"], *texts))
-                else:
-                    damaged.append(number)
+            rows = [line.row for line in read_lines(file)]
     except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            problems.append(f"{path.name} cannot be read: {error.strerror}")
-    if damaged:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+        return []
+    if damaged := [number for number, row in enumerate(rows, 1) if row is None]:
         problems.append(f"{path.name}: {describe_damage(len(damaged), damaged[:NAMED])}")
-    if (left_out := number - len(damaged) - len(events)) > 0:
-        problems.append(f"{path.name}: the first {left_out:,} lines, of {number:,}")
-    return list(events)
+    events = [
+        Event(row["step"], str(row.get("kind", "")), str(row.get("message", "")))
+        for row in rows
+        if row is not None
+    ]
+    if (left_out := len(events) - EVENTS) > 0:
+        problems.append(f"{path.name}: the first {left_out:,} lines, of {len(rows):,}")
+    return events[-EVENTS:]
 
 
 def _is_held(lock: Path) -> bool:
@@ -205,8 +171,8 @@ def _is_held(lock: Path) -> bool:
         return False
 
 
-def _flat(table: Mapping, where: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+def _flat(table: Mapping, where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in table.items():
         found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
     return found
@@ -253,7 +219,7 @@ def _changed(
         if options.get(name) != usual.get(name)
         # A run writes down what "auto" and 0 came to; the facts say the style with its reason.
         and not (name == "task.style" and usual.get(name) == "auto")
-        and not (name == "optim.schedule_steps" and options[name] == options.get("steps"))
+        and not (name == "optim.schedule_steps" and options.get(name) == options.get("steps"))
     ]
 
 

@@ -5,12 +5,14 @@ A run may hold millions of samples. At most `SCANNED` evenly spaced rows are loo
 """
 
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+Name = TypeVar("Name")
 SCANNED = 20_000
 SHOWN = 1_000
 SHOWN_TASKS = 500
@@ -22,9 +24,8 @@ PART = 0.25
 """Early and late are the first and the last such part of the steps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShownSample:
-    """A sample on the page; see run_db.py for the fields."""
+class ShownSample(NamedTuple):
+    """A sample on the page; see azr/run/db.py for the fields."""
 
     step: int
     role: str
@@ -43,13 +44,12 @@ class ShownSample:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class ShownTask:
+class ShownTask(NamedTuple):
     """A task on the page: `data` is its JSON."""
 
+    step: int
     type: str
     key: str
-    step: int
     data: str
 
 
@@ -57,8 +57,8 @@ class ShownTask:
 class Distribution:
     """How often each value came, early and late in the run."""
 
-    early: Mapping[float, int]
-    late: Mapping[float, int]
+    early: Counter[float]
+    late: Counter[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,9 @@ class SampleBook:
     """Lengths in tokens, by role."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
+    """What is read of every row that is looked at."""
+
     id: int
     step: int
     role: str
@@ -129,7 +130,7 @@ def _read(db: sqlite3.Connection) -> SampleBook:
     every = max(1, -(-tasks_total // SHOWN_TASKS))
     tasks = db.execute(
         "WITH RECURSIVE pick(n) AS (SELECT 1 UNION ALL SELECT n + :every FROM pick"
-        " WHERE n + :every <= :total) SELECT type, key, step, data FROM pick JOIN tasks ON id = n",
+        " WHERE n + :every <= :total) SELECT step, type, key, data FROM pick JOIN tasks ON id = n",
         {"every": every, "total": tasks_total},
     )
     return SampleBook(
@@ -138,7 +139,7 @@ def _read(db: sqlite3.Connection) -> SampleBook:
         scanned=len(scanned),
         shown=_fetch(db, chosen),
         tasks_total=tasks_total,
-        tasks=[ShownTask(t, _cut(key), step, _cut(data)) for t, key, step, data in tasks],
+        tasks=[ShownTask(step, t, _cut(key), _cut(data)) for step, t, key, data in tasks],
         rewards=_distributions(
             [((r.role, r.type), r.reward, r) for r in scanned if r.reward is not None]
         ),
@@ -181,33 +182,16 @@ def _fetch(db: sqlite3.Connection, ids: Sequence[int]) -> list[ShownSample]:
     for start in range(0, len(ids), 500):
         part = ids[start : start + 500]
         marks = ",".join("?" * len(part))
-        for row in db.execute(
-            "SELECT step, role, type, p.text, task_key, s.text, outcome, reason, solve_rate,"
-            " reward, advantage, tokens, finish, is_estimate, count FROM samples s"
-            f" LEFT JOIN prompts p ON p.id = s.prompt_id WHERE s.id IN ({marks}) ORDER BY s.id",
+        rows = db.execute(
+            "SELECT step, role, type, coalesce(p.text, ''), coalesce(task_key, ''), s.text,"
+            " outcome, reason, solve_rate, reward, advantage, tokens, finish, is_estimate, count"
+            " FROM samples s LEFT JOIN prompts p ON p.id = s.prompt_id"
+            f" WHERE s.id IN ({marks}) ORDER BY s.id",
             part,
-        ):
-            step, role, task_type, prompt, key, text, outcome, reason, *numbers = row
-            rate, reward, advantage, tokens, finish, is_estimate, count = numbers
-            shown.append(
-                ShownSample(
-                    step=step,
-                    role=role,
-                    type=task_type,
-                    prompt=_cut(prompt or ""),
-                    task_key=_cut(key or ""),
-                    text=_cut(text),
-                    outcome=outcome,
-                    reason=reason,
-                    solve_rate=rate,
-                    reward=reward,
-                    advantage=advantage,
-                    tokens=tokens,
-                    finish=finish,
-                    is_estimate=bool(is_estimate),
-                    count=count,
-                )
-            )
+        )
+        for s in map(ShownSample._make, rows):
+            texts = {"prompt": _cut(s.prompt), "task_key": _cut(s.task_key), "text": _cut(s.text)}
+            shown.append(s._replace(is_estimate=bool(s.is_estimate), **texts))
     return shown
 
 
@@ -218,14 +202,13 @@ def _cut(text: str) -> str:
     return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
 
 
-def _distributions(rows: list[tuple]) -> dict:
-    """Returns a Distribution for each name of (name, value, row)."""
+def _distributions(rows: Sequence[tuple[Name, float, _Row]]) -> dict[Name, Distribution]:
     last = max((row.step for _, _, row in rows), default=0)
-    found: dict = {}
+    found: dict[Name, Distribution] = {}
     for name, value, row in rows:
-        early, late = found.setdefault(name, (defaultdict(int), defaultdict(int)))
+        part = found.setdefault(name, Distribution(Counter(), Counter()))
         if row.step <= PART * last:
-            early[value] += row.count
+            part.early[value] += row.count
         if row.step >= (1 - PART) * last:
-            late[value] += row.count
-    return {name: Distribution(dict(early), dict(late)) for name, (early, late) in found.items()}
+            part.late[value] += row.count
+    return found

@@ -7,7 +7,7 @@ from html import escape
 from azr.report.board import Board
 from azr.report.chart import draw_histogram, draw_shares
 from azr.report.record import RunRecord
-from azr.report.summary import outcomes
+from azr.report.summary import progress
 from azr.report.words import duration, number, percent, plain
 
 Section = tuple[str, str, str]
@@ -76,7 +76,7 @@ def learning(board: Board) -> str:
 def _results(board: Board) -> str:
     rows = []
     for run, name in zip(board.runs, board.names, strict=True):
-        for o in outcomes(run):
+        for o in progress(run):
             bounds = o.bounds
             rows.append(
                 ([] if board.is_single else [name])

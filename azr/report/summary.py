@@ -11,7 +11,7 @@ from azr.report.words import duration, percent, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Progress:
     """Accuracy on a split of a type: at the start, at the last evaluation, and by chance."""
 
     split: str
@@ -32,27 +32,28 @@ class Outcome:
         return wilson(self.after, self.tasks) if self.tasks else None
 
 
-def outcomes(run: RunRecord) -> list[Outcome]:
+def progress(run: RunRecord) -> list[Progress]:
     """Returns the results by split and type, in that order; [] before the first evaluation."""
     found = []
     for split in run.splits:
         for task_type in run.types:
             name = f"eval/{split}/{task_type}"
             greedy, sampled = (run.series(f"{name}/{m}_accuracy") for m in ("greedy", "sampled"))
-            if not greedy:
-                continue
             # Greedy answers of an untrained model are a lottery, so sampled ones are compared.
             measure, compared = ("sampled", sampled) if sampled else ("greedy", greedy)
+            before, after, last = compared.first, compared.last, greedy.last
+            if before is None or after is None or last is None:
+                continue
             tasks = run.series(f"{name}/tasks").last
             found.append(
-                Outcome(
+                Progress(
                     split=split,
                     type=task_type,
                     tasks=int(tasks) if tasks else None,
                     measure=measure,
-                    before=compared.first,
-                    after=compared.last,
-                    greedy=greedy.last,
+                    before=before,
+                    after=after,
+                    greedy=last,
                     chance=run.series(f"{name}/chance").last,
                     step=int(greedy.steps[-1]),
                 )
@@ -60,20 +61,20 @@ def outcomes(run: RunRecord) -> list[Outcome]:
     return found
 
 
-def _pooled(found: Sequence[Outcome]) -> tuple[float, float, float | None, int | None]:
-    """Returns (before, after, chance, tasks) over several outcomes, each task counted once."""
+def _pooled(found: Sequence[Progress]) -> tuple[float, float, float | None, int | None]:
+    """Returns (before, after, chance, tasks) over several types, each task counted once."""
     known = all(o.tasks for o in found)
-    weights = [o.tasks if known else 1 for o in found]
+    weights = [(o.tasks if known else None) or 1 for o in found]
     total = sum(weights)
 
     def mean(values: Sequence[float]) -> float:
         return sum(w * v for w, v in zip(weights, values, strict=True)) / total
 
-    chances = [o.chance for o in found]
+    chances = [o.chance for o in found if o.chance is not None]
     return (
         mean([o.before for o in found]),
         mean([o.after for o in found]),
-        None if None in chances else mean(chances),
+        mean(chances) if len(chances) == len(found) else None,
         total if known else None,
     )
 
@@ -92,7 +93,7 @@ def judge(after: float, chance: float | None, tasks: int | None) -> str:
 
 def headline(run: RunRecord) -> str:
     """Returns one or two sentences, escaped."""
-    found = outcomes(run)
+    found = progress(run)
     at = found[0].step if found else run.step
     spent = run.series("time/elapsed_s").at(at)
     time = f" ({duration(spent)})" if spent is not None else ""
@@ -135,7 +136,7 @@ def cards(run: RunRecord, colour: str = "") -> str:
 
     In the type's colour, or all in `colour`: that of the run where there are several.
     """
-    found = outcomes(run)
+    found = progress(run)
     drawn = []
     for i, task_type in enumerate(run.types):
         mine = [o for o in found if o.type == task_type]
@@ -157,7 +158,7 @@ def cards(run: RunRecord, colour: str = "") -> str:
     return f'<div class="cards">{"".join(drawn)}</div>{legend}'
 
 
-def _row(o: Outcome, colour: str) -> str:
+def _row(o: Progress, colour: str) -> str:
     count = f" <small>{o.tasks:,}</small>" if o.tasks else ""
     words = f"{plain(o.split)}: {percent(o.before)} before, {percent(o.after)} after"
     ladder = draw_ladder(o.before, o.after, o.chance, o.bounds, colour, words)

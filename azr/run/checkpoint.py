@@ -6,8 +6,8 @@
         state.json                 counters, buffers, and how far the logs had come
         COMPLETE                   size and SHA-256 of every other file, written last
 
-A checkpoint is written under a temporary name, synced, renamed, and marked. A folder without a
-marker that fits is a save that was cut short, and is never loaded. The start model of a run, in
+A checkpoint is written and marked under a temporary name, synced, and renamed. A folder without a
+marker that fits was cut short or damaged, and is never loaded. The start model of a run, in
 `start/`, is written and marked the same way.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azr.errors import RunError, naming_disk_errors
-from azr.run.json_parts import json_parts
+from azr.run.files import json_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,18 +135,14 @@ def write_marked(final: Path, write: Callable[[Path], None]) -> None:
             _write(write, temporary)
             files = sorted(p for p in temporary.rglob("*") if p.is_file())
             marks = {str(p.relative_to(temporary)): _fingerprint(p) for p in files}
-            for path in (*files, temporary / "hf", temporary):
+            (temporary / MARKER).write_text(json.dumps(marks, indent=1))
+            for path in (*files, temporary / MARKER, temporary / "hf", temporary):
                 _sync(path)
             os.replace(temporary, final)
         except (OSError, RunError):
             with suppress(OSError):
                 remove_tree(temporary)
             raise
-        marker = final / (MARKER + ".tmp")
-        marker.write_text(json.dumps(marks, indent=1))
-        _sync(marker)
-        os.replace(marker, final / MARKER)
-        _sync(final)
         _sync(final.parent)
 
 

@@ -4,8 +4,9 @@ Everything that is shown, but for redraws, also goes to log.txt in the run direc
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +24,22 @@ PHASES = ("rollout", "verify", "update", "eval", "other")
 REFRESH_S = 0.25
 PLAIN_WIDTH = 110
 """Columns of tables where there is no terminal to ask."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """What is shown of a step."""
+
+    step: int
+    steps: int
+    elapsed_s: float
+    eta_s: float
+    metrics: Mapping[str, float]
+    accuracy: Mapping[tuple[str, str], Accuracy]
+    """Of the last evaluation, by split and type."""
+    types: Sequence[str]
+    universe: Mapping[str, int]
+    """Training tasks by type, where they are counted."""
 
 
 class RunConsole:
@@ -110,22 +127,12 @@ class RunConsole:
 
     # While it runs
 
-    def step(
-        self,
-        step: int,
-        steps: int,
-        elapsed_s: float,
-        eta_s: float,
-        m: Mapping[str, float],
-        accuracy: Mapping[tuple[str, str], Accuracy],
-        types: tuple[str, ...],
-        universe: Mapping[str, int],
-    ) -> None:
+    def step(self, view: StepView) -> None:
         """Shows a step: redraws the table, or prints a line at every `every` steps."""
         for name in (*PHASES, "step"):
-            self.spent[name] = self.spent.get(name, 0.0) + m[f"time/{name}_s"]
-        if step % self.every == 0 or step in (1, steps):
-            line = self._line(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
+            self.spent[name] = self.spent.get(name, 0.0) + view.metrics[f"time/{name}_s"]
+        if view.step % self.every == 0 or view.step in (1, view.steps):
+            line = self._line(view)
             self._keep(line, soft_wrap=True)
             if not self.is_live:
                 self.console.print(line, soft_wrap=True)
@@ -135,10 +142,9 @@ class RunConsole:
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False, transient=False)
             self._live.start()
-        if now - self._last_refresh >= REFRESH_S or step == steps:
+        if now - self._last_refresh >= REFRESH_S or view.step == view.steps:
             self._last_refresh = now
-            table = self._table(step, steps, elapsed_s, eta_s, m, accuracy, types, universe)
-            self._live.update(table, refresh=True)
+            self._live.update(self._table(view), refresh=True)
 
     def pace(self, steps: int, left: int, seconds: float) -> None:
         """Prints where the time of the first steps went, and when the rest will be done."""
@@ -159,27 +165,30 @@ class RunConsole:
             self._live.stop()
             self._live = None
 
-    def _line(self, step, steps, elapsed_s, eta_s, m, accuracy, types, universe) -> str:
-        parts = []
+    def _line(self, view: StepView) -> str:
+        m, types = view.metrics, view.types
+        times = f"{_clock(view.elapsed_s)} ETA {_clock(view.eta_s)}"
+        parts = [f"step {view.step}/{view.steps} {times}"]
         for name, is_train in (("acc", True), ("held", False)):
-            values = [_greedy(accuracy, t, is_train) for t in types]
+            values = [_greedy(view.accuracy, t, is_train) for t in types]
             parts.append(f"{name} " + "/".join(_share(v) for v in values))
         parts.append("valid " + _share(_mean([m[f"propose/{t}/valid_rate"] for t in types])))
         parts.append("learn " + _share(_mean([m[f"propose/{t}/learnability"] for t in types])))
         parts.append(f"distinct {_distinct(m)}")
-        parts.append("buffer " + "/".join(_of(m, t, universe) for t in types))
+        parts.append("buffer " + "/".join(_of(m, t, view.universe) for t in types))
         parts.append("fmt " + _share(_mean([m[f"solve/{t}/format_rate"] for t in types])))
         parts.append(f"H {m.get('policy/entropy', float('nan')):.2f}")
         parts.append(f"{m['perf/gen_tok_s'] / 1000:.1f}k tok/s")
         parts.append(self._split())
-        return f"step {step}/{steps} {_clock(elapsed_s)} ETA {_clock(eta_s)} | " + " | ".join(parts)
+        return " | ".join(parts)
 
-    def _table(self, step, steps, elapsed_s, eta_s, m, accuracy, types, universe) -> Group:
+    def _table(self, view: StepView) -> Group:
+        m, accuracy = view.metrics, view.accuracy
         head = Table.grid(padding=(0, 1))
         head.add_row(
-            Text(f"step {step}/{steps}", style="bold"),
-            ProgressBar(total=steps, completed=step, width=28),
-            f"{_clock(elapsed_s)}, ETA {_clock(eta_s)}",
+            Text(f"step {view.step}/{view.steps}", style="bold"),
+            ProgressBar(total=view.steps, completed=view.step, width=28),
+            f"{_clock(view.elapsed_s)}, ETA {_clock(view.eta_s)}",
             Text(_phase(accuracy), style="dim"),
         )
         table = Table(box=None, padding=(0, 2))
@@ -189,7 +198,7 @@ class RunConsole:
         )  # fmt: skip
         for column in columns:
             table.add_column(column, justify="left" if column == "type" else "right")
-        for t in types:
+        for t in view.types:
             train = accuracy.get(("train", t))
             table.add_row(
                 t,
@@ -200,7 +209,7 @@ class RunConsole:
                 _share(m[f"solve/{t}/format_rate"]),
                 _share(m[f"propose/{t}/valid_rate"]),
                 _share(m[f"propose/{t}/learnability"]),
-                _of(m, t, universe),
+                _of(m, t, view.universe),
                 f"+{m[f'buffer/{t}/new']:.0f}",
             )
         foot = Text(
@@ -226,16 +235,8 @@ class RunConsole:
         table = Table(
             title="Before and after self-play", title_justify="left", box=None, padding=(0, 2)
         )
-        columns = (
-            "tasks",
-            "type",
-            "n",
-            "chance",
-            "sampled before",
-            "sampled after",
-            "greedy after",
-        )
-        for column in columns:
+        sampled = ("sampled before", "sampled after")
+        for column in ("tasks", "type", "n", "chance", *sampled, "greedy after"):
             table.add_column(column, justify="left" if column in ("tasks", "type") else "right")
         for (split, task_type), a in after.items():
             b = before[split, task_type]

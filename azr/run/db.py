@@ -120,8 +120,9 @@ class RunDb:
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_SCHEMA)
             with self._db:
-                for table in _TABLES if keep else ():
-                    self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
+                if keep:
+                    for table in _TABLES:
+                        self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
                 for table in ("tasks", "samples") if last_step is not None else ():
                     self._db.execute(f"DELETE FROM {table} WHERE step > ?", (last_step,))
             self._last = {

@@ -82,7 +82,7 @@ class FirstSamples:
         if 2 * malformed > len(rows):
             return f"Most do not keep to the answer format: {format_advice}"
         return (
-            "The form is right and the tasks are none: begin with tasks that the family draws "
+            "The form is right, but no task is valid: begin with tasks that the family draws "
             "(--selfplay.seed-source environment), show more of them (--task.references, now "
             f"{c.task.references}), or use a stronger --model"
         )

@@ -14,8 +14,7 @@ from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
 from azr.errors import naming_disk_errors
 from azr.plan import GIB, Part, peak_bytes, resident_bytes
-from azr.run.console import RunConsole
-from azr.run.curves import plot_learning_curve
+from azr.run.console import RunConsole, StepView
 from azr.run.dashboards import Dashboards
 from azr.run.db import RunDb, SampleRow
 from azr.run.diagnosis import Diagnosis
@@ -193,16 +192,17 @@ class RunLog:
         self._dashboards.write(step, row)
         self._last_step = step
         a_step = (now - self._loop_started) / max(1, step - self._first_step)
-        self.console.step(
-            step,
-            self.config.steps,
-            now - self.started,
-            a_step * (self.config.steps - step),
-            row,
-            self.latest,
-            self.config.task.types,
-            self.universe,
+        view = StepView(
+            step=step,
+            steps=self.config.steps,
+            elapsed_s=now - self.started,
+            eta_s=a_step * (self.config.steps - step),
+            metrics=row,
+            accuracy=self.latest,
+            types=self.config.task.types,
+            universe=self.universe,
         )
+        self.console.step(view)
         self.eval_s = row["time/eval_s"] if accuracy is not None else self.eval_s
         if step == self._first_step + FIRST_STEPS < self.config.steps:
             self._show_pace(step)
@@ -231,7 +231,7 @@ class RunLog:
         return path
 
     def finish(self, step: int, checkpoint: Path) -> None:
-        """Shows the result, draws the learning curve, and says where everything is."""
+        """Shows the result, and says where everything is."""
         self.console.stop()
         self.console.end_table(self.before, self.latest)
         shown = self._proposals[-1 :: -max(1, len(self._proposals) // 5)][:5]
@@ -239,17 +239,11 @@ class RunLog:
             self.console.proposals(
                 [(r.type, r.text, r.task_key or "", f"{r.solve_rate:.2f}") for r in shown]
             )
-        curve: object = "not drawn"
-        try:
-            curve = plot_learning_curve(self.run_dir, self.config.task.types, self.universe)
-        except Exception as error:  # a picture is not worth the exit code of a run that is saved
-            kind = type(error).__name__
-            self.warn(step, f"learning_curve.png was not drawn ({kind}: {error})")
         elapsed = time.monotonic() - self.started
         self.console.print(
             f"{step} of {self.config.steps} steps in {elapsed:.0f} s\n"
             f"report          {self.run_dir / 'report.html'}\n"
-            f"learning curve  {curve}\n"
+            f"learning curve  {self.run_dir / 'learning_curve.svg'}\n"
             f"model           {checkpoint / 'hf'}"
         )
 

@@ -16,7 +16,7 @@ def describe_machine() -> dict:
     import torch
     import transformers
 
-    machine = {
+    return {
         "azr": __version__,
         "commit": commit(),
         "python": platform.python_version(),
@@ -27,12 +27,9 @@ def describe_machine() -> dict:
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "gpu": None,
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "command": sys.argv,
     }
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name(0)
-    return machine
 
 
 def commit() -> str:

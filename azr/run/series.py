@@ -19,8 +19,7 @@ from functools import reduce
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from azr.run.files import write_whole
-from azr.run.json_parts import json_parts
+from azr.run.files import json_parts, write_whole
 
 POINTS = 240
 """Bins of the longest series; a merge leaves half as many."""

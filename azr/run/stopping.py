@@ -14,7 +14,7 @@ import sys
 import threading
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
 
@@ -38,7 +38,7 @@ class StopRequest:
         self._is_early = True
         self._is_heard = self._is_raised = False
         self._is_over = threading.Event()
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     @property
     def exit_code(self) -> int:
