@@ -38,6 +38,21 @@ class Geometry:
         return 2 * self.layers * self.kv_heads * self.head_size * self.dtype.itemsize
 
 
+def memories(
+    geometry: Geometry, shape: tuple[int, ...], device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Returns memory of this shape for the keys and the values of each layer.
+
+    Zeros, not whatever the memory held: a masked score is NaN where the key is NaN, and a masked
+    value counts 0 times itself, which is NaN for NaN and Inf.
+    """
+
+    def zeros() -> Tensor:
+        return torch.zeros(shape, device=device, dtype=geometry.dtype)
+
+    return [(zeros(), zeros()) for _ in range(geometry.layers)]
+
+
 @dataclass(slots=True, eq=False)
 class Prompt:
     """A prompt that is in the cache, or about to be."""

@@ -9,18 +9,20 @@ Shapes: U prompts of at most P tokens, R rows of at most W own tokens, G key-val
 queries each, K head size, M the most rows of a prompt.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from azr.model.attention import Backend, PackedAttend, PackedRows
 from azr.model.attention.sdpa import Sdpa, merged
-from azr.rollout.cache import Geometry, Prompt, PromptHidden
+from azr.rollout.cache import Geometry, Prompt, PromptHidden, memories
 from azr.rollout.request import Waiting
 
 
 class DenseCache:
-    """A `KVCache` of dense rows."""
+    """A `KVCache` of dense rows; its methods are explained there."""
 
     def __init__(
         self,
@@ -38,23 +40,15 @@ class DenseCache:
         self.backend, self.device = backend, device
         self.prompt_tokens, self.own_tokens = prompt_tokens, own_tokens
         g = geometry
-
-        # Zeros, not whatever the memory held: a masked score is NaN where the key is NaN, and a
-        # masked value counts 0 times itself, which is NaN for NaN and Inf.
-        def part(rows: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
-            shape = (rows, g.kv_heads, tokens, g.head_size)
-            return [
-                tuple(torch.zeros(shape, device=device, dtype=g.dtype) for _ in range(2))
-                for _ in range(g.layers)
-            ]
-
-        self.prompt_layers = part(prompts, prompt_tokens)
-        self.own_layers = part(slots, own_tokens)
+        self.prompt_layers, self.own_layers = (
+            memories(g, (rows, g.kv_heads, tokens, g.head_size), device)
+            for rows, tokens in ((prompts, prompt_tokens), (slots, own_tokens))
+        )
         self.prompts: list[Prompt] = []
         """In the order of their places, without holes."""
         self.hidden = PromptHidden(prompts, hidden, device, g.dtype)
         self._by_ids: dict[tuple[int, ...], Prompt] = {}
-        self._prompt_of_row: list[Prompt | None] = [None] * slots
+        self._prompt_of_row: dict[int, Prompt] = {}
         self._own_of_row = np.zeros(slots, dtype=np.int64)
         self._groups: _Groups | None = None
 
@@ -82,17 +76,14 @@ class DenseCache:
         return True
 
     def unfilled(self) -> list[tuple[int, ...]]:
-        """Returns the prompts that were taken and not computed yet."""
         return [p.token_ids for p in self.prompts if not p.is_filled]
 
     def prefill(self, lengths: list[int]) -> "_Prefill":
-        """Returns who attends, and stores, while those prompts are computed."""
         first = sum(p.is_filled for p in self.prompts)
-        rows = PackedRows.of(lengths, self.device)
-        return _Prefill(self.backend, rows, self.prompt_layers, first, len(self.prompts) - first)
+        attend = PackedAttend(self.backend, PackedRows.of(lengths, self.device))
+        return _Prefill(attend, self.prompt_layers, first, len(self.prompts) - first)
 
     def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
-        """Keeps the last hidden state of each prompt that was computed."""
         fresh = [p for p in self.prompts if not p.is_filled]
         if fresh:
             self.hidden.put([p.place for p in fresh], hidden_UD)
@@ -100,14 +91,14 @@ class DenseCache:
             prompt.is_filled = True
 
     def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Returns hidden states and which of them each row in the slots begins with."""
-        return self.hidden.of([p.place for p in self._prompt_of_row[start:stop]])
+        return self.hidden.of([self._prompt_of_row[row].place for row in range(start, stop)])
 
     def step(self, rows: int, padded: int) -> "_Decode":
         """Returns who attends in the next decode step; each row grows by its last token."""
         dtype = self.own_layers[0][0].dtype
-        if self._groups is None or self._groups.rows != padded:
-            places = [p.place if p else 0 for p in self._prompt_of_row[:padded]]
+        if self._groups is None or len(self._groups.places) != padded:
+            held = (self._prompt_of_row.get(row) for row in range(padded))
+            places = [p.place if p else 0 for p in held]
             lengths = [len(p.token_ids) for p in self.prompts]
             self._groups = _Groups.of(places, lengths, self.device, dtype)
         own = self._own_of_row[:padded].copy()
@@ -118,8 +109,7 @@ class DenseCache:
     def leave(self, slots: list[int]) -> None:
         """Lets go of the prompts that nobody needs any more."""
         for slot in slots:
-            prompt = self._prompt_of_row[slot]
-            self._prompt_of_row[slot] = None
+            prompt = self._prompt_of_row.pop(slot)
             prompt.claims -= 1
             if prompt.claims == 0:
                 self._remove(prompt)
@@ -138,7 +128,6 @@ class DenseCache:
             self.prompts[last.place] = last
 
     def move(self, source: list[int], target: list[int], rows: int) -> None:
-        """Moves rows between slots."""
         self._groups = None
         if source:
             used = int(self._own_of_row[source].max())
@@ -147,44 +136,54 @@ class DenseCache:
                     memory[target, :, :used] = memory[source, :, :used]
             self._own_of_row[target] = self._own_of_row[source]
             for s, t in zip(source, target, strict=True):
-                self._prompt_of_row[t] = self._prompt_of_row[s]
+                self._prompt_of_row[t] = self._prompt_of_row.pop(s)
         self._own_of_row[rows:] = 0
-        self._prompt_of_row[rows:] = [None] * (len(self._prompt_of_row) - rows)
 
     def drop_idle(self) -> bool:
         """Nothing to drop: a place for a prompt is there for every slot."""
         return False
 
 
+@dataclass(frozen=True, slots=True)
 class _Groups:
-    """Which rows attend to which prompt."""
+    """Which rows attend to which prompt, in a grid of U prompts with M places each."""
 
-    __slots__ = ("longest", "mask", "members", "places", "prompts", "rows", "width")
+    prompts: int
+    width: int
+    """M"""
+    longest: int
+    members: Tensor
+    """int64 [U * M]: the row in each place, 0 where there is none."""
+    places: Tensor
+    """int64 [R]: the place of each row."""
+    mask: Tensor | None
 
     @classmethod
     def of(
         cls,
-        place_of_row: list[int],
+        prompt_of_row: list[int],
         lengths: list[int],
         device: torch.device,
         dtype: torch.dtype,
     ) -> "_Groups":
-        self = cls()
-        self.rows, self.prompts, self.longest = len(place_of_row), len(lengths), max(lengths)
-        place = np.array(place_of_row)
-        order = np.argsort(place, kind="stable")
-        counts = np.bincount(place, minlength=self.prompts)
-        self.width = int(counts.max())
-        column = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
-        at = place[order] * self.width + column  # the place of each ordered row in the grid
-        members = np.zeros(self.prompts * self.width, dtype=np.int64)
+        prompt = np.array(prompt_of_row)
+        order = np.argsort(prompt, kind="stable")
+        counts = np.bincount(prompt, minlength=len(lengths))
+        width, longest = int(counts.max()), max(lengths)
+        column = np.arange(len(prompt)) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = prompt[order] * width + column  # the place of each ordered row in the grid
+        members = np.zeros(len(lengths) * width, dtype=np.int64)
         members[at] = order
-        places = np.empty(len(place), dtype=np.int64)
+        places = np.empty(len(prompt), dtype=np.int64)
         places[order] = at
-        self.members = torch.from_numpy(members).to(device)
-        self.places = torch.from_numpy(places).to(device)
-        self.mask = _mask(np.array(lengths), self.longest, device, dtype)
-        return self
+        return cls(
+            prompts=len(lengths),
+            width=width,
+            longest=longest,
+            members=torch.from_numpy(members).to(device),
+            places=torch.from_numpy(places).to(device),
+            mask=_mask(np.array(lengths), longest, device, dtype),
+        )
 
 
 def _mask(
@@ -198,27 +197,26 @@ def _mask(
     return torch.from_numpy(mask).to(device, dtype)
 
 
-class _Prefill(PackedAttend):
+@dataclass(frozen=True, slots=True)
+class _Prefill:
     """Attends within each prompt and stores its keys and values."""
 
-    __slots__ = ("count", "first", "layers")
-
-    def __init__(self, backend, rows: PackedRows, layers, first: int, count: int):
-        super().__init__(backend, rows)
-        self.layers, self.first, self.count = layers, first, count
+    attend: PackedAttend
+    layers: list[tuple[Tensor, Tensor]]
+    first: int
+    count: int
 
     def __call__(
         self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
     ) -> Tensor:
-        """Returns [T, H, K]."""
-        rows, places = self.rows, slice(self.first, self.first + self.count)
+        rows, places = self.attend.rows, slice(self.first, self.first + self.count)
         longest = max(rows.lengths[: self.count])
         for memory, x_TGK in zip(self.layers[layer], (k_TGK, v_TGK), strict=True):
             if rows.grid is not None:
                 x_TGK = x_TGK.index_select(0, rows.grid.view(-1))
             grid = x_TGK.reshape(len(rows.lengths), rows.longest, *x_TGK.shape[1:])
             memory[places, :, :longest] = grid[: self.count, :longest].transpose(1, 2)
-        return PackedAttend.__call__(self, layer, q_THK, k_TGK, v_TGK, scale)
+        return self.attend(layer, q_THK, k_TGK, v_TGK, scale)
 
 
 class _Decode:
@@ -246,7 +244,6 @@ class _Decode:
     def __call__(
         self, layer: int, q_RHK: Tensor, k_RGK: Tensor, v_RGK: Tensor, scale: float
     ) -> Tensor:
-        """Returns [R, H, K]."""
         R, H, K = q_RHK.shape
         G = k_RGK.shape[1]
         Q = H // G

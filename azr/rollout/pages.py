@@ -9,13 +9,15 @@ Shapes: S tokens of the memory (pages times PAGE_TOKENS), R rows of at most P pa
 heads, K head size. Page 0 is where slots without a row write.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from azr.model.attention import PackedAttend, PackedRows
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows, FlashBackend
-from azr.rollout.cache import Geometry, Prompt, PromptHidden
+from azr.rollout.cache import Geometry, Prompt, PromptHidden, memories
 from azr.rollout.request import Waiting
 from azr.rollout.slots import Slots
 
@@ -60,7 +62,7 @@ class Pages:
 
 
 class PageCache:
-    """A `KVCache` of pages."""
+    """A `KVCache` of pages; its methods are explained there."""
 
     def __init__(
         self,
@@ -78,10 +80,7 @@ class PageCache:
         self.backend, self.device, self.slots = backend, device, slots
         self.row_pages = pages_for(row_tokens)
         shape = (pages * PAGE_TOKENS, g.kv_heads, g.head_size)
-        self.layers = [
-            tuple(torch.zeros(shape, device=device, dtype=g.dtype) for _ in range(2))
-            for _ in range(g.layers)
-        ]
+        self.layers = memories(g, shape, device)
         self.pages = Pages(pages)
         self.is_shared = backend.cache == "pages"
         rows = slots.slots
@@ -90,8 +89,8 @@ class PageCache:
         self.table = torch.zeros((rows, self.row_pages), dtype=torch.int32, device=device)
         self.query_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self.key_starts = torch.zeros(rows + 1, dtype=torch.int32, device=device)
-        self._pages_of_row: list[list[int]] = [[] for _ in range(rows)]
-        self._prompt_of_row: list[Prompt | None] = [None] * rows
+        self._pages_of_row: dict[int, list[int]] = {}
+        self._prompt_of_row: dict[int, Prompt] = {}
         self._by_ids: dict[tuple[int, ...], Prompt] = {}
         self._pages_of_prompt: dict[tuple[int, ...], list[int]] = {}
         self._copies: list[tuple[int, int]] = []
@@ -129,11 +128,9 @@ class PageCache:
         return True
 
     def unfilled(self) -> list[tuple[int, ...]]:
-        """Returns the prompts that were taken and not computed yet."""
         return [p.token_ids for p in self._by_ids.values() if not p.is_filled]
 
     def prefill(self, lengths: list[int]) -> "_Prefill":
-        """Returns who attends, and stores, while those prompts are computed."""
         places = [
             page * PAGE_TOKENS + np.arange(PAGE_TOKENS)
             for ids in self.unfilled()
@@ -148,7 +145,8 @@ class PageCache:
         # Tokens that only fill up the batch go to the scratch page.
         cut += [np.zeros(length, dtype=np.int64) for length in lengths[len(kept) :]]
         where = torch.from_numpy(np.concatenate(cut)).to(self.device)
-        return _Prefill(self.backend, PackedRows.of(lengths, self.device), self.layers, where)
+        attend = PackedAttend(self.backend, PackedRows.of(lengths, self.device))
+        return _Prefill(attend, self.layers, where)
 
     def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
         """Keeps the prompts' last hidden states, makes the copies, fills the page table."""
@@ -167,14 +165,14 @@ class PageCache:
                     paged[target] = paged[source]
             self._copies = []
         table = np.zeros((stop - start, self.row_pages), dtype=np.int32)
-        for row, pages in zip(table, self._pages_of_row[start:stop], strict=True):
+        for at, row in enumerate(table, start):
+            pages = self._pages_of_row[at]
             row[: len(pages)] = pages
         self.table[start:stop] = torch.from_numpy(table)
         self.key_starts[start:stop] = self.table[start:stop, 0] * PAGE_TOKENS
 
     def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Returns hidden states and which of them each row in the slots begins with."""
-        return self.hidden.of([p.place for p in self._prompt_of_row[start:stop]])
+        return self.hidden.of([self._prompt_of_row[row].place for row in range(start, stop)])
 
     def step(self, rows: int, padded: int) -> "_Decode":
         """Returns who attends in a decode step: only tensors that stay where they are, so that the
@@ -184,9 +182,8 @@ class PageCache:
     def leave(self, slots: list[int]) -> None:
         """Gives the rows' pages back."""
         for slot in slots:
-            prompt = self._prompt_of_row[slot]
-            self.pages.let_go(self._pages_of_row[slot])
-            self._pages_of_row[slot], self._prompt_of_row[slot] = [], None
+            prompt = self._prompt_of_row.pop(slot)
+            self.pages.let_go(self._pages_of_row.pop(slot))
             prompt.claims -= 1
             if prompt.claims == 0:
                 self._forget(prompt)
@@ -199,11 +196,8 @@ class PageCache:
     def move(self, source: list[int], target: list[int], rows: int) -> None:
         """Moves rows between slots: their table entries, not their pages."""
         for s, t in zip(source, target, strict=True):
-            self._pages_of_row[t] = self._pages_of_row[s]
-            self._prompt_of_row[t] = self._prompt_of_row[s]
-        gone = len(self._pages_of_row) - rows
-        self._pages_of_row[rows:] = [[] for _ in range(gone)]
-        self._prompt_of_row[rows:] = [None] * gone
+            self._pages_of_row[t] = self._pages_of_row.pop(s)
+            self._prompt_of_row[t] = self._prompt_of_row.pop(s)
         if source:
             self.table[target] = self.table[source]
             self.key_starts[target] = self.key_starts[source]
@@ -215,29 +209,27 @@ class PageCache:
 
         Only ever needed where rows must be contiguous and such a prompt stands in between.
         """
-        used = {id(p) for p in self._prompt_of_row}
+        used = {id(p) for p in self._prompt_of_row.values()}
         idle = [p for p in self._by_ids.values() if id(p) not in used]
         for prompt in idle:
             self._forget(prompt)
         return bool(idle)
 
 
-class _Prefill(PackedAttend):
+@dataclass(frozen=True, slots=True)
+class _Prefill:
     """Attends within each prompt and stores its keys and values."""
 
-    __slots__ = ("layers", "where")
-
-    def __init__(self, backend, rows: PackedRows, layers, where: Tensor):
-        super().__init__(backend, rows)
-        self.layers, self.where = layers, where
+    attend: PackedAttend
+    layers: list[tuple[Tensor, Tensor]]
+    where: Tensor
 
     def __call__(
         self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
     ) -> Tensor:
-        """Returns [T, H, K]."""
         for memory, x_TGK in zip(self.layers[layer], (k_TGK, v_TGK), strict=True):
             memory.index_copy_(0, self.where, x_TGK)
-        return PackedAttend.__call__(self, layer, q_THK, k_TGK, v_TGK, scale)
+        return self.attend(layer, q_THK, k_TGK, v_TGK, scale)
 
 
 class _Decode:
@@ -259,7 +251,6 @@ class _Decode:
     def __call__(
         self, layer: int, q_RHK: Tensor, k_RGK: Tensor, v_RGK: Tensor, scale: float
     ) -> Tensor:
-        """Returns [R, H, K]."""
         keys, values = self.cache.layers[layer]
         keys.index_copy_(0, self.where, k_RGK)
         values.index_copy_(0, self.where, v_RGK)

@@ -33,7 +33,7 @@ class Attend(Protocol):
     """Who attends, where the tokens of a call are not simply whole rows (B = 1 then)."""
 
     def __call__(
-        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
+        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float, /
     ) -> Tensor:
         """Returns the attention output [T, H, K] of one layer."""
         ...
