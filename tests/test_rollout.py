@@ -115,23 +115,6 @@ def test_truncated_sampling_reports_the_log_probs_before_truncation():
     assert_full_forward_agrees(plain, [request], rollout(azr_model(plain), [request]), 0.8)
 
 
-def test_the_kept_mass_is_that_of_the_most_likely_tokens():
-    plain = plain_model(seed=2)
-    sampling = Sampling(max_new_tokens=6, temperature=0.8, top_k=3, kept_mass=True)
-    request = Request(token_ids=(5, 6, 7), sampling=sampling, key=1, n=4)
-    for sample in rollout(azr_model(plain), [request]).values():
-        ids = torch.tensor([[5, 6, 7, *sample.token_ids]])
-        with torch.no_grad():
-            probs = torch.softmax(plain(input_ids=ids).logits[0, 2:-1] / 0.8, dim=-1)
-        wanted = probs.topk(3).values.sum(dim=-1).numpy()
-        assert np.abs(sample.kept_mass - wanted).max() < 1e-5
-    whole = replace(request, sampling=Sampling(max_new_tokens=6, kept_mass=True))
-    masses = [s.kept_mass for s in rollout(azr_model(plain), [whole]).values()]
-    assert np.abs(np.concatenate(masses) - 1).max() < 1e-6
-    unasked = replace(request, sampling=Sampling(max_new_tokens=6, top_k=3))
-    assert rollout(azr_model(plain), [unasked])[0, 0].kept_mass is None
-
-
 # One small model and a mixed set of requests for everything about the batch.
 SMALL = plain_model(seed=3, hidden_size=16, num_hidden_layers=1, intermediate_size=16)
 MIXED = [

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from azr.keys import make_key
-from azr.rollout.sampler import RowSampling, Sampling, sample, uniforms
+from azr.rollout import sampler
+from azr.rollout.sampler import Mix, RowSampling, Sampling, uniforms
 
 MASK = 2**64 - 1
 
@@ -31,11 +32,25 @@ def noise(keys, positions):
     return uniforms(keys, torch.tensor(positions, dtype=torch.int64))
 
 
+def parameters(sampling, keys):
+    """Of rows given one by one; keys are unsigned 64-bit numbers."""
+    return RowSampling(
+        keys=torch.tensor([signed(k) for k in keys]),
+        temperature=torch.tensor([s.temperature for s in sampling]),
+        top_p=torch.tensor([s.top_p for s in sampling]),
+        top_k=torch.tensor([s.top_k for s in sampling]),
+        min_p=torch.tensor([s.min_p for s in sampling]),
+    )
+
+
+def sample(logits, positions, rows):
+    drawn = sampler.draw(logits, positions, rows, Mix())
+    return drawn.ids, drawn.logprobs
+
+
 def draw(logits, keys, positions=None, **options):
     """Token ids and log-probs of rows that share `options`."""
-    rows = RowSampling.of(
-        [Sampling(max_new_tokens=1, **options)] * len(keys), keys, torch.device("cpu")
-    )
+    rows = parameters([Sampling(max_new_tokens=1, **options)] * len(keys), keys)
     if positions is None:
         positions = torch.zeros(len(keys), dtype=torch.int64)
     return sample(logits, positions, rows)
@@ -119,7 +134,7 @@ def test_the_noise_is_uniform_and_uncorrelated(across):
 
 def test_every_bit_of_a_key_counts():
     keys = [0, *(1 << bit for bit in range(64))]
-    rows = RowSampling.of([Sampling(max_new_tokens=1)] * 65, keys, torch.device("cpu"))
+    rows = parameters([Sampling(max_new_tokens=1)] * 65, keys)
     u = uniforms(rows.keys, torch.zeros(65, dtype=torch.int64))
     assert torch.equal(u, noise(keys, [0] * 65)) and len(set(u.tolist())) == 65
 
@@ -252,10 +267,10 @@ a_sampling = st.builds(
 def test_a_row_does_not_depend_on_the_rows_beside_it(rows):
     logits = torch.randn(len(rows), 12, generator=torch.Generator().manual_seed(len(rows)))
     sampling, keys, positions = (list(column) for column in zip(*rows, strict=True))
-    params = RowSampling.of(sampling, keys, torch.device("cpu"))
+    params = parameters(sampling, keys)
     together, _ = sample(logits, torch.tensor(positions), params)
     for r in range(len(rows)):
-        one = RowSampling.of(sampling[r : r + 1], keys[r : r + 1], torch.device("cpu"))
+        one = parameters(sampling[r : r + 1], keys[r : r + 1])
         alone, _ = sample(logits[r : r + 1], torch.tensor(positions[r : r + 1]), one)
         assert alone[0] == together[r]
 

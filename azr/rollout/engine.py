@@ -3,6 +3,11 @@
 A request is prefilled once for all its samples, rows of different lengths are decoded together,
 finished rows leave and waiting ones enter. Tokens are a function of the weights, the request and
 its key, not of what else is in the batch.
+
+The way of a sample: its Request is checked, a Plan says how many rows fit and a KVCache is made for
+them; as Waiting it takes a place among the Slots, tensors on the device that steps read and write;
+what a step drew is an Outcome on its way to the host, where the History of its row grows until it
+is handed out as a Sample. A Mix says what kinds of rows a step has to serve.
 """
 
 import time
@@ -17,7 +22,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from azr.model.attention import (
-    Backend,
     check_azr_attention,
     choose,
     head_weight,
@@ -73,7 +77,6 @@ class RolloutEngine:
         """Tokens sampled since the engine was made."""
         self.meter: Meter | None = None
         """Decode speed beside its floor, on CUDA."""
-        self._plan: Plan | None = None
         self._state: _Run | None = None
         self._is_running = False
 
@@ -95,17 +98,18 @@ class RolloutEngine:
             return
         if self._is_running:
             raise RuntimeError("this engine is generating already; exhaust or close that first")
-        limit = cache_limit(self.cache_bytes, self.device, self._plan)
-        groups = in_groups(requests, *self._room(limit))
+        held = self._state.plan if self._state else None
+        limit = cache_limit(self.cache_bytes, self.device, held)
+        groups = in_groups(requests, self.geometry, self.backend, self.slots, limit, held)
         was_training = self.model.training
         self._is_running, is_done = True, False
         self.model.eval()
         tally = _Tally(samples=sum(r.n for r in requests))
         try:
             for numbers in groups:
-                self._prepare([requests[i] for i in numbers], limit)
-                self._state.begin(requests, numbers, tally)
-                yield from self._state.samples()
+                run = self._prepare([requests[i] for i in numbers], limit)
+                run.begin(requests, numbers, tally)
+                yield from run.samples()
             is_done = True
         finally:
             if not is_done:
@@ -134,7 +138,7 @@ class RolloutEngine:
         """
         if self._state is not None:
             self._state.close()
-        self._state = self._plan = None
+        self._state = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -168,21 +172,20 @@ class RolloutEngine:
         if request.sampling.stop_strings and self.decode is None:
             raise RequestError(f"request {number} has stop strings, but the engine cannot decode")
 
-    def _room(self, limit: int) -> tuple[Geometry, Backend, int, int, Plan | None]:
-        return self.geometry, self.backend, self.slots, limit, self._plan
-
-    def _prepare(self, requests: list[Request], limit: int) -> None:
-        """Makes a run with room for them, unless the one at hand serves."""
+    def _prepare(self, requests: list[Request], limit: int) -> "_Run":
+        """Returns a run with room for them: the one at hand if it serves."""
         if self.meter is None and is_capturable(self.device, self.backend):
             # While the memory that the cache will take is free.
             rates = measure_rates(self.geometry.dtype)
             self.meter = Meter(Floor.of(self.model, self.geometry, rates))
-        plan = Plan.of(requests, *self._room(limit))
-        if plan is not self._plan:
+        held = self._state.plan if self._state else None
+        plan = Plan.of(requests, self.geometry, self.backend, self.slots, limit, held)
+        assert plan is not None  # in_groups puts together what fits
+        if self._state is None or plan is not held:
             self.release()
             slots = Slots(max(plan.slots, FEWEST_ROWS), plan.most_stops, self.device)
             self._state = _Run(self, plan, slots)
-            self._plan = plan
+        return self._state
 
 
 @dataclass(slots=True)
@@ -216,7 +219,7 @@ class _Run:
     def close(self) -> None:
         """Lets go of all that is on the device, whoever still refers to the run: the frames of an
         abandoned call do, as long as its exception is under way."""
-        self.cache = self.graphs = self.slots = self.outcomes = None
+        vars(self).clear()
 
     def begin(self, requests: list[Request], numbers: list[int], tally: _Tally) -> None:
         """Makes ready for the requests of these numbers; earlier rows have all left."""
@@ -229,8 +232,9 @@ class _Run:
         self.outcomes: deque[Outcome] = deque()
         samplings = [requests[number].sampling for number in numbers]
         self.mix = Mix.of(samplings)
-        self.wants_text = any(s.stop_strings for s in samplings)
-        self.stops = StopStrings(self.engine.decode) if self.wants_text else None
+        self.stops: StopStrings | None = None
+        if self.engine.decode and any(s.stop_strings for s in samplings):
+            self.stops = StopStrings(self.engine.decode)
 
     def samples(self) -> Iterator[Sample]:
         """Yields samples as they finish."""
@@ -243,7 +247,7 @@ class _Run:
                 if self.rows:
                     self._step()
                     finished += self._settle()
-            if self.engine.meter:
+            if self.engine.meter and self.graphs:
                 captured_s = self.graphs.capture_s - captured_s
                 self.engine.meter.phase_s += time.perf_counter() - begun - captured_s
             yield from finished
@@ -306,7 +310,7 @@ class _Run:
             meter = self.engine.meter
             begun = meter.start() if meter else None
             self.graphs.replay(rows, self.mix)
-            if meter:
+            if meter and begun:
                 held = self.history.tokens_held(self.numbers[: self.rows])
                 meter.stop(begun, self.rows, held)
         self._send(0)
@@ -343,7 +347,7 @@ class _Run:
         numbers, codes = self.history.add(outcome)
         self.tally.tokens += len(numbers)
         self.engine.generated_tokens += len(numbers)
-        if self.wants_text:
+        if self.stops:
             codes = codes.copy()
             for at in np.flatnonzero(codes != STOPPED).tolist():
                 if self._has_stop_string(int(numbers[at])):
@@ -357,7 +361,7 @@ class _Run:
 
     def _has_stop_string(self, number: int) -> bool:
         stops = self.history.owner(number).request.sampling.stop_strings
-        if not stops:
+        if not stops or not self.stops:
             return False
         tokens = self.history.tokens(number, self.stops.window(stops))
         return self.stops.may_end(tokens[-1], stops) and self.stops.found(tokens, stops)

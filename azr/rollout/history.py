@@ -43,11 +43,10 @@ class History:
     def __init__(self, rows: int, width: int):
         self._ids = np.zeros((rows, width), dtype=np.int64)
         self._logprobs = np.zeros((rows, width), dtype=np.float32)
-        self._mass: np.ndarray | None = None
         self._counts = np.zeros(rows, dtype=np.int64)
         self._prompt_tokens = np.zeros(rows, dtype=np.int64)
         self._is_open = np.zeros(rows, dtype=bool)
-        self._owners: list[Waiting | None] = [None] * rows
+        self._owners: dict[int, Waiting] = {}
         self._free = list(range(rows - 1, -1, -1))
         self._cooling: list[int] = []
 
@@ -57,10 +56,7 @@ class History:
         self._counts[numbers] = 0
         self._prompt_tokens[numbers] = [len(o.request.token_ids) for o in owners]
         self._is_open[numbers] = True
-        for number, owner in zip(numbers.tolist(), owners, strict=True):
-            self._owners[number] = owner
-        if self._mass is None and any(o.request.sampling.kept_mass for o in owners):
-            self._mass = np.ones(self._logprobs.shape, dtype=np.float32)
+        self._owners |= zip(numbers.tolist(), owners, strict=True)
         return numbers
 
     def owner(self, row: int) -> Waiting:
@@ -89,11 +85,9 @@ class History:
         is_open = self._is_open[outcome.rows]
         rows = outcome.rows[is_open]
         places = self._counts[rows]
-        ids, codes, logprobs, mass = (part.numpy()[is_open] for part in outcome.drawn)
+        ids, codes, logprobs = (part.numpy()[is_open] for part in outcome.drawn)
         self._ids[rows, places] = ids
         self._logprobs[rows, places] = logprobs
-        if self._mass is not None:
-            self._mass[rows, places] = mass
         self._counts[rows] += 1
         return rows, codes
 
@@ -103,11 +97,9 @@ class History:
         Raises RunError where a log-prob is not finite: looked at here, where they have reached the
         host anyway, and not at each step.
         """
-        owner, count = self._owners[row], int(self._counts[row])
+        owner, count = self._owners.pop(row), int(self._counts[row])
         self._is_open[row] = False
-        self._owners[row] = None
         self._cooling.append(row)
-        wants_mass = owner.request.sampling.kept_mass
         finite = np.isfinite(self._logprobs[row, :count])
         if not finite.all():
             raise RunError(
@@ -121,5 +113,4 @@ class History:
             token_ids=tuple(self._ids[row, :count].tolist()),
             logprobs=self._logprobs[row, :count].copy(),
             finish_reason="stop" if code == STOPPED else "length",
-            kept_mass=self._mass[row, :count].copy() if wants_mass else None,
         )

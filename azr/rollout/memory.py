@@ -203,7 +203,7 @@ def new_cache(
 def _free_bytes(device: torch.device) -> int | None:
     """Returns what can be allocated now, None where that cannot be told."""
     free = available_bytes(device.type)
-    if device.type == "cuda":
+    if free is not None and device.type == "cuda":
         # torch keeps what was freed: an allocation of ours can have that too.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free

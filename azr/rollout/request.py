@@ -47,9 +47,6 @@ class Sample:
     logprobs: np.ndarray
     """float32 [len(token_ids)], under the sampling temperature, before any truncation."""
     finish_reason: Literal["stop", "length"]
-    kept_mass: np.ndarray | None = None
-    """float32 [len(token_ids)], the probability that top-k, top-p and min-p left to draw from;
-    None where the request did not ask for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ On CUDA the fused kernel of rlvr_kernels draws instead: Gumbel noise, one pass o
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex
 
@@ -42,8 +42,6 @@ class Sampling:
     """A single one, or any iterable, is taken for such a tuple."""
     stop_strings: tuple[str, ...] = ()
     """The same."""
-    kept_mass: bool = False
-    """Report with each token the probability that the truncation left to draw from."""
 
     @property
     def is_truncated(self) -> bool:
@@ -102,17 +100,6 @@ class RowSampling:
     top_k: Tensor
     min_p: Tensor
 
-    @classmethod
-    def of(cls, sampling: list[Sampling], keys: list[int], device: torch.device) -> "RowSampling":
-        """Returns the parameters of rows given one by one; keys are unsigned 64-bit numbers."""
-        return cls(
-            keys=torch.tensor([signed(k) for k in keys], dtype=torch.int64, device=device),
-            temperature=torch.tensor([s.temperature for s in sampling], device=device),
-            top_p=torch.tensor([s.top_p for s in sampling], device=device),
-            top_k=torch.tensor([s.top_k for s in sampling], dtype=torch.int64, device=device),
-            min_p=torch.tensor([s.min_p for s in sampling], device=device),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Mix:
@@ -129,14 +116,13 @@ class Mix:
     """Some row has another temperature than 1."""
     is_truncated: bool = True
     """Some row has top-k, top-p or min-p."""
-    wants_mass: bool = False
 
     def on_cuda(self) -> "Mix":
         """Returns the mix that a step on CUDA depends on: one for all that run the same kernels.
 
         Without truncation the fused kernel draws, greedy rows and any temperature alike.
         """
-        return self if self.is_truncated else Mix(is_truncated=False, wants_mass=self.wants_mass)
+        return self if self.is_truncated else Mix(is_truncated=False)
 
     @classmethod
     def of(cls, sampling: Iterable[Sampling]) -> "Mix":
@@ -147,7 +133,6 @@ class Mix:
             has_drawn=any(s.temperature > 0 for s in kinds),
             is_scaled=any(s.temperature not in (0, 1) for s in kinds),
             is_truncated=any(s.is_truncated for s in kinds),
-            wants_mass=any(s.kept_mass for s in kinds),
         )
 
 
@@ -159,8 +144,6 @@ class Drawn:
     """int64 [R]"""
     logprobs: Tensor
     """fp32 [R], natural, under the row's temperature, before any truncation."""
-    kept_mass: Tensor | None
-    """fp32 [R], the probability that the truncation left; None where no row wants it."""
 
 
 def draw(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix) -> Drawn:
@@ -172,27 +155,16 @@ def draw(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix) ->
     """
     if not logits_RV.is_cuda:
         return _draw_by_inversion(logits_RV, positions_R, rows, mix)
-    if mix.wants_mass and not mix.is_truncated:
-        mix = replace(mix, wants_mass=False)
-        drawn = draw(logits_RV, positions_R, rows, mix)
-        return Drawn(drawn.ids, drawn.logprobs, torch.ones_like(drawn.logprobs))
     fused = sample_tokens(logits_RV, rows.keys, positions_R, rows.temperature)
     if not mix.is_truncated:
-        return Drawn(fused.ids, fused.logprobs, None)
+        return Drawn(fused.ids, fused.logprobs)
     inverted = _draw_by_inversion(logits_RV, positions_R, rows, mix)
     # A row's token may not depend on the rows beside it: each goes its own way.
     plain_R = (rows.top_p >= 1) & (rows.top_k == 0) & (rows.min_p == 0)
     return Drawn(
         torch.where(plain_R, fused.ids, inverted.ids),
         torch.where(plain_R, fused.logprobs, inverted.logprobs),
-        inverted.kept_mass,
     )
-
-
-def sample(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor]:
-    """Returns (token ids [R] int64, log-probs [R] fp32): `draw` without knowledge of the mix."""
-    drawn = draw(logits_RV, positions_R, rows, Mix())
-    return drawn.ids, drawn.logprobs
 
 
 def _draw_by_inversion(
@@ -206,24 +178,20 @@ def _draw_by_inversion(
     if mix.is_scaled:
         logits_RV = logits_RV / torch.where(greedy_R, 1.0, rows.temperature)[:, None]
     logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
-    mass_R = None
-    if not mix.has_drawn and not mix.wants_mass:
+    if greedy_ids_R is not None and not mix.has_drawn:
         ids_R = greedy_ids_R
     else:
         probs_RV = logprobs_RV.exp()
         if mix.is_truncated:
             probs_RV = _truncated(probs_RV.to(torch.float64), rows)
         cumulative_RV = probs_RV.cumsum(dim=-1, dtype=torch.float64)
-        total_R = cumulative_RV[:, -1]
-        target_R = uniforms(rows.keys, positions_R) * total_R
+        target_R = uniforms(rows.keys, positions_R) * cumulative_RV[:, -1]
         ids_R = torch.searchsorted(cumulative_RV, target_R[:, None]).squeeze(1)
         # A target below the total can still meet the total's last step on a tail of zeros.
         ids_R = ids_R.clamp(max=logits_RV.shape[1] - 1)
-        if mix.has_greedy:
+        if greedy_ids_R is not None:
             ids_R = torch.where(greedy_R, greedy_ids_R, ids_R)
-        if mix.wants_mass:
-            mass_R = total_R.float().clamp(max=1.0)
-    return Drawn(ids_R, logprobs_RV.gather(1, ids_R[:, None]).squeeze(1), mass_R)
+    return Drawn(ids_R, logprobs_RV.gather(1, ids_R[:, None]).squeeze(1))
 
 
 def _truncated(probs_RV: Tensor, rows: RowSampling) -> Tensor:

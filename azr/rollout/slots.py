@@ -30,14 +30,12 @@ class DrawnParts(NamedTuple):
     """int64: GOES_ON, AT_LIMIT or STOPPED."""
     logprobs: Tensor
     """fp32"""
-    mass: Tensor
-    """fp32, what a truncation left; without meaning where no row wants it."""
 
 
 def drawn_parts(drawn_R3: Tensor) -> DrawnParts:
     """Returns the parts of rows of `Slots.drawn`, on the device or as copied from there."""
-    floats_R6 = drawn_R3.view(torch.float32)  # the two halves of the third number are one each
-    return DrawnParts(drawn_R3[:, 0], drawn_R3[:, 1], floats_R6[:, 4], floats_R6[:, 5])
+    floats_R6 = drawn_R3.view(torch.float32)  # the third number's first half is the log-prob
+    return DrawnParts(drawn_R3[:, 0], drawn_R3[:, 1], floats_R6[:, 4])
 
 
 class Slots:
@@ -101,8 +99,6 @@ class Slots:
         out.ids.copy_(drawn.ids)
         out.codes.copy_(codes)
         out.logprobs.copy_(drawn.logprobs)
-        if drawn.kept_mass is not None:
-            out.mass.copy_(drawn.kept_mass)
         ints[_LAST] = drawn.ids
         ints[_RUNNING] = running * (codes == GOES_ON)
 

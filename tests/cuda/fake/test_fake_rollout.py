@@ -25,8 +25,7 @@ KINDS = {
     "truncated greedy": [
         Sampling(max_new_tokens=9, temperature=0.0), Sampling(max_new_tokens=8, top_k=20)
     ],
-    "mass": [Sampling(max_new_tokens=20, min_p=0.1, kept_mass=True)],
-    "mass of nothing cut": [Sampling(max_new_tokens=20, kept_mass=True)],
+    "min-p": [Sampling(max_new_tokens=20, min_p=0.1)],
 }  # fmt: skip
 
 
@@ -63,7 +62,7 @@ def draws(monkeypatch):
         n = len(rows)
         outcome.drawn = DrawnParts(
             Host(rng.integers(3, 99, n)), Host(np.array(codes)),
-            Host(-rng.random(n, dtype=np.float32)), Host(np.ones(n, np.float32)),
+            Host(-rng.random(n, dtype=np.float32)),
         )  # fmt: skip
         return outcome
 
@@ -126,7 +125,7 @@ def test_every_mix_can_be_captured(device, draws, kind):
     samples_of(engine, requests_of(KINDS[kind], count=5, longest=40))
     kernels = set().union(*(capture.launches for capture in device.captures))
     assert "sample_kernel" in kernels
-    assert ("sort" in kernels) == (kind in ("truncated", "truncated greedy", "mass"))
+    assert ("sort" in kernels) == (kind in ("truncated", "truncated greedy", "min-p"))
 
 
 def test_mixes_that_run_the_same_kernels_share_their_graphs(device, draws):
