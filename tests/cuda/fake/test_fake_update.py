@@ -49,7 +49,7 @@ def test_the_host_waits_once_an_update(device, monkeypatch, name, shape):
     learner = learner_of(shape, attention=name)
     metrics, waits, launches = update(device, learner)
     assert learner.skipped_updates == 0 and metrics["policy/tokens"] >= 0
-    assert waits == ["a copy to the host: learner.py, _read"], waits
+    assert waits == ["a copy to the host: __init__.py, _read"], waits
     assert launches["linear_logprob_fwd_kernel"] > 1, "one micro-batch alone"
     assert launches["linear_dlogits_kernel"] and launches["policy_loss_kernel"]
     assert launches["_flash_attention_forward"] and launches["_flash_attention_backward"]
@@ -78,7 +78,7 @@ def test_every_way_of_updating_waits_no_more(device, monkeypatch, options):
     learner = learner_of("qwen2.5-3b", **options)
     _, waits, _ = update(device, learner)
     updates = options.get("epochs", 1) * options.get("minibatches", 1)
-    assert waits == ["a copy to the host: learner.py, _read"] * updates, waits
+    assert waits == ["a copy to the host: __init__.py, _read"] * updates, waits
 
 
 def test_launches_of_a_layer_are_counted(device):
