@@ -60,15 +60,14 @@ class SampleRow:
     @classmethod
     def of(cls, episode: Any) -> "SampleRow":
         """Returns what is kept of an `azr.selfplay.Episode`."""
-        verdict, grade = episode.verdict, episode.grade
         return cls(
             role=episode.role,
             type=episode.type,
             prompt=episode.prompt,
             task_key=episode.key or None,
             text=episode.text,
-            outcome=verdict.status if verdict else grade.outcome,
-            reason=(verdict or grade).reason,
+            outcome=episode.outcome,
+            reason=episode.reason,
             solve_rate=episode.solve_rate,
             reward=episode.reward,
             advantage=episode.advantage,

@@ -20,7 +20,7 @@ def describe_proposals(
     The buffers are those before these proposals enter.
     """
     for e in proposals:
-        if e.verdict.status != "valid":
+        if e.outcome != "valid":
             continue
         e.traits = environment.traits(e.task, e.references)
         if e.traits is None:

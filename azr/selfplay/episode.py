@@ -45,6 +45,17 @@ class Episode:
     the verifier failed to judge."""
     advantage: float | None = None
 
+    @property
+    def outcome(self) -> str:
+        """The verdict's status, or the grade's outcome."""
+        return self.verdict.status if self.verdict else self.grade.outcome if self.grade else ""
+
+    @property
+    def reason(self) -> str:
+        """The verdict's, or the grade's."""
+        judged = self.verdict or self.grade
+        return judged.reason if judged else ""
+
 
 @dataclass(slots=True, kw_only=True)
 class Seeding:

@@ -35,7 +35,7 @@ def step_metrics(
         m[f"reward/{role}/{task_type}/std"] = float(result.cells.std[cell])
     for task_type in result.new_tasks:
         mine = [e for e in result.episodes if (e.role, e.type) == ("propose", task_type)]
-        good = [e for e in mine if e.verdict.status == "valid"]
+        good = [e for e in mine if e.outcome == "valid"]
         name = f"propose/{task_type}"
         m |= {f"{name}/{k}": v for k, v in _proposal_rates(mine).items()}
         solved = [e for e in good if e.solve_rate is not None]
@@ -47,12 +47,12 @@ def step_metrics(
         m[f"{name}/unique_rate"] = len({e.key for e in good}) / len(good) if good else float("nan")
         m |= {f"{name}/{k}": v for k, v in diversity_metrics(environment, good).items()}
         drawn = [e for e in result.episodes if (e.role, e.type) == ("solve", task_type)]
-        answers = [e for e in drawn if e.grade.outcome != "unjudged"]
+        answers = [e for e in drawn if e.outcome != "unjudged"]
         name = f"solve/{task_type}"
         m[f"{name}/unjudged"] = float(len(drawn) - len(answers))
-        m[f"{name}/accuracy"] = mean([e.grade.outcome == "correct" for e in answers])
-        m[f"{name}/format_rate"] = mean([e.grade.outcome != "malformed" for e in answers])
-        reasons = Counter(e.grade.reason for e in answers if e.grade.reason)
+        m[f"{name}/accuracy"] = mean([e.outcome == "correct" for e in answers])
+        m[f"{name}/format_rate"] = mean([e.outcome != "malformed" for e in answers])
+        reasons = Counter(e.reason for e in answers if e.reason)
         m |= {f"{name}/failed/{r}": float(n) for r, n in sorted(reasons.items())}
         m[f"buffer/{task_type}/new"] = float(len(result.new_tasks[task_type]))
     m["propose/dropped_references"] = float(sum(e.dropped_references for e in result.episodes))
@@ -67,15 +67,15 @@ def step_metrics(
 
 def _proposal_rates(proposals: list[Episode]) -> dict[str, float]:
     """Returns the rates of one type's proposals; held-out and unjudged ones are counted apart."""
-    by_status = Counter(e.verdict.status for e in proposals)
-    counted = [e for e in proposals if e.verdict.status not in ("held_out", "unjudged")]
+    by_status = Counter(e.outcome for e in proposals)
+    counted = [e for e in proposals if e.outcome not in ("held_out", "unjudged")]
     rates = {
-        "valid_rate": mean([e.verdict.status == "valid" for e in counted]),
-        "format_rate": mean([e.verdict.status != "malformed" for e in counted]),
+        "valid_rate": mean([e.outcome == "valid" for e in counted]),
+        "format_rate": mean([e.outcome != "malformed" for e in counted]),
         "held_out": float(by_status["held_out"]),
         "unjudged": float(by_status["unjudged"]),
     }
-    reasons = Counter(e.verdict.reason for e in counted if e.verdict.reason)
+    reasons = Counter(e.reason for e in counted if e.reason)
     return rates | {f"rejected/{r}": float(n) for r, n in sorted(reasons.items())}
 
 

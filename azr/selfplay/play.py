@@ -8,7 +8,7 @@ the rest is still being generated.
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ from azr.selfplay.seeding import fill_buffers
 from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
 from azr.text import end_ids, response_texts, response_tokens
+
+T = TypeVar("T")
 
 RECENT = 900
 """Valid proposals over which distinct ones are counted."""
@@ -165,14 +167,14 @@ class SelfPlay:
         """Sets rewards; what is held out or could not be judged has none."""
         rates = _solve_rates(solutions)
         for e in proposals:
-            if e.verdict.status == "valid":
+            if e.outcome == "valid":
                 e.solve_rate = rates.get(e.key)
                 self._remember(e.key)
-            is_judged = e.verdict.status not in ("held_out", "unjudged")
-            if is_judged and (e.verdict.status != "valid" or e.solve_rate is not None):
+            is_judged = e.outcome not in ("held_out", "unjudged")
+            if is_judged and (e.outcome != "valid" or e.solve_rate is not None):
                 e.reward = proposer_reward(e.verdict, e.solve_rate, self.config.reward, e.novelty)
         for e in solutions:
-            if e.grade.outcome != "unjudged" and (not e.is_estimate or e.key in trained):
+            if e.outcome != "unjudged" and (not e.is_estimate or e.key in trained):
                 e.reward = solver_reward(e.grade, self.config.reward)
 
     def _trained_estimates(self, solved: dict[str, list[Entry]]) -> set[str]:
@@ -312,14 +314,14 @@ class SelfPlay:
     def _generate(
         self,
         requests: list[Request],
-        submit: Callable[[list[Sample], list[str]], Future[list]],
+        submit: Callable[[list[Sample], list[str]], Future[list[T]]],
         clock: Clock,
-    ) -> list[tuple[Sample, str, object]]:
+    ) -> list[tuple[Sample, str, T]]:
         """Returns (sample, text, what became of it) in the order of the requests.
 
         Finished samples are submitted in chunks while the rest is still being generated.
         """
-        chunks: list[tuple[list[Sample], list[str], Future[list]]] = []
+        chunks: list[tuple[list[Sample], list[str], Future[list[T]]]] = []
         waiting: list[Sample] = []
 
         def hand_over() -> None:
@@ -393,7 +395,7 @@ def _valid_tasks(proposals: list[Episode], step: int) -> dict[str, list[Entry]]:
     """Returns the distinct valid tasks by type, in the order of the proposals."""
     found: dict[str, dict[str, Entry]] = {e.type: {} for e in proposals}
     for e in proposals:
-        if e.verdict.status == "valid":
+        if e.outcome == "valid":
             found[e.type].setdefault(e.key, Entry(e.key, e.task, step))
     return {task_type: list(entries.values()) for task_type, entries in found.items()}
 
@@ -402,6 +404,6 @@ def _solve_rates(solutions: list[Episode]) -> dict[str, float]:
     """Returns the mean correctness of each task's judged estimate samples, by the task's key."""
     outcomes: dict[str, list[bool]] = {}
     for e in solutions:
-        if e.is_estimate and e.grade.outcome != "unjudged":
-            outcomes.setdefault(e.key, []).append(e.grade.outcome == "correct")
+        if e.is_estimate and e.outcome != "unjudged":
+            outcomes.setdefault(e.key, []).append(e.outcome == "correct")
     return {key: mean(correct) for key, correct in outcomes.items()}

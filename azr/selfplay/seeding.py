@@ -52,7 +52,7 @@ def fill_buffers(
             break
         proposals = propose(number, short())
         for episode in proposals:
-            if episode.verdict.status == "valid":
+            if episode.outcome == "valid":
                 add(episode.task, episode.key)
         seeding.episodes += proposals
     if short():
