@@ -13,7 +13,7 @@ from azr.config import ConfigError, TaskConfig
 from azr.keys import generator, make_key
 from azr.tasks import prime_prompts, prime_text
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import FamilyDefaults, Vocabulary, done
+from azr.tasks.environment import Environment, Vocabulary, done
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 MAX_NUMBER_TOKENS = 100_000
@@ -44,7 +44,7 @@ class PrimeProblem:
     y: int
 
 
-class PrimeEnvironment(FamilyDefaults):
+class PrimeEnvironment(Environment):
     """The task family `prime`.
 
     Induction accepts any prime up to `max_p` that divides x*y - 1 and exceeds both x and y.
@@ -85,7 +85,6 @@ class PrimeEnvironment(FamilyDefaults):
         return Vocabulary((*marks, " ", *"0123456789"), "char")
 
     def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
-        """Returns the words of the longest well-formed response."""
         numbers = 2 if role == "propose" else 1
         if self.number_tokens == "number":
             return numbers
@@ -132,12 +131,10 @@ class PrimeEnvironment(FamilyDefaults):
         return {task_type: list(tasks.values()) for task_type, tasks in found.items()}
 
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
-        """Returns the prompt that asks for p and x."""
         triples = [(q.p, q.x, q.y) for q in (task.problem for task in references)]
         return self._proposer_text(task_type, triples, style in TEXT_STYLES)
 
     def solve_prompt(self, task: Task, style: str) -> str:
-        """Returns the prompt with the two known numbers of the task."""
         q = task.problem
         first, second = {
             "deduction": (q.p, q.x),
@@ -253,7 +250,6 @@ class PrimeEnvironment(FamilyDefaults):
         return _split(task.problem)
 
     def splits(self) -> tuple[str, ...]:
-        """Returns the three splits."""
         return ("train", "heldout_pair", "heldout_orientation")
 
     @functools.cached_property

@@ -2,18 +2,21 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 Outcome = Literal["correct", "wrong", "malformed", "unjudged"]
 """`unjudged`: the verifier itself failed. Such a sample has no reward and is never trained on."""
 
 
+Problem = TypeVar("Problem", bound=Hashable)
+
+
 @dataclass(frozen=True, slots=True)
-class Task:
+class Task(Generic[Problem]):
     """A task that an executor has checked: its type, and the family's own record of the rest."""
 
     type: str
-    problem: Hashable
+    problem: Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 from azr.config import ConfigError, TaskConfig
 from azr.keys import make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import FamilyDefaults, Vocabulary
+from azr.tasks.environment import Environment, Vocabulary
 from azr.tasks.program import chances, compact_format, drawing, text_format
 from azr.tasks.program.execution import Deferred, Executor
 from azr.tasks.program.grading import Grading
@@ -46,7 +46,7 @@ EVAL_TASKS = 150
 HELLO = "'Hello World'"
 
 
-class ProgramEnvironment(FamilyDefaults):
+class ProgramEnvironment(Environment):
     """The task family `program`.
 
     A task is a program with inputs and with the outputs that the sandbox computed. Held out, as
@@ -87,11 +87,9 @@ class ProgramEnvironment(FamilyDefaults):
     # Prompts
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the words of the compact style."""
         return Vocabulary(compact_format.WORDS, "word")
 
     def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
-        """Returns the words of the longest compact response."""
         return compact_format.response_words(role, task_type, self.inputs)
 
     def warmup_rows(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
@@ -123,7 +121,6 @@ class ProgramEnvironment(FamilyDefaults):
         return form.propose_prompt(task_type, problems, self.inputs)
 
     def solve_prompt(self, task: Task, style: str) -> str:
-        """Returns the instruction of a task; nothing hidden is in it."""
         form = text_format if style in TEXT_STYLES else compact_format
         return form.solve_prompt(task.type, task.problem)
 
@@ -174,11 +171,9 @@ class ProgramEnvironment(FamilyDefaults):
         return " ".join([task.type, digest(q.code), " ; ".join(q.inputs), *names])
 
     def split(self, task: Task) -> str:
-        """Returns "train" or "heldout_program"."""
         return "train" if _is_train(task.problem.code) else "heldout_program"
 
     def splits(self) -> tuple[str, ...]:
-        """Returns the two splits."""
         return ("train", "heldout_program")
 
     def stratum(self, task: Task) -> str:
@@ -255,15 +250,12 @@ class ProgramEnvironment(FamilyDefaults):
         return texts[task.type][0] if task.type in texts else str(q.inputs)
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Returns `sandbox/*`."""
         return self._executor.metrics()
 
     def open(self) -> None:
-        """Starts the sandbox; raises RunError where it cannot be used."""
         self._executor.open()
 
     def close(self) -> None:
-        """Ends the sandbox."""
         self._executor.close()
 
     # JSON
