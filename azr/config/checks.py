@@ -3,6 +3,7 @@
 import os
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,13 +83,65 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "steps run.threads model.hidden model.layers model.heads model.kv_heads model.ffn "
+        "warmup.batch_size rollout.slots selfplay.proposals_per_type selfplay.estimate_samples "
+        "selfplay.solver_tasks_per_type selfplay.solver_samples_per_task selfplay.buffer_size "
+        "selfplay.seed_tasks selfplay.seed_rounds optim.epochs optim.minibatches "
+        "optim.micro_batch_tokens eval.every log.every save.keep_last",
+        lambda value: value >= 1,
+        "must be at least 1",
+    ),
+    (
+        "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens "
+        "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.schedule_steps "
+        "optim.weight_decay loss.entropy_coef loss.kl_coef loss.clip_high reward.complexity_coef "
+        "reward.distance_coef reward.answer_coef reward.novelty_cap loss.tis_cap save.every "
+        "save.keep_every rollout.cache_gib task.program.sandbox_workers",
+        lambda value: value >= 0,
+        "must not be negative",
+    ),
+    (
+        "rollout.temperature selfplay.estimate_temperature",
+        lambda value: TEMPERATURE_MIN <= value <= TEMPERATURE_MAX,
+        "must be from 1e-5 to 1e5: training samples from the policy (greedy answers belong to "
+        "eval)",
+    ),
+    ("run.threads task.program.sandbox_workers", lambda n: n <= 1024, "must be at most 1024"),
+    ("task.program.cpu_s", lambda s: 1e-6 <= s <= 3600, "must be in [1e-6, 3600]"),
+    ("warmup.lr optim.lr", lambda rate: 0 < rate <= 10, "must be in (0, 10]"),
+    ("optim.grad_clip", lambda norm: norm > 0, "must be above 0"),
+    ("optim.beta1 optim.beta2 loss.clip_low", lambda b: 0 <= b < 1, "must be in [0, 1)"),
+    ("optim.decay_start_frac optim.final_lr_frac", lambda f: 0 <= f <= 1, "must be in [0, 1]"),
+    ("rollout.top_p", lambda p: 0 < p <= 1, "must be in (0, 1]; 1 is off"),
+    ("rollout.min_p", lambda p: 0 <= p < 1, "must be in [0, 1); 0 is off"),
+    ("loss.dual_clip", lambda c: c == 0 or c > 1, "must be above 1, or 0 for off"),
+    ("task.types", len, "needs at least one task type"),
+    ("task.types", lambda names: len(set(names)) == len(names), "names a type twice"),
+    ("log.to", lambda names: {*names} <= {*DASHBOARDS}, f"known are {', '.join(DASHBOARDS)}"),
+    ("log.to", lambda names: len(set(names)) == len(names), "names one twice"),
+    (
+        "run.name",
+        lambda name: (
+            name.isprintable()
+            and "/" not in name
+            and (not name or name.strip(". "))
+            and len(name.encode()) <= NAME_BYTES
+        ),
+        f"must do as a folder's name: printable, without /, at most {NAME_BYTES} bytes",
+    ),
+)
+"""(options, what each of their values must fulfil, that in words)"""
+
+
 def validate(config: Config) -> None:
     """Checks every range and combination that can be checked without a model.
 
     Raises ConfigError that names the field, its value and what to do.
     """
 
-    def need(ok: bool, name: str, rule: str) -> None:
+    def need(ok: object, name: str, rule: str) -> None:
         if not ok:
             raise ConfigError(f"--{name} {shown(value_of(config, name))}: {rule}")
 
@@ -99,100 +152,42 @@ def validate(config: Config) -> None:
         except AttributeError as error:
             raise ConfigError(f"{name}: its section is no section of a Config: {error}") from error
         need(not fault, name, fault)
-    for name in (
-        "steps run.threads model.hidden model.layers model.heads model.kv_heads model.ffn "
-        "warmup.batch_size rollout.slots selfplay.proposals_per_type selfplay.estimate_samples "
-        "selfplay.solver_tasks_per_type selfplay.solver_samples_per_task selfplay.buffer_size "
-        "selfplay.seed_tasks selfplay.seed_rounds optim.epochs optim.minibatches "
-        "optim.micro_batch_tokens eval.every log.every save.keep_last"
-    ).split():
-        need(value_of(config, name) >= 1, name, "must be at least 1")
-    for name in (
-        "run.seed task.references warmup.steps rollout.top_k rollout.max_new_tokens "
-        "rollout.max_prompt_tokens eval.samples optim.warmup_steps optim.schedule_steps "
-        "optim.weight_decay loss.entropy_coef loss.kl_coef reward.complexity_coef "
-        "reward.distance_coef reward.answer_coef reward.novelty_cap loss.tis_cap save.every "
-        "save.keep_every rollout.cache_gib task.program.sandbox_workers"
-    ).split():
-        need(value_of(config, name) >= 0, name, "must not be negative")
-    need(config.optim.grad_clip > 0, "optim.grad_clip", "must be above 0")
-    for name in ("warmup.lr", "optim.lr"):
-        need(0 < value_of(config, name) <= 10, name, "must be in (0, 10]")
-    for name in ("rollout.temperature", "selfplay.estimate_temperature"):
-        need(
-            TEMPERATURE_MIN <= value_of(config, name) <= TEMPERATURE_MAX,
-            name,
-            "must be from 1e-5 to 1e5: training samples from the policy (greedy answers belong to "
-            "eval)",
-        )
-    for name, most in (
-        ("run.threads", 1024),
-        ("task.program.sandbox_workers", 1024),
-    ):
-        need(value_of(config, name) <= most, name, f"must be at most {most}")
-    need(1e-6 <= config.task.program.cpu_s <= 3600, "task.program.cpu_s", "must be in [1e-6, 3600]")
+    for names, holds, rule in _RANGES:
+        for name in names.split():
+            need(holds(value_of(config, name)), name, rule)
+    play, loss, optim, model = config.selfplay, config.loss, config.optim, config.model
     need(
-        config.optim.lr * config.optim.weight_decay < 1,
+        optim.lr * optim.weight_decay < 1,
         "optim.weight_decay",
-        f"times --optim.lr {config.optim.lr:g} must be below 1: 1 leaves nothing of the weights",
-    )
-    for name in ("optim.beta1", "optim.beta2"):
-        need(0 <= value_of(config, name) < 1, name, "must be in [0, 1)")
-    for name in ("optim.decay_start_frac", "optim.final_lr_frac"):
-        need(0 <= value_of(config, name) <= 1, name, "must be in [0, 1]")
-    need(0 < config.rollout.top_p <= 1, "rollout.top_p", "must be in (0, 1]; 1 is off")
-    need(0 <= config.rollout.min_p < 1, "rollout.min_p", "must be in [0, 1); 0 is off")
-    need(0 <= config.loss.clip_low < 1, "loss.clip_low", "must be in [0, 1)")
-    need(config.loss.clip_high >= 0, "loss.clip_high", "must not be negative")
-    need(
-        config.loss.dual_clip == 0 or config.loss.dual_clip > 1,
-        "loss.dual_clip",
-        "must be above 1, or 0 for off",
+        f"times --optim.lr {optim.lr:g} must be below 1: 1 leaves nothing of the weights",
     )
     need(
-        (config.loss.kl == "none") == (config.loss.kl_coef == 0),
+        (loss.kl == "none") == (loss.kl_coef == 0),
         "loss.kl_coef",
-        f"does not go with --loss.kl {config.loss.kl}: set both or neither",
+        f"does not go with --loss.kl {loss.kl}: set both or neither",
     )
     need(
-        not config.rollout.is_truncated or config.loss.tis_cap > 0,
+        not config.rollout.is_truncated or loss.tis_cap > 0,
         "loss.tis_cap",
         "truncated sampling (top-p, top-k, min-p) needs the mismatch correction: give a cap, say 2",
     )
-    need(
-        config.selfplay.solver_samples == "fresh" or config.selfplay.solve_lag == 0,
-        "selfplay.solve_lag",
-        "the estimate's samples are this step's: use --selfplay.solver-samples fresh with a lag",
-    )
-    need(
-        config.selfplay.solver_samples == "fresh"
-        or config.selfplay.estimate_temperature == config.rollout.temperature,
-        "selfplay.estimate_temperature",
-        "must equal --rollout.temperature where the estimate's samples are trained on",
-    )
-    need(
-        config.selfplay.seed_tasks <= config.selfplay.buffer_size,
-        "selfplay.seed_tasks",
-        "must fit in --selfplay.buffer-size",
-    )
+    if play.solver_samples == "estimate":
+        need(
+            play.solve_lag == 0,
+            "selfplay.solve_lag",
+            "the estimate's samples are this step's: use --selfplay.solver-samples fresh with a "
+            "lag",
+        )
+        need(
+            play.estimate_temperature == config.rollout.temperature,
+            "selfplay.estimate_temperature",
+            "must equal --rollout.temperature where the estimate's samples are trained on",
+        )
+    fits = "must fit in --selfplay.buffer-size"
+    need(play.seed_tasks <= play.buffer_size, "selfplay.seed_tasks", fits)
     idle = idle_cells(config)
-    if len(idle) == (2 if config.selfplay.roles == "both" else 1):
+    if len(idle) == (2 if play.roles == "both" else 1):
         raise ConfigError("; ".join(idle))
-    need(len(config.task.types) > 0, "task.types", "needs at least one task type")
-    need(len(set(config.task.types)) == len(config.task.types), "task.types", "names a type twice")
-    to = config.log.to
-    need(set(to) <= set(DASHBOARDS), "log.to", f"known are {', '.join(DASHBOARDS)}")
-    need(len(set(to)) == len(to), "log.to", "names one twice")
-    name = config.run.name
-    need(
-        name.isprintable()
-        and "/" not in name
-        and (not name or name.strip(". ") != "")
-        and len(name.encode()) <= NAME_BYTES,
-        "run.name",
-        f"must do as a folder's name: printable, without /, at most {NAME_BYTES} bytes",
-    )
-    model = config.model
     need(model.hidden % model.heads == 0, "model.hidden", "must be a multiple of --model.heads")
     need(model.heads % model.kv_heads == 0, "model.heads", "must be a multiple of model.kv_heads")
     need((model.hidden // model.heads) % 2 == 0, "model.hidden", "needs an even size per head")
