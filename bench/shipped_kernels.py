@@ -168,7 +168,7 @@ def _tile_kernel(
     vocabulary = "i32" if variant == "odd V" else "i32 16"
     return Shipped(
         name=name,
-        label=f"{tile.describe()} {variant}".strip(),
+        label=f"{tile.block_m}x{tile.block_n}x{tile.block_k} {variant}".strip(),
         kernel=kernel,
         capability=capability,
         dtype=dtype,

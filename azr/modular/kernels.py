@@ -343,27 +343,6 @@ def scan(x, p):
     return x_min, x_max, p_min, p_max, reduced
 
 
-@jit
-def invert_scalar(x, p, out):
-    """out = 1/x mod p, or 0 where there is none; 0 <= x < p, 2 <= p < 2**62. Returns how many 0."""
-    failures = 0
-    for i in range(x.size):
-        a = U64(p[i])
-        b = U64(x[i])
-        s = np.int64(0)
-        t = np.int64(1)
-        while b:
-            q = a // b
-            a, b = b, a - q * b
-            s, t = t, s - np.int64(q) * t
-        if a != U64(1):
-            out[i] = 0
-            failures += 1
-        else:
-            out[i] = s + np.int64(p[i]) if s < 0 else s
-    return failures
-
-
 # --- verification -------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ A table is reproducible (the same bits on every start), costs no first-step sear
 of it is compiled and inspected without a GPU: `python -m bench.kernels_report`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -28,9 +28,6 @@ class TileConfig:
     block_k: int
     num_warps: int
     num_stages: int
-
-    def describe(self) -> str:
-        return "x".join(map(str, list(asdict(self).values())[:3]))
 
 
 # Rows and linear tiles: of 5 to 11 tried on an H200 none was faster (docs/notes.md, 2026-11-27).

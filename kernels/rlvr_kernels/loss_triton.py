@@ -20,6 +20,13 @@ SUMS = (
     "sequences", "clip_frac",
 )  # fmt: skip
 EXTREMES = ("ratio_max", "ratio_min", "tis_max")
+# Their places, in the same order.
+(
+    LOSS_SUM, TOKENS, PG_LOSS, RATIO, CLIPPED_LOW, CLIPPED_HIGH, DUAL_CLIPPED,
+    OLD_TO_NEW, KL_TO_REF, KL_PENALTY, ENTROPY, TIS, TIS_CAPPED, MISMATCH,
+    SEQUENCES, CLIPPED,
+    RATIO_MAX, RATIO_MIN, TIS_MAX,
+) = (tl.constexpr(place) for place in range(len(SUMS + EXTREMES)))  # fmt: skip
 N_SUMS = tl.constexpr(len(SUMS))
 RECORD = tl.constexpr(32)  # a power of two that holds them all
 REDUCE_BLOCK = 64
@@ -96,14 +103,18 @@ def policy_loss_kernel(
         clipped = bounded * adv < ratio * adv
         surrogate = tl.where(clipped, bounded * adv, ratio * adv)
         d_surrogate = tl.where(clipped | (tl.abs(raw) > limit), 0.0, ratio * adv)
-        record += tl.where(slots == 4, tl.sum((on & clipped & (adv < 0)).to(tl.float32), 0), 0)
-        record += tl.where(slots == 5, tl.sum((on & clipped & (adv > 0)).to(tl.float32), 0), 0)
-        record += tl.where(slots == 15, tl.sum((on & clipped).to(tl.float32), 0), 0)
+        record += tl.where(
+            slots == CLIPPED_LOW, tl.sum((on & clipped & (adv < 0)).to(tl.float32), 0), 0
+        )
+        record += tl.where(
+            slots == CLIPPED_HIGH, tl.sum((on & clipped & (adv > 0)).to(tl.float32), 0), 0
+        )
+        record += tl.where(slots == CLIPPED, tl.sum((on & clipped).to(tl.float32), 0), 0)
         if HAS_DUAL:
             dual = (adv < 0) & (surrogate < dual_clip * adv)
             surrogate = tl.where(dual, dual_clip * adv, surrogate)
             d_surrogate = tl.where(dual, 0.0, d_surrogate)
-            record += tl.where(slots == 6, tl.sum((on & dual).to(tl.float32), 0), 0)
+            record += tl.where(slots == DUAL_CLIPPED, tl.sum((on & dual).to(tl.float32), 0), 0)
         weight = 1.0
         if HAS_ROLLOUT:
             drift = bound(old - tl.load(rollout_ptr + at, mask=on, other=0.0), limit)
@@ -113,14 +124,14 @@ def policy_loss_kernel(
                 applied = tl.where(importance > tis_cap, tis_cap, importance)
                 weight = applied
                 over = on & (importance > tis_cap)
-                record += tl.where(slots == 12, tl.sum(over.to(tl.float32), 0), 0)
-            record += tl.where(slots == 11, tl.sum(tl.where(on, applied, 0.0), 0), 0)
+                record += tl.where(slots == TIS_CAPPED, tl.sum(over.to(tl.float32), 0), 0)
+            record += tl.where(slots == TIS, tl.sum(tl.where(on, applied, 0.0), 0), 0)
             mismatch = tl.where(on, exp_minus_1_minus(drift), 0.0)
-            record += tl.where(slots == 13, tl.sum(mismatch, 0), 0)
+            record += tl.where(slots == MISMATCH, tl.sum(mismatch, 0), 0)
             tis_max = tl.maximum(tis_max, tl.max(tl.where(on, importance, -float("inf")), 0))
         loss = -weight * surrogate
         d_logp = -weight * d_surrogate
-        record += tl.where(slots == 2, tl.sum(tl.where(on, loss, 0.0), 0), 0)
+        record += tl.where(slots == PG_LOSS, tl.sum(tl.where(on, loss, 0.0), 0), 0)
 
         if HAS_REF:
             to_ref = tl.load(ref_ptr + at, mask=on, other=0.0) - logp
@@ -137,27 +148,27 @@ def policy_loss_kernel(
             if KL != 0:
                 loss += kl_coef * penalty
                 d_logp += kl_coef * d_penalty
-            record += tl.where(slots == 8, tl.sum(tl.where(on, k3, 0.0), 0), 0)
-            record += tl.where(slots == 9, tl.sum(tl.where(on, penalty, 0.0), 0), 0)
+            record += tl.where(slots == KL_TO_REF, tl.sum(tl.where(on, k3, 0.0), 0), 0)
+            record += tl.where(slots == KL_PENALTY, tl.sum(tl.where(on, penalty, 0.0), 0), 0)
         if HAS_ENTROPY:
             nats = tl.load(entropy_ptr + at, mask=on, other=0.0)
             loss -= entropy_coef * nats
-            record += tl.where(slots == 10, tl.sum(nats, 0), 0)
+            record += tl.where(slots == ENTROPY, tl.sum(nats, 0), 0)
             tl.store(d_entropy_ptr + at, tl.where(on, -entropy_coef * share, 0.0), mask=inside)
 
         tl.store(d_logprobs_ptr + at, tl.where(on, d_logp * share, 0.0), mask=inside)
-        record += tl.where(slots == 0, tl.sum(tl.where(on, loss * share, 0.0), 0), 0)
-        record += tl.where(slots == 1, tl.sum(on.to(tl.float32), 0), 0)
-        record += tl.where(slots == 3, tl.sum(tl.where(on, ratio, 0.0), 0), 0)
+        record += tl.where(slots == LOSS_SUM, tl.sum(tl.where(on, loss * share, 0.0), 0), 0)
+        record += tl.where(slots == TOKENS, tl.sum(on.to(tl.float32), 0), 0)
+        record += tl.where(slots == RATIO, tl.sum(tl.where(on, ratio, 0.0), 0), 0)
         old_to_new = tl.where(on, exp_minus_1_minus(log_ratio), 0.0)
-        record += tl.where(slots == 7, tl.sum(old_to_new, 0), 0)
+        record += tl.where(slots == OLD_TO_NEW, tl.sum(old_to_new, 0), 0)
         ratio_max = tl.maximum(ratio_max, tl.max(tl.where(on, ratio, -float("inf")), 0))
         ratio_min = tl.minimum(ratio_min, tl.min(tl.where(on, ratio, float("inf")), 0))
 
-    record += tl.where(slots == 14, tl.where(length > 0, 1.0, 0.0), 0)
-    record = tl.where(slots == N_SUMS, ratio_max, record)
-    record = tl.where(slots == N_SUMS + 1, -ratio_min, record)
-    record = tl.where(slots == N_SUMS + 2, tis_max, record)
+    record += tl.where(slots == SEQUENCES, tl.where(length > 0, 1.0, 0.0), 0)
+    record = tl.where(slots == RATIO_MAX, ratio_max, record)
+    record = tl.where(slots == RATIO_MIN, -ratio_min, record)
+    record = tl.where(slots == TIS_MAX, tis_max, record)
     tl.store(records_ptr + tl.program_id(0).to(tl.int64) * RECORD + slots, record)
 
 
@@ -179,10 +190,10 @@ def policy_reduce_kernel(
         highest = tl.max(tl.where(here, records, -float("inf")), 0)
         total = tl.where(is_sum, total + added, tl.maximum(total, highest))
 
-    tokens = tl.sum(tl.where(slots == 1, total, 0.0), 0)
+    tokens = tl.sum(tl.where(slots == TOKENS, total, 0.0), 0)
     units = tokens
     if SEQ_MEAN:
-        units = tl.sum(tl.where(slots == 14, total, 0.0), 0)
+        units = tl.sum(tl.where(slots == SEQUENCES, total, 0.0), 0)
     scale = 1.0
     if DENOM == DENOM_OWN:
         scale = 1 / tl.maximum(units, 1.0)
@@ -190,14 +201,14 @@ def policy_reduce_kernel(
         scale = 1 / denom
     if DENOM == DENOM_TENSOR:
         scale = 1 / tl.load(denom_ptr).to(tl.float32)
-    loss = tl.sum(tl.where(slots == 0, total, 0.0), 0) * scale
+    loss = tl.sum(tl.where(slots == LOSS_SUM, total, 0.0), 0) * scale
     tl.store(loss_ptr, loss)
     tl.store(scale_ptr, scale)
     # Counts stay counts; what is left of the sums becomes a mean over tokens.
-    is_count = (slots == 1) | (slots == 14)
+    is_count = (slots == TOKENS) | (slots == SEQUENCES)
     metrics = tl.where(is_count, total, total / tl.maximum(tokens, 1.0))
-    metrics = tl.where(slots == 0, loss, metrics)
-    extreme = tl.where(slots == N_SUMS + 1, -total, total)
+    metrics = tl.where(slots == LOSS_SUM, loss, metrics)
+    extreme = tl.where(slots == RATIO_MIN, -total, total)
     metrics = tl.where(is_sum, metrics, tl.where(tokens > 0, extreme, 1.0))
     tl.store(metrics_ptr + slots, metrics)
 
