@@ -2,10 +2,12 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from azr.tasks.records import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +15,7 @@ class Entry:
     """A task in a buffer, the key that makes it distinct, and the step that brought it."""
 
     key: str
-    task: Hashable
+    task: Task
     step: int
 
 
@@ -27,7 +29,7 @@ class TaskBuffer:
     large buffer costs more than the draw.
     """
 
-    def __init__(self, capacity: int, answer: Callable[[Hashable], str] = lambda task: ""):
+    def __init__(self, capacity: int, answer: Callable[[Task], str] = lambda task: ""):
         """`answer` tells what `answers` counts."""
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
@@ -39,7 +41,7 @@ class TaskBuffer:
         # A ring: the entry that was added as number n is in slot n % capacity. Entries are made as
         # they are asked for: tens of thousands would take as much memory as their keys.
         self._keys: list[str] = []
-        self._tasks: list[Hashable] = []
+        self._tasks: list[Task] = []
         self._weights = array("d")
         self._numbers: dict[str, int] = {}
 
@@ -54,7 +56,7 @@ class TaskBuffer:
         slot = (self._oldest_slot() + place) % self.capacity
         return Entry(self._keys[slot], self._tasks[slot], int(self._weights[slot]) - 1)
 
-    def add(self, key: str, task: Hashable, step: int) -> bool:
+    def add(self, key: str, task: Task, step: int) -> bool:
         """Adds a task and returns True, or returns False where it is there already.
 
         A repeated task keeps its age. A full buffer drops its oldest task.
@@ -99,7 +101,7 @@ class TaskBuffer:
         skip = sorted(number - first for number in numbers)
         return draw_entries([self], rng, n, recency=recency, skip=skip)
 
-    def _count(self, task: Hashable, change: int) -> None:
+    def _count(self, task: Task, change: int) -> None:
         answer = self._answer(task)
         self.answers[answer] += change
         if not self.answers[answer]:

@@ -218,12 +218,13 @@ class CheckedFamily:
             return None
         if not isinstance(traits, Traits):
             self._refuse("traits(...)", traits, "must be Traits or None")
-        numbers = {}
+        numbers: dict[str, float] = {}
         for field in dataclasses.fields(Traits):
             value = getattr(traits, field.name)
-            number = numbers[field.name] = _number(value)
+            number = _number(value)
             if number is None or math.isinf(number):
                 self._refuse(f"traits(...).{field.name}", value, "must be a finite number, or NaN")
+            numbers[field.name] = number
         return Traits(**numbers)
 
     # What comes back in batches

@@ -7,7 +7,8 @@ from the `task` part of the configuration. It knows no model and no device.
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -41,7 +42,7 @@ class Vocabulary:
 
 
 class Environment(Protocol):
-    """What self-play asks of a task family.
+    """What self-play asks of a task family. Every family derives from it, or from `TaskFamily`.
 
     Batched calls return a future whose result is a list in the order of the arguments. Model
     text never raises: whatever it holds, it becomes a verdict or a grade.
@@ -57,136 +58,114 @@ class Environment(Protocol):
     means compact.
     """
 
+    @abstractmethod
     def vocabulary(self) -> Vocabulary:
         """Returns the words of the tiny model."""
-        ...
 
+    @abstractmethod
     def warmup_rows(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
         """Returns n (prompt, response) pairs, well formed, responses uniformly random."""
-        ...
 
+    @abstractmethod
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
         """Returns at most n distinct training tasks for each type, drawn without a model."""
-        ...
 
+    @abstractmethod
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
         """Returns the instruction that asks for a new task unlike the references."""
-        ...
 
+    @abstractmethod
     def solve_prompt(self, task: Task, style: str) -> str:
         """Returns the instruction of a task; nothing of the answer is in it."""
-        ...
 
+    @abstractmethod
     def max_response_words(self, role: Role, task_type: str) -> int:
         """Returns how many words of `vocabulary()` a well-formed response has at most."""
-        ...
 
+    @abstractmethod
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
         """Returns the verdicts on proposals."""
-        ...
 
+    @abstractmethod
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         """Returns the grades of answers."""
-        ...
 
+    @abstractmethod
     def key(self, task: Task) -> str:
         """Returns a text that two tasks share if, and only if, they are the same task."""
-        ...
 
+    @abstractmethod
     def split(self, task: Task) -> str:
         """Returns "train", or the name of the hold-out that the task belongs to."""
-        ...
 
+    @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """Returns the names of all splits, "train" first."""
-        ...
 
+    @abstractmethod
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
         """Returns every distinct task of a split, or a fixed sample where they are many."""
-        ...
 
+    @abstractmethod
     def stratum(self, task: Task) -> str:
         """Returns the part of its split that a task is also reported in; "" for none."""
-        ...
 
+    @abstractmethod
     def universe_size(self, task_type: str) -> int | None:
         """Returns the number of distinct training tasks, or None where it is not counted."""
-        ...
 
+    @abstractmethod
     def chance(self, task_type: str, split: str) -> float:
         """Returns the accuracy of random well-formed answers on `eval_tasks`."""
-        ...
 
+    @abstractmethod
     def to_json(self, task: Task) -> dict[str, Any]:
         """Returns a JSON object that `from_json` turns back into an equal task.
 
         Called in a thread of its own while a checkpoint is written.
         """
-        ...
 
+    @abstractmethod
     def from_json(self, data: dict[str, Any]) -> Task:
         """Returns the task of `to_json`; raises ValueError on anything else."""
-        ...
 
-    # What follows has defaults in FamilyDefaults.
+    # What most families keep
 
     def open(self) -> None:
         """Starts the processes that the family needs; raises RunError where it cannot."""
-        ...
 
     def reference_source(self, task_type: str) -> References:
-        """Returns which tasks the proposer of a type is shown."""
-        ...
-
-    def first_tasks(self) -> dict[str, list[Task]]:
-        """Returns tasks by type that stand in the buffers before the first seeding proposal."""
-        ...
-
-    def traits(self, task: Task, others: Sequence[Task]) -> Traits | None:
-        """Returns what can be said of a task beside others; None where the family says nothing."""
-        ...
-
-    def answer(self, task: Task) -> str:
-        """Returns what a solver of the task must find, as text; "" where the family is silent."""
-        ...
-
-    def verifier_metrics(self) -> dict[str, float]:
-        """Returns metrics of the verifier over the time since the last call."""
-        ...
-
-    def close(self) -> None:
-        """Ends the processes that the family has started."""
-        ...
-
-
-class FamilyDefaults:
-    """What most families need not say. Every family derives from it, or from `TaskFamily`."""
-
-    def open(self) -> None:
-        """Does nothing."""
-
-    def reference_source(self, task_type: str) -> References:
-        """Returns K tasks of the same type."""
+        """Returns which tasks the proposer of a type is shown: K of the same type."""
         return References(types=(task_type,))
 
     def first_tasks(self) -> dict[str, list[Task]]:
-        """Returns none."""
+        """Returns tasks by type that stand in the buffers before the first seeding proposal."""
         return {}
 
     def traits(self, task: Task, others: Sequence[Task]) -> Traits | None:
-        """Returns None: no traits."""
+        """Returns what can be said of a task beside others; None where the family says nothing."""
         return None
 
     def answer(self, task: Task) -> str:
-        """Returns "": nothing."""
+        """Returns what a solver of the task must find, as text; "" where the family is silent."""
         return ""
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Returns none."""
+        """Returns metrics of the verifier over the time since the last call."""
         return {}
 
     def close(self) -> None:
-        """Does nothing."""
+        """Ends the processes that the family has started."""
+
+
+def mark_held_out(verdicts: Iterable[Verdict], split: Callable[[Task], str]) -> list[Verdict]:
+    """Returns the verdicts, those with a task outside of the split "train" as held out."""
+    return [
+        Verdict(task=v.task, status="held_out", reason="held_out")
+        if v.task is not None and split(v.task) != "train"
+        else v
+        for v in verdicts
+    ]
 
 
 def done(result: list) -> Future:
@@ -212,7 +191,7 @@ def load_environment(config: TaskConfig) -> Environment:
         near = difflib.get_close_matches(config.family, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--env {config.family!r}: no such task family; known: {known}{hint}")
-    environment: Environment = CheckedFamily(factory(config), config.family)
+    environment: Any = CheckedFamily(factory(config), config.family)
     for task_type in config.types:
         if task_type not in environment.task_types:
             raise ConfigError(

@@ -7,51 +7,30 @@ then never called.
 """
 
 import functools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from azr.keys import make_key
-from azr.tasks.environment import FamilyDefaults, Vocabulary, done
+from azr.tasks.environment import Environment, done, mark_held_out
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 
-class TaskFamily(FamilyDefaults, ABC):
+class TaskFamily(Environment):
     """An `Environment` with defaults. A task's `problem` is a tuple of numbers and strings."""
 
-    task_types: tuple[str, ...]
     styles: tuple[str, ...] = ("compact",)
     holdout_fraction = 0.1
     """Share of the problems in the split "heldout", by a hash: the same ones in every run."""
 
-    # What a family writes
-
-    @abstractmethod
-    def vocabulary(self) -> Vocabulary:
-        """Returns the words of the tiny model."""
-
-    @abstractmethod
-    def warmup_rows(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-        """Returns n (prompt, response) pairs, well formed, responses uniformly random."""
+    # What a family writes, beside its words and its prompts
 
     @abstractmethod
     def universe(self, task_type: str) -> Sequence[Task]:
         """Returns every distinct task of the type, hold-outs included, in a fixed order."""
-
-    @abstractmethod
-    def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
-        """Returns the prompt that asks for a new task unlike the references."""
-
-    @abstractmethod
-    def solve_prompt(self, task: Task, style: str) -> str:
-        """Returns the prompt of a task; nothing of the answer is in it."""
-
-    @abstractmethod
-    def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
-        """Returns how many words of `vocabulary()` a well-formed response has at most."""
 
     @abstractmethod
     def validate(self, proposal: Proposal) -> Verdict:
@@ -65,15 +44,9 @@ class TaskFamily(FamilyDefaults, ABC):
 
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
         """Returns the verdicts of `validate`; unfinished texts and hold-outs are seen to."""
-        return done([self._verdict(proposal) for proposal in proposals])
-
-    def _verdict(self, proposal: Proposal) -> Verdict:
-        if not proposal.finished:
-            return Verdict(task=None, status="malformed", reason="unfinished")
-        verdict = self.validate(proposal)
-        if verdict.task is not None and self.split(verdict.task) != "train":
-            return Verdict(task=verdict.task, status="held_out", reason="held_out")
-        return verdict
+        unfinished = Verdict(task=None, status="malformed", reason="unfinished")
+        verdicts = [self.validate(p) if p.finished else unfinished for p in proposals]
+        return done(mark_held_out(verdicts, self.split))
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         """Returns the grades of `grade`; an unfinished text is malformed."""
@@ -90,12 +63,10 @@ class TaskFamily(FamilyDefaults, ABC):
         return "heldout" if number < self.holdout_fraction else "train"
 
     def splits(self) -> tuple[str, ...]:
-        """Returns "train" and "heldout"."""
         return ("train", "heldout")
 
     @functools.cache  # noqa: B019 - one environment lives as long as its process
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
-        """Returns every task of the split."""
         return [task for task in self.universe(task_type) if self.split(task) == split]
 
     def stratum(self, task: Task) -> str:
@@ -103,11 +74,9 @@ class TaskFamily(FamilyDefaults, ABC):
         return ""
 
     def universe_size(self, task_type: str) -> int | None:
-        """Returns the number of distinct training tasks."""
         return len(self.eval_tasks("train", task_type))
 
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
-        """Returns at most n distinct training tasks for each type, uniformly drawn."""
         drawn = {}
         for task_type in self.task_types:
             tasks = self.eval_tasks("train", task_type)
@@ -123,7 +92,6 @@ class TaskFamily(FamilyDefaults, ABC):
         return {"type": task.type, "problem": list(task.problem)}
 
     def from_json(self, data: dict[str, Any]) -> Task:
-        """Returns the task; raises ValueError where it is none of this family's."""
         try:
             task = Task(data["type"], tuple(data["problem"]))
             known = task.type in self.task_types and task in self._known

@@ -2,18 +2,20 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
+
+P = TypeVar("P", bound=Hashable)
 
 Outcome = Literal["correct", "wrong", "malformed", "unjudged"]
 """`unjudged`: the verifier itself failed. Such a sample has no reward and is never trained on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Task(Generic[P]):
     """A task that an executor has checked: its type, and the family's own record of the rest."""
 
     type: str
-    problem: Hashable
+    problem: P
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from random import Random
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from azr.config import ConfigError, TaskConfig
 from azr.keys import make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import FamilyDefaults, Vocabulary
+from azr.tasks.environment import Environment, Role, Vocabulary, mark_held_out
 from azr.tasks.program import chances, compact_format, drawing, text_format
 from azr.tasks.program.execution import Deferred, Executor
 from azr.tasks.program.grading import Grading
@@ -26,13 +26,8 @@ from azr.tasks.program.records import (
     ProgramProblem,
 )
 from azr.tasks.program.screening import reject_program
-from azr.tasks.program.validation import MAX_OUTPUT_CHARS, Validation
-from azr.tasks.program.values import (
-    NoLiteral,
-    names_parameters,
-    read_arguments,
-    read_literal,
-)
+from azr.tasks.program.validation import IDENTITY, MAX_OUTPUT_CHARS, Validation
+from azr.tasks.program.values import NoLiteral, names_parameters, read_arguments, read_literal
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 HOLDOUT_FRACTION = 0.1
@@ -46,7 +41,7 @@ EVAL_TASKS = 150
 HELLO = "'Hello World'"
 
 
-class ProgramEnvironment(FamilyDefaults):
+class ProgramEnvironment(Environment):
     """The task family `program`.
 
     A task is a program with inputs and with the outputs that the sandbox computed. Held out, as
@@ -87,11 +82,9 @@ class ProgramEnvironment(FamilyDefaults):
     # Prompts
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the words of the compact style."""
         return Vocabulary(compact_format.WORDS, "word")
 
-    def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
-        """Returns the words of the longest compact response."""
+    def max_response_words(self, role: Role, task_type: str) -> int:
         return compact_format.response_words(role, task_type, self.inputs)
 
     def warmup_rows(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
@@ -123,12 +116,10 @@ class ProgramEnvironment(FamilyDefaults):
         return form.propose_prompt(task_type, problems, self.inputs)
 
     def solve_prompt(self, task: Task, style: str) -> str:
-        """Returns the instruction of a task; nothing hidden is in it."""
         form = text_format if style in TEXT_STYLES else compact_format
         return form.solve_prompt(task.type, task.problem)
 
     def reference_source(self, task_type: str) -> References:
-        """Returns K of its own type; for induction one program of the other two types."""
         if task_type == INDUCTION:
             return References(types=(ABDUCTION, DEDUCTION), count=1)
         return References(types=(task_type,))
@@ -143,16 +134,7 @@ class ProgramEnvironment(FamilyDefaults):
         none_result, too_large, unsupported_value, nondeterministic, inexpressible; held_out.
         """
         finish = self._validation.begin(proposals)
-
-        def verdicts() -> list[Verdict]:
-            return [self._told_apart(verdict) for verdict in finish()]
-
-        return Deferred(verdicts)
-
-    def _told_apart(self, verdict: Verdict) -> Verdict:
-        if verdict.status == "valid" and self.split(verdict.task) != "train":
-            return Verdict(task=verdict.task, status="held_out", reason="held_out")
-        return verdict
+        return Deferred(lambda: mark_held_out(finish(), self.split))
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         """Returns grades; the sandbox runs while the caller goes on.
@@ -174,11 +156,9 @@ class ProgramEnvironment(FamilyDefaults):
         return " ".join([task.type, digest(q.code), " ; ".join(q.inputs), *names])
 
     def split(self, task: Task) -> str:
-        """Returns "train" or "heldout_program"."""
         return "train" if _is_train(task.problem.code) else "heldout_program"
 
     def splits(self) -> tuple[str, ...]:
-        """Returns the two splits."""
         return ("train", "heldout_program")
 
     def stratum(self, task: Task) -> str:
@@ -191,26 +171,21 @@ class ProgramEnvironment(FamilyDefaults):
 
         In the compact style it is the identity of 'hello'.
         """
-        first = HELLO if self.is_text else "'hello'"
+        problem = _identity(HELLO if self.is_text else "'hello'")
         others = drawing.identity_inputs(self.inputs, compact=not self.is_text)
-        problem = _identity(first)
-        induction = ProgramProblem(problem.code, others, others, "" if self.is_text else "[::-1]")
-        if self.is_text:
-            induction = ProgramProblem(problem.code, others, others, "It returns its argument.")
+        message = "It returns its argument." if self.is_text else "[::-1]"
+        induction = ProgramProblem(problem.code, others, others, message)
         problems = {DEDUCTION: problem, ABDUCTION: problem, INDUCTION: induction}
         tasks = {t: [Task(t, q)] for t, q in problems.items()}
         return {t: found for t, found in tasks.items() if self.split(found[0]) == "train"}
 
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
-        """Returns n distinct training tasks per type, random programs of the grammar."""
         return drawing.draw_tasks(_random(rng), n, self.inputs, self._executor, _is_train)
 
-    @functools.cache  # noqa: B019 - one environment lives as long as its process
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
-        """Returns a fixed sample of tasks on random programs of the grammar."""
         return self._eval_tasks(split)[task_type]
 
-    @functools.cache  # noqa: B019
+    @functools.cache  # noqa: B019 - one environment lives as long as its process
     def _eval_tasks(self, split: str) -> dict[str, list[Task]]:
         random = Random(make_key("program-eval", split))
 
@@ -220,7 +195,6 @@ class ProgramEnvironment(FamilyDefaults):
         return drawing.draw_tasks(random, EVAL_TASKS, self.inputs, self._executor, is_in)
 
     def universe_size(self, task_type: str) -> int | None:
-        """Returns None: programs are not counted."""
         return None
 
     @functools.cache  # noqa: B019
@@ -255,24 +229,20 @@ class ProgramEnvironment(FamilyDefaults):
         return texts[task.type][0] if task.type in texts else str(q.inputs)
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Returns `sandbox/*`."""
         return self._executor.metrics()
 
     def open(self) -> None:
-        """Starts the sandbox; raises RunError where it cannot be used."""
         self._executor.open()
 
     def close(self) -> None:
-        """Ends the sandbox."""
         self._executor.close()
 
     # JSON
 
     def to_json(self, task: Task) -> dict[str, Any]:
-        """Returns {"type", "code", "inputs", "outputs"}, and "message" for an induction."""
         q = task.problem
-        data = {"type": task.type, "code": q.code, "inputs": list(q.inputs)}
-        data["outputs"] = list(q.outputs)
+        data = {"type": task.type, "code": q.code}
+        data |= {"inputs": list(q.inputs), "outputs": list(q.outputs)}
         return data | ({"message": q.message} if task.type == INDUCTION else {})
 
     def from_json(self, data: dict[str, Any]) -> Task:
@@ -312,7 +282,7 @@ class ProgramEnvironment(FamilyDefaults):
 
 
 def _identity(value: str) -> ProgramProblem:
-    return ProgramProblem("def f(a):\n    return a\n", (value,), (value,))
+    return ProgramProblem(IDENTITY, (value,), (value,))
 
 
 def _random(rng: np.random.Generator) -> Random:

@@ -18,7 +18,7 @@ nothing before and nothing after.
 import re
 from collections.abc import Sequence
 
-LETTERS = {"deduction": "D", "abduction": "A", "induction": "I"}
+TYPE_MARKS = {"deduction": "D", "abduction": "A", "induction": "I"}
 MAX_RESPONSE_CHARS = 64
 
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
@@ -27,12 +27,12 @@ _INTEGER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 def propose_prompt(task_type: str, references: Sequence[tuple[int, int, int]]) -> str:
     """Returns the proposer's prompt; each reference is a triple (p, x, y)."""
     shown = "".join(f"{p} {x} {y} ; " for p, x, y in references)
-    return f"P {LETTERS[task_type]} {shown}="
+    return f"P {TYPE_MARKS[task_type]} {shown}="
 
 
 def solve_prompt(task_type: str, first: int, second: int) -> str:
     """Returns the solver's prompt for the two known numbers, in the order of the table above."""
-    return f"S {LETTERS[task_type]} {first} {second} ="
+    return f"S {TYPE_MARKS[task_type]} {first} {second} ="
 
 
 def parse_integers(text: str, count: int) -> tuple[int, ...] | None:

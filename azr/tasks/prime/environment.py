@@ -4,16 +4,16 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from azr import modular
 from azr.config import ConfigError, TaskConfig
 from azr.keys import generator, make_key
-from azr.tasks import prime_prompts, prime_text
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import FamilyDefaults, Vocabulary, done
+from azr.tasks.environment import Environment, Role, Vocabulary, done, mark_held_out
+from azr.tasks.prime import compact_format, text_format
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 MAX_NUMBER_TOKENS = 100_000
@@ -44,7 +44,7 @@ class PrimeProblem:
     y: int
 
 
-class PrimeEnvironment(FamilyDefaults):
+class PrimeEnvironment(Environment):
     """The task family `prime`.
 
     Induction accepts any prime up to `max_p` that divides x*y - 1 and exceeds both x and y.
@@ -78,14 +78,12 @@ class PrimeEnvironment(FamilyDefaults):
             )
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the words of the compact style, with one word per number or per digit."""
         marks = ("P", "S", "D", "A", "I", "=", ";")
         if self.number_tokens == "number":
             return Vocabulary(marks + tuple(str(n) for n in range(self.max_p + 1)), "word")
         return Vocabulary((*marks, " ", *"0123456789"), "char")
 
-    def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
-        """Returns the words of the longest well-formed response."""
+    def max_response_words(self, role: Role, task_type: str) -> int:
         numbers = 2 if role == "propose" else 1
         if self.number_tokens == "number":
             return numbers
@@ -104,13 +102,13 @@ class PrimeEnvironment(FamilyDefaults):
             task_type = self.task_types[i // 2 % 3]
             if i % 2 == 0:
                 prompt = self._solver_text(task_type, a, b, self.is_text)
-                letters, answer = prime_text.ASKED[task_type], [c]
+                letters, answer = text_format.ASKED[task_type], [c]
             else:
                 triples = [tuple(rest[3 * k : 3 * k + 3]) for k in range(shown[i])]
                 prompt = self._proposer_text(task_type, triples, self.is_text)
-                letters, answer = prime_text.PROPOSED, [c, d]
+                letters, answer = text_format.PROPOSED, [c, d]
             plain = " ".join(map(str, answer))
-            response = prime_text.write_reply(letters, answer) if self.is_text else plain
+            response = text_format.write_reply(letters, answer) if self.is_text else plain
             rows.append((prompt, response))
         return rows
 
@@ -132,12 +130,10 @@ class PrimeEnvironment(FamilyDefaults):
         return {task_type: list(tasks.values()) for task_type, tasks in found.items()}
 
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
-        """Returns the prompt that asks for p and x."""
         triples = [(q.p, q.x, q.y) for q in (task.problem for task in references)]
         return self._proposer_text(task_type, triples, style in TEXT_STYLES)
 
     def solve_prompt(self, task: Task, style: str) -> str:
-        """Returns the prompt with the two known numbers of the task."""
         q = task.problem
         first, second = {
             "deduction": (q.p, q.x),
@@ -150,23 +146,23 @@ class PrimeEnvironment(FamilyDefaults):
         self, task_type: str, triples: Sequence[tuple[int, int, int]], is_text: bool
     ) -> str:
         if is_text:
-            return prime_text.propose_instruction(task_type, triples, self.max_p)
-        return prime_prompts.propose_prompt(task_type, triples)
+            return text_format.propose_prompt(task_type, triples, self.max_p)
+        return compact_format.propose_prompt(task_type, triples)
 
     def _solver_text(self, task_type: str, first: int, second: int, is_text: bool) -> str:
         if is_text:
-            return prime_text.solve_instruction(task_type, first, second, self.max_p)
-        return prime_prompts.solve_prompt(task_type, first, second)
+            return text_format.solve_prompt(task_type, first, second, self.max_p)
+        return compact_format.solve_prompt(task_type, first, second)
 
     def _read(
         self, text: str, letters: tuple[str, ...], finished: bool
     ) -> tuple[tuple[int, ...] | None, str]:
         """Returns (the integers of a response, "") or (None, reason), in the run's style."""
         if self.is_text:
-            return prime_text.parse_reply(text, letters, finished)
+            return text_format.parse_reply(text, letters, finished)
         if not finished:
             return None, "unfinished"
-        numbers = prime_prompts.parse_integers(text, len(letters))
+        numbers = compact_format.parse_integers(text, len(letters))
         return numbers, "" if numbers else "malformed"
 
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
@@ -175,54 +171,41 @@ class PrimeEnvironment(FamilyDefaults):
         Reasons: malformed, unfinished or another of the envelope's, p_out_of_range, not_prime,
         x_out_of_range, held_out.
         """
-        verdicts: list[Verdict | None] = [None] * len(proposals)
-        parsed: list[tuple[int, int, int]] = []
+        verdicts: list[Verdict] = []
+        tried: list[tuple[int, int, int]] = []
         for i, proposal in enumerate(proposals):
-            numbers, reason = self._read(proposal.text, prime_text.PROPOSED, proposal.finished)
-            if numbers is None:
-                verdicts[i] = Verdict(task=None, status="malformed", reason=reason)
-            elif not 2 <= numbers[0] <= self.max_p:
-                verdicts[i] = Verdict(task=None, status="invalid", reason="p_out_of_range")
+            numbers, reason = self._read(proposal.text, text_format.PROPOSED, proposal.finished)
+            status = "malformed" if numbers is None else "invalid"
+            verdicts.append(Verdict(task=None, status=status, reason=reason or "p_out_of_range"))
+            if numbers and 2 <= numbers[0] <= self.max_p:
+                # An x that no machine word holds is as far out of range as max_p.
+                tried.append((i, numbers[0], min(numbers[1], self.max_p)))
+        _, ps, xs = np.array(tried, np.int64).reshape(-1, 3).T
+        is_prime = modular.is_prime(ps)
+        fits = is_prime & (xs >= 1) & (xs < ps)
+        ys = iter(_inverses(xs[fits], ps[fits]))
+        for (i, p, x), prime, fit in zip(tried, is_prime, fits, strict=True):
+            if fit:
+                task = Task(proposals[i].type, PrimeProblem(p, x, next(ys)))
+                verdicts[i] = Verdict(task=task, status="valid")
             else:
-                parsed.append((i, *numbers))
-        if parsed:
-            is_prime = modular.is_prime(np.array([p for _, p, _ in parsed], dtype=np.int64))
-            invertible = []
-            for (i, p, x), prime in zip(parsed, is_prime.tolist(), strict=True):
-                if not prime:
-                    verdicts[i] = Verdict(task=None, status="invalid", reason="not_prime")
-                elif not 1 <= x < p:
-                    verdicts[i] = Verdict(task=None, status="invalid", reason="x_out_of_range")
-                else:
-                    invertible.append((i, p, x))
-            xs = np.array([x for _, _, x in invertible], dtype=np.int64)
-            ps = np.array([p for _, p, _ in invertible], dtype=np.int64)
-            ys = modular.invert(xs, ps).tolist() if invertible else []
-            for (i, p, x), y in zip(invertible, ys, strict=True):
-                task = Task(proposals[i].type, PrimeProblem(p, x, y))
-                held_out = self.split(task) != "train"
-                verdicts[i] = Verdict(
-                    task=task,
-                    status="held_out" if held_out else "valid",
-                    reason="held_out" if held_out else "",
-                )
-        return done(verdicts)
+                reason = "x_out_of_range" if prime else "not_prime"
+                verdicts[i] = Verdict(task=None, status="invalid", reason=reason)
+        return done(mark_held_out(verdicts, self.split))
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         """Returns grades.
 
         Reasons: malformed, unfinished or another of the envelope's, wrong, out_of_range, not_prime.
         """
-        grades: list[Grade | None] = [None] * len(answers)
+        grades: list[Grade] = []
         by_type: dict[str, list[tuple[int, int]]] = {t: [] for t in self.task_types}
         for i, answer in enumerate(answers):
-            letters = prime_text.ASKED[answer.task.type]
+            letters = text_format.ASKED[answer.task.type]
             numbers, reason = self._read(answer.text, letters, answer.finished)
-            if numbers is None:
-                grades[i] = Grade(outcome="malformed", reason=reason)
-            elif numbers[0] > modular.MAX_P:
-                grades[i] = Grade(outcome="wrong", reason="out_of_range")
-            else:
+            outcome = "malformed" if numbers is None else "wrong"
+            grades.append(Grade(outcome=outcome, reason=reason or "out_of_range"))
+            if numbers and numbers[0] <= modular.MAX_P:
                 by_type[answer.task.type].append((i, numbers[0]))
         for task_type, items in by_type.items():
             if items:
@@ -245,15 +228,12 @@ class PrimeEnvironment(FamilyDefaults):
         return modular.verify_p(x, y, given, max_p=self.max_p).tolist()
 
     def key(self, task: Task) -> str:
-        """Returns a text of the type and the two numbers that the solver sees."""
         return self.solve_prompt(task, "compact")
 
     def split(self, task: Task) -> str:
-        """Returns "train", "heldout_pair" or "heldout_orientation"."""
         return _split(task.problem)
 
     def splits(self) -> tuple[str, ...]:
-        """Returns the three splits."""
         return ("train", "heldout_pair", "heldout_orientation")
 
     @functools.cached_property
@@ -271,8 +251,7 @@ class PrimeEnvironment(FamilyDefaults):
         else:
             primes, xs = self._stratified()
         primes, xs = primes.astype(np.int64), xs.astype(np.int64)
-        ys = modular.invert(xs, primes)
-        triples = zip(primes.tolist(), xs.tolist(), ys.tolist(), strict=True)
+        triples = zip(primes.tolist(), xs.tolist(), _inverses(xs, primes), strict=True)
         return [PrimeProblem(*triple) for triple in triples]
 
     def _stratified(self) -> tuple[np.ndarray, np.ndarray]:
@@ -294,7 +273,7 @@ class PrimeEnvironment(FamilyDefaults):
             drawn = np.unique(rng.integers(2, p, size=64 * wanted))
             rng.shuffle(drawn)
             kept = dict.fromkeys(self.splits(), 0)
-            for x, y in zip(drawn.tolist(), _inverses(drawn, p), strict=True):
+            for x, y in zip(drawn.tolist(), _inverses(drawn, np.full_like(drawn, p)), strict=True):
                 split = _split(PrimeProblem(p, x, y))
                 kept[split] += 1
                 if kept[split] <= wanted:
@@ -328,7 +307,6 @@ class PrimeEnvironment(FamilyDefaults):
         return f"p {first} to {min(first + width - 1, self.max_p)}"
 
     def universe_size(self, task_type: str) -> int | None:
-        """Returns the number of distinct training tasks, None where they are too many to list."""
         return len(self.eval_tasks("train", task_type)) if self._is_enumerated else None
 
     def chance(self, task_type: str, split: str) -> float:
@@ -342,12 +320,10 @@ class PrimeEnvironment(FamilyDefaults):
         return right / (len(tasks) * self.max_p)
 
     def to_json(self, task: Task) -> dict[str, Any]:
-        """Returns {"type", "p", "x", "y"}."""
         q = task.problem
         return {"type": task.type, "p": q.p, "x": q.x, "y": q.y}
 
     def from_json(self, data: dict[str, Any]) -> Task:
-        """Returns the task; raises ValueError where it is none of this family's."""
         try:
             task_type, (p, x, y) = data["type"], (data[k] for k in "pxy")
             in_range = 2 <= p <= self.max_p and 1 <= x < p and 1 <= y < p
@@ -359,8 +335,8 @@ class PrimeEnvironment(FamilyDefaults):
         return Task(task_type, PrimeProblem(p, x, y))
 
 
-def _inverses(xs: np.ndarray, p: int) -> list[int]:
-    return modular.invert(xs, np.full_like(xs, p)).tolist()
+def _inverses(xs: np.ndarray, ps: np.ndarray) -> list[int]:
+    return np.asarray(modular.invert(xs, ps)).tolist()
 
 
 HOLDOUT_FRACTION = 0.1
