@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,14 @@ class PrimeEnvironment(Environment):
         self.max_p = config.prime.max_p
         self.number_tokens = config.prime.number_tokens
         self.references = config.references
-        self.is_text = config.style in TEXT_STYLES
+        self._format = _form(config.style)
         if not 7 <= self.max_p < 2**31:
             raise ConfigError(
                 f"--task.prime.max-p {self.max_p}: must be in [7, 2^31); up to 5 there is "
                 "nothing to hold out"
             )
-        if self.number_tokens == "number" and not self.is_text and self.max_p > MAX_NUMBER_TOKENS:
+        is_compact = self._format is compact_format
+        if self.number_tokens == "number" and is_compact and self.max_p > MAX_NUMBER_TOKENS:
             raise ConfigError(
                 f"--task.prime.max-p {self.max_p}: one token per integer goes up to "
                 f"{MAX_NUMBER_TOKENS}; use --task.prime.number-tokens digit"
@@ -101,15 +103,13 @@ class PrimeEnvironment(Environment):
         for i, (a, b, c, d, *rest) in enumerate(numbers):
             task_type = self.task_types[i // 2 % 3]
             if i % 2 == 0:
-                prompt = self._solver_text(task_type, a, b, self.is_text)
+                prompt = self._format.solve_prompt(task_type, a, b, self.max_p)
                 letters, answer = text_format.ASKED[task_type], [c]
             else:
                 triples = [tuple(rest[3 * k : 3 * k + 3]) for k in range(shown[i])]
-                prompt = self._proposer_text(task_type, triples, self.is_text)
+                prompt = self._format.propose_prompt(task_type, triples, self.max_p)
                 letters, answer = text_format.PROPOSED, [c, d]
-            plain = " ".join(map(str, answer))
-            response = text_format.write_reply(letters, answer) if self.is_text else plain
-            rows.append((prompt, response))
+            rows.append((prompt, self._format.write_reply(letters, answer)))
         return rows
 
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
@@ -131,7 +131,7 @@ class PrimeEnvironment(Environment):
 
     def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
         triples = [(q.p, q.x, q.y) for q in (task.problem for task in references)]
-        return self._proposer_text(task_type, triples, style in TEXT_STYLES)
+        return _form(style).propose_prompt(task_type, triples, self.max_p)
 
     def solve_prompt(self, task: Task, style: str) -> str:
         q = task.problem
@@ -140,30 +140,7 @@ class PrimeEnvironment(Environment):
             "abduction": (q.p, q.y),
             "induction": (q.x, q.y),
         }[task.type]
-        return self._solver_text(task.type, first, second, style in TEXT_STYLES)
-
-    def _proposer_text(
-        self, task_type: str, triples: Sequence[tuple[int, int, int]], is_text: bool
-    ) -> str:
-        if is_text:
-            return text_format.propose_prompt(task_type, triples, self.max_p)
-        return compact_format.propose_prompt(task_type, triples)
-
-    def _solver_text(self, task_type: str, first: int, second: int, is_text: bool) -> str:
-        if is_text:
-            return text_format.solve_prompt(task_type, first, second, self.max_p)
-        return compact_format.solve_prompt(task_type, first, second)
-
-    def _read(
-        self, text: str, letters: tuple[str, ...], finished: bool
-    ) -> tuple[tuple[int, ...] | None, str]:
-        """Returns (the integers of a response, "") or (None, reason), in the run's style."""
-        if self.is_text:
-            return text_format.parse_reply(text, letters, finished)
-        if not finished:
-            return None, "unfinished"
-        numbers = compact_format.parse_integers(text, len(letters))
-        return numbers, "" if numbers else "malformed"
+        return _form(style).solve_prompt(task.type, first, second, self.max_p)
 
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
         """Returns verdicts: p must be a prime up to max_p, 1 <= x < p; y is computed here.
@@ -174,7 +151,9 @@ class PrimeEnvironment(Environment):
         verdicts: list[Verdict] = []
         tried: list[tuple[int, int, int]] = []
         for i, proposal in enumerate(proposals):
-            numbers, reason = self._read(proposal.text, text_format.PROPOSED, proposal.finished)
+            numbers, reason = self._format.parse_reply(
+                proposal.text, text_format.PROPOSED, proposal.finished
+            )
             status = "malformed" if numbers is None else "invalid"
             verdicts.append(Verdict(task=None, status=status, reason=reason or "p_out_of_range"))
             if numbers and 2 <= numbers[0] <= self.max_p:
@@ -202,7 +181,7 @@ class PrimeEnvironment(Environment):
         by_type: dict[str, list[tuple[int, int]]] = {t: [] for t in self.task_types}
         for i, answer in enumerate(answers):
             letters = text_format.ASKED[answer.task.type]
-            numbers, reason = self._read(answer.text, letters, answer.finished)
+            numbers, reason = self._format.parse_reply(answer.text, letters, answer.finished)
             outcome = "malformed" if numbers is None else "wrong"
             grades.append(Grade(outcome=outcome, reason=reason or "out_of_range"))
             if numbers and numbers[0] <= modular.MAX_P:
@@ -333,6 +312,10 @@ class PrimeEnvironment(Environment):
         if task_type not in self.task_types or not is_task:
             raise ValueError(f"not a prime-inversion task with p up to {self.max_p}: {data!r}")
         return Task(task_type, PrimeProblem(p, x, y))
+
+
+def _form(style: str) -> ModuleType:
+    return text_format if style in TEXT_STYLES else compact_format
 
 
 def _inverses(xs: np.ndarray, ps: np.ndarray) -> list[int]:

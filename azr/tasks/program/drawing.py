@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from random import Random
-from types import ModuleType
 
 from azr.tasks.program import compact_format, grammar
 from azr.tasks.program.compact import Inexpressible, write_value
 from azr.tasks.program.execution import Executor
-from azr.tasks.program.records import ABDUCTION, DEDUCTION, INDUCTION, ProgramProblem
+from azr.tasks.program.records import ABDUCTION, DEDUCTION, INDUCTION, Form, ProgramProblem
 from azr.tasks.program.values import write_literal
 from azr.tasks.records import Task
 
@@ -75,7 +74,7 @@ def draw_allowed(random: Random, allowed: Callable[[str], bool]) -> tuple[str, s
 
 def warmup_row(
     random: Random,
-    form: ModuleType,
+    form: Form,
     task_type: str,
     role: str,
     *,

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from random import Random
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from azr.tasks.program.records import (
     ABDUCTION,
     DEDUCTION,
     INDUCTION,
+    Form,
     FormatError,
     ProgramProblem,
 )
@@ -69,14 +69,13 @@ class ProgramEnvironment(Environment):
                 f"--task.program.inputs {self.inputs}: induction shows half of its inputs and "
                 "hides the rest, so it needs at least 2"
             )
-        self._format: ModuleType = text_format if self.is_text else compact_format
+        self._format = _form(config.style)
         self._executor = Executor(
             cpu_s=options.cpu_s,
             output_bytes=MAX_OUTPUT_CHARS,
             workers=options.sandbox_workers,
         )
-        expressible = None if self.is_text else compact_format.is_expressible
-        self._validation = Validation(self._executor, self._format, self.inputs, expressible)
+        self._validation = Validation(self._executor, self._format, self.inputs)
         self._grading = Grading(self._executor, self._format)
 
     # Prompts
@@ -112,12 +111,10 @@ class ProgramEnvironment(Environment):
         problems = [task.problem for task in references]
         if task_type == INDUCTION and not problems:
             problems = [_identity(HELLO if style in TEXT_STYLES else "'hello'")]
-        form = text_format if style in TEXT_STYLES else compact_format
-        return form.propose_prompt(task_type, problems, self.inputs)
+        return _form(style).propose_prompt(task_type, problems, self.inputs)
 
     def solve_prompt(self, task: Task, style: str) -> str:
-        form = text_format if style in TEXT_STYLES else compact_format
-        return form.solve_prompt(task.type, task.problem)
+        return _form(style).solve_prompt(task.type, task.problem)
 
     def reference_source(self, task_type: str) -> References:
         if task_type == INDUCTION:
@@ -277,8 +274,12 @@ class ProgramEnvironment(Environment):
         wanted = self.inputs if task.type == INDUCTION else 1
         if not len(q.inputs) == len(q.outputs) == wanted or not isinstance(q.message, str):
             raise FormatError(f"needs {wanted} inputs and outputs")
-        if not self.is_text and not compact_format.is_expressible(q):
+        if not self._format.is_expressible(q):
             raise FormatError("inexpressible in the compact style")
+
+
+def _form(style: str) -> Form:
+    return text_format if style in TEXT_STYLES else compact_format
 
 
 def _identity(value: str) -> ProgramProblem:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 from azr.keys import make_key
 from azr.tasks.program.execution import Executor, Running
-from azr.tasks.program.records import ABDUCTION, DEDUCTION, FormatError, ProgramProblem
+from azr.tasks.program.records import ABDUCTION, DEDUCTION, Form, FormatError, ProgramProblem
 from azr.tasks.program.screening import reject_program
 from azr.tasks.program.values import equal, read_literal
 from azr.tasks.records import Answer, Grade
@@ -34,7 +33,7 @@ def check_induction(code: str, problem: ProgramProblem) -> Check:
 class Grading:
     """Grades answers."""
 
-    def __init__(self, executor: Executor, form: ModuleType):
+    def __init__(self, executor: Executor, form: Form):
         self._executor, self._format = executor, form
 
     def begin(self, answers: Sequence[Answer]) -> Callable[[], list[Grade]]:

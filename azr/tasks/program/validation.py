@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from types import ModuleType
 
 from azr.sandbox import Label
 from azr.tasks.program.execution import Executor
-from azr.tasks.program.records import INDUCTION, FormatError, ProgramProblem
+from azr.tasks.program.records import INDUCTION, Form, FormatError, ProgramProblem
 from azr.tasks.program.screening import reject_program
 from azr.tasks.program.values import NoLiteral, write_literal
 from azr.tasks.records import Proposal, Task, Verdict
@@ -20,16 +19,8 @@ IDENTITY = "def f(a):\n    return a\n"
 class Validation:
     """Makes tasks of proposals."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        form: ModuleType,
-        inputs: int,
-        expressible: Callable[[ProgramProblem], bool] | None,
-    ):
-        """`expressible` tells the tasks that the style has words for; None where it has all."""
+    def __init__(self, executor: Executor, form: Form, inputs: int):
         self._executor, self._format, self._inputs = executor, form, inputs
-        self._expressible = expressible
 
     def begin(self, proposals: Sequence[Proposal]) -> Callable[[], list[Verdict]]:
         """Starts the sandbox on proposals; returns what waits for it and gives the verdicts."""
@@ -87,7 +78,7 @@ class Validation:
         except FormatError as error:
             return Verdict(task=None, status="invalid", reason=str(error))
         problem = ProgramProblem(code, inputs, outputs, message)
-        if self._expressible and not self._expressible(problem):
+        if not self._format.is_expressible(problem):
             return Verdict(task=None, status="invalid", reason="inexpressible")
         return Verdict(task=Task(task_type, problem), status="valid")
 
