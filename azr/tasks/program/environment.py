@@ -13,7 +13,7 @@ from azr.keys import make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
 from azr.tasks.environment import Environment, Role, Vocabulary, mark_held_out
 from azr.tasks.program import chances, compact_format, drawing, text_format
-from azr.tasks.program.execution import Deferred, Executor
+from azr.tasks.program.execution import Executor
 from azr.tasks.program.grading import Grading
 from azr.tasks.program.measures import ast_distance, complexity, lines
 from azr.tasks.program.normal import digest, parameters
@@ -28,7 +28,7 @@ from azr.tasks.program.records import (
 from azr.tasks.program.screening import reject_program
 from azr.tasks.program.validation import IDENTITY, MAX_OUTPUT_CHARS, Validation
 from azr.tasks.program.values import NoLiteral, names_parameters, read_arguments, read_literal
-from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
+from azr.tasks.records import Answer, Deferred, Grade, Proposal, References, Task, Traits, Verdict
 
 HOLDOUT_FRACTION = 0.1
 

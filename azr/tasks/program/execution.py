@@ -13,25 +13,6 @@ REMEMBERED = 20_000
 """Results kept, each of one program on one input."""
 
 
-class Deferred(Future):
-    """A future whose work waits for whoever asks for the result: it needs no thread of its own."""
-
-    def __init__(self, finish: Callable[[], list]):
-        super().__init__()
-        self._finish: Callable[[], list] | None = finish
-
-    def result(self, timeout: float | None = None) -> list:
-        """Returns the result, made at the first call."""
-        if self._finish is not None:
-            finish, self._finish = self._finish, None
-            try:
-                self.set_result(finish())
-            except BaseException as error:
-                self.set_exception(error)
-                raise
-        return super().result(timeout)
-
-
 class Running:
     """A program that runs on an input.
 
