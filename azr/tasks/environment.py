@@ -44,8 +44,8 @@ class Vocabulary:
 class Environment(Protocol):
     """What self-play asks of a task family. Every family derives from it, or from `TaskFamily`.
 
-    Batched calls return a future whose result is a list in the order of the arguments. Model
-    text never raises: whatever it holds, it becomes a verdict or a grade.
+    Batched calls return a future, of which `result()` alone is asked: a list in the order of the
+    arguments. Model text never raises: whatever it holds, it becomes a verdict or a grade.
     """
 
     task_types: tuple[str, ...]

@@ -129,11 +129,13 @@ class PrimeEnvironment(Environment):
                         tasks.setdefault(self.key(task), task)
         return {task_type: list(tasks.values()) for task_type, tasks in found.items()}
 
-    def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
+    def propose_prompt(
+        self, task_type: str, references: Sequence[Task[PrimeProblem]], style: str
+    ) -> str:
         triples = [(q.p, q.x, q.y) for q in (task.problem for task in references)]
         return _form(style).propose_prompt(task_type, triples, self.max_p)
 
-    def solve_prompt(self, task: Task, style: str) -> str:
+    def solve_prompt(self, task: Task[PrimeProblem], style: str) -> str:
         q = task.problem
         first, second = {
             "deduction": (q.p, q.x),
@@ -197,7 +199,9 @@ class PrimeEnvironment(Environment):
                     )
         return done(grades)
 
-    def _verify(self, task_type: str, tasks: list[Task], items: list[tuple[int, int]]) -> list[int]:
+    def _verify(
+        self, task_type: str, tasks: list[Task[PrimeProblem]], items: list[tuple[int, int]]
+    ) -> list[int]:
         given = np.array([value for _, value in items], dtype=np.int64)
         p, x, y = np.array([(t.problem.p, t.problem.x, t.problem.y) for t in tasks], np.int64).T
         if task_type == "deduction":
@@ -206,10 +210,10 @@ class PrimeEnvironment(Environment):
             return modular.verify_x(p, y, given).tolist()
         return modular.verify_p(x, y, given, max_p=self.max_p).tolist()
 
-    def key(self, task: Task) -> str:
+    def key(self, task: Task[PrimeProblem]) -> str:
         return self.solve_prompt(task, "compact")
 
-    def split(self, task: Task) -> str:
+    def split(self, task: Task[PrimeProblem]) -> str:
         return _split(task.problem)
 
     def splits(self) -> tuple[str, ...]:
@@ -273,7 +277,7 @@ class PrimeEnvironment(Environment):
                 tasks.setdefault(self.key(task), task)
         return list(tasks.values())
 
-    def stratum(self, task: Task) -> str:
+    def stratum(self, task: Task[PrimeProblem]) -> str:
         """Returns the prime, or where there are many the band of width max_p / 8 that it is in."""
         p = task.problem.p
         if (
@@ -298,7 +302,7 @@ class PrimeEnvironment(Environment):
             right += len(modular.primes_upto(self.max_p)) - 1
         return right / (len(tasks) * self.max_p)
 
-    def to_json(self, task: Task) -> dict[str, Any]:
+    def to_json(self, task: Task[PrimeProblem]) -> dict[str, Any]:
         q = task.problem
         return {"type": task.type, "p": q.p, "x": q.x, "y": q.y}
 

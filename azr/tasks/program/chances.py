@@ -7,7 +7,7 @@ from azr.tasks.program import grammar
 from azr.tasks.program.drawing import draw_allowed
 from azr.tasks.program.execution import Executor
 from azr.tasks.program.grading import Check, check_induction, decide, start
-from azr.tasks.program.records import ABDUCTION, DEDUCTION
+from azr.tasks.program.records import ABDUCTION, DEDUCTION, ProgramProblem
 from azr.tasks.program.values import read_literal, write_literal
 from azr.tasks.records import Task
 
@@ -15,7 +15,7 @@ DRAWS = 40
 """Random answers that are tried on every task."""
 
 
-def chance(task_type: str, tasks: Sequence[Task], executor: Executor) -> float:
+def chance(task_type: str, tasks: Sequence[Task[ProgramProblem]], executor: Executor) -> float:
     """Returns the mean accuracy of DRAWS random answers, the same ones for every task.
 
     Random answers are those of `warmup_rows`. Abduction and induction run them in the sandbox.

@@ -106,14 +106,16 @@ class ProgramEnvironment(Environment):
             for i in range(n)
         ]
 
-    def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
+    def propose_prompt(
+        self, task_type: str, references: Sequence[Task[ProgramProblem]], style: str
+    ) -> str:
         """Returns the instruction that asks for a task; an induction's is on its reference."""
         problems = [task.problem for task in references]
         if task_type == INDUCTION and not problems:
             problems = [_identity(HELLO if style in TEXT_STYLES else "'hello'")]
         return _form(style).propose_prompt(task_type, problems, self.inputs)
 
-    def solve_prompt(self, task: Task, style: str) -> str:
+    def solve_prompt(self, task: Task[ProgramProblem], style: str) -> str:
         return _form(style).solve_prompt(task.type, task.problem)
 
     def reference_source(self, task_type: str) -> References:
@@ -143,7 +145,7 @@ class ProgramEnvironment(Environment):
 
     # Tasks
 
-    def key(self, task: Task) -> str:
+    def key(self, task: Task[ProgramProblem]) -> str:
         """Returns the type, the program's normal form and the inputs.
 
         Where these pass arguments by name, the parameters' names count as well.
@@ -152,13 +154,13 @@ class ProgramEnvironment(Environment):
         names = parameters(q.code) if any(map(names_parameters, q.inputs)) else []
         return " ".join([task.type, digest(q.code), " ; ".join(q.inputs), *names])
 
-    def split(self, task: Task) -> str:
+    def split(self, task: Task[ProgramProblem]) -> str:
         return "train" if _is_train(task.problem.code) else "heldout_program"
 
     def splits(self) -> tuple[str, ...]:
         return ("train", "heldout_program")
 
-    def stratum(self, task: Task) -> str:
+    def stratum(self, task: Task[ProgramProblem]) -> str:
         """Returns how many statements the program has."""
         count = lines(task.problem.code) - 1
         return f"{count} statement" + "s" * (count != 1)
@@ -203,7 +205,7 @@ class ProgramEnvironment(Environment):
 
     # Description
 
-    def traits(self, task: Task, others: Sequence[Task]) -> Traits:
+    def traits(self, task: Task[ProgramProblem], others: Sequence[Task[ProgramProblem]]) -> Traits:
         """Returns lines, cyclomatic complexity and distance of the program.
 
         An induction is on somebody else's program, so it has no distance from it.
@@ -219,7 +221,7 @@ class ProgramEnvironment(Environment):
             distance=sum(distances) / len(distances) if distances else float("nan"),
         )
 
-    def answer(self, task: Task) -> str:
+    def answer(self, task: Task[ProgramProblem]) -> str:
         """Returns the output of a deduction, the input of an abduction, an induction's inputs."""
         q = task.problem
         texts = {DEDUCTION: q.outputs, ABDUCTION: q.inputs}
@@ -236,7 +238,7 @@ class ProgramEnvironment(Environment):
 
     # JSON
 
-    def to_json(self, task: Task) -> dict[str, Any]:
+    def to_json(self, task: Task[ProgramProblem]) -> dict[str, Any]:
         q = task.problem
         data = {"type": task.type, "code": q.code}
         data |= {"inputs": list(q.inputs), "outputs": list(q.outputs)}
@@ -262,7 +264,7 @@ class ProgramEnvironment(Environment):
             raise ValueError(f"not a program task: {str(data)[:200]}: {error}") from error
         return task
 
-    def _check(self, task: Task) -> None:
+    def _check(self, task: Task[ProgramProblem]) -> None:
         q = task.problem
         if task.type not in self.task_types:
             raise FormatError(f"type {task.type!r}")
