@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from azr.tasks import Task
+from azr.tasks.records import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ the usual padded update over full logits, every sample in its own row.
 import copy
 import os
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ LEARNED_STEPS = 30
 class Setting:
     """A model in the middle of learning, with everything a step needs."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: Literal["cpu", "cuda"]):
         config = load_toml(preset_path("cpu-prime.toml"))
         self.config = replace(config, run=replace(config.run, device=device))
         self.device = torch.device(device)

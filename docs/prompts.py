@@ -17,7 +17,7 @@ from azr.keys import generator
 from azr.model.load import make_tokenizer
 from azr.tasks import Answer, Environment, Proposal, Task, load_environment
 from azr.tasks.envelope import END_ANSWER, FRAME, REASONS, write_envelope
-from azr.tasks.prime_text import ASKED
+from azr.tasks.prime.text_format import ASKED
 from azr.tasks.program import compact_format, text_format
 from azr.text import prompt_ids
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from azr.tasks import envelope
 from azr.tasks.envelope import (
-    MAX_NESTING,
+    MAX_OPEN_BRACKETS,
     REASONS,
     STOP_STRINGS,
     TAGS,
@@ -99,11 +99,11 @@ def test_what_the_last_token_holds_behind_the_stop_string_decides_nothing(last):
 
 
 def test_nesting_counts_brackets_that_are_open_at_once():
-    deep = "[" * MAX_NESTING + "]" * MAX_NESTING
+    deep = "[" * MAX_OPEN_BRACKETS + "]" * MAX_OPEN_BRACKETS
     assert open_envelope(f"</think><answer>{deep}</answer>").answer == deep
     flat = "()" * 5_000
     assert open_envelope(f"</think><answer>{flat}</answer>").answer == flat
-    closed = ")" * 200 + "(" * MAX_NESTING
+    closed = ")" * 200 + "(" * MAX_OPEN_BRACKETS
     assert open_envelope(f"</think><answer>{closed}</answer>").answer == closed
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from azr.config import ConfigError, PrimeConfig, TaskConfig
 from azr.tasks import Answer, Proposal, Task, load_environment
 from azr.tasks.prime import PrimeEnvironment, PrimeProblem
-from azr.tasks.prime_prompts import parse_integers
+from azr.tasks.prime.compact_format import parse_integers
 
 TYPES = ("deduction", "abduction", "induction")
 

@@ -11,7 +11,7 @@ from azr.config import PrimeConfig, TaskConfig
 from azr.tasks import Answer, Proposal, Task, load_environment
 from azr.tasks.envelope import REASONS, write_envelope
 from azr.tasks.prime import PrimeProblem
-from azr.tasks.prime_text import ASKED, parse_reply
+from azr.tasks.prime.text_format import ASKED, parse_reply
 
 TYPES = ("deduction", "abduction", "induction")
 TEXT = load_environment(TaskConfig(style="r1", references=3, prime=PrimeConfig(max_p=23)))

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from azr.config import Config, ConfigError, RolloutConfig, TaskConfig
 from azr.selfplay import prompt_limit
 from azr.selfplay.prompts import Prompts
-from azr.tasks import Task
-from azr.tasks.records import References
+from azr.tasks import References, Task
 from azr.text import prompt_ids
 
 TOKENIZER = bpe_tokenizer("qwen2", ["one two three"], vocabulary=300)

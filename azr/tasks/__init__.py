@@ -1,14 +1,13 @@
 """Task families: what is proposed, how it is checked, and how an answer is graded."""
 
 from azr.tasks.checked import check_family
-from azr.tasks.environment import Environment, FamilyDefaults, Role, Vocabulary, load_environment
+from azr.tasks.environment import Environment, Role, Vocabulary, load_environment
 from azr.tasks.family import TaskFamily
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
 __all__ = [
     "Answer",
     "Environment",
-    "FamilyDefaults",
     "Grade",
     "Proposal",
     "References",

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from azr.config import ConfigError, shown
 from azr.errors import RunError
-from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
+from azr.tasks.records import Answer, Deferred, Grade, Proposal, References, Task, Traits, Verdict
 
 LOG_GROUPS = frozenset(
     "step buffer completions eval mismatch perf policy propose reward solve time".split()
@@ -59,17 +59,6 @@ def _listed(value: Any) -> Any:
     if (number := _number(value)) is None:
         raise TypeError(f"{type(value).__name__} is no value of JSON")
     return number
-
-
-class _CheckedFuture(Future):
-    """The result of another future behind a check."""
-
-    def __init__(self, future: Future, check: Callable[[Any], list]):
-        super().__init__()
-        self._future, self._check = future, check
-
-    def result(self, timeout: float | None = None) -> list:
-        return self._check(self._future.result(timeout))
 
 
 class CheckedFamily:
@@ -218,12 +207,13 @@ class CheckedFamily:
             return None
         if not isinstance(traits, Traits):
             self._refuse("traits(...)", traits, "must be Traits or None")
-        numbers = {}
+        numbers: dict[str, float] = {}
         for field in dataclasses.fields(Traits):
             value = getattr(traits, field.name)
-            number = numbers[field.name] = _number(value)
+            number = _number(value)
             if number is None or math.isinf(number):
                 self._refuse(f"traits(...).{field.name}", value, "must be a finite number, or NaN")
+            numbers[field.name] = number
         return Traits(**numbers)
 
     # What comes back in batches
@@ -253,7 +243,7 @@ class CheckedFamily:
         if not isinstance(future, Future):
             rule = "must be a Future, as azr.tasks.environment.done makes one"
             self._refuse(f"{method}(...)", future, rule)
-        return _CheckedFuture(future, check)
+        return Deferred(lambda: check(future.result()))
 
     def _check_records(self, method: str, records: Any, kind: type, n: int) -> None:
         if not isinstance(records, list) or len(records) != n:

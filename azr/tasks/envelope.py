@@ -36,7 +36,7 @@ FRAME = (
 
 MAX_RESPONSE_CHARS = 200_000
 MAX_ANSWER_CHARS = 20_000
-MAX_NESTING = 100
+MAX_OPEN_BRACKETS = 100
 """Brackets open at once in an answer, strings and all; Python's own parser gives up at 200."""
 
 Reason = Literal[
@@ -86,7 +86,7 @@ def open_envelope(text: str, finished: bool = True) -> Envelope:
     answer = answer.strip()
     if len(answer) > MAX_ANSWER_CHARS:
         return Envelope(None, "answer_too_long")
-    if _nesting(answer) > MAX_NESTING:
+    if _nesting(answer) > MAX_OPEN_BRACKETS:
         return Envelope(None, "answer_too_deep")
     return Envelope(answer, None)
 
@@ -119,7 +119,7 @@ def fences(answer: str, tag: str) -> list[str]:
         mark = line.rstrip()
         if mark.startswith("```") and (mark != "```" or opened is None):
             opened = (mark[3:], [])
-        elif mark == "```":
+        elif opened is not None and mark == "```":
             if opened[0] == tag:
                 found.append("\n".join(opened[1]))
             opened = None

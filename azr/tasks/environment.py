@@ -7,11 +7,11 @@ from the `task` part of the configuration. It knows no model and no device.
 import difflib
 import importlib
 import importlib.metadata
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -41,12 +41,11 @@ class Vocabulary:
     split: Literal["word", "char"]
 
 
-class Environment(ABC):
-    """What self-play asks of a task family.
+class Environment(Protocol):
+    """What self-play asks of a task family. Every family derives from it, or from `TaskFamily`.
 
-    Every family derives from it, or from `TaskFamily`. Batched calls return a future whose result
-    is a list in the order of the arguments. Model text never raises: whatever it holds, it becomes
-    a verdict or a grade.
+    Batched calls return a future, of which `result()` alone is asked: a list in the order of the
+    arguments. Model text never raises: whatever it holds, it becomes a verdict or a grade.
     """
 
     task_types: tuple[str, ...]
@@ -130,9 +129,9 @@ class Environment(ABC):
     def from_json(self, data: dict[str, Any]) -> Task:
         """Returns the task of `to_json`; raises ValueError on anything else."""
 
-    # What most families need not say
+    # What most families keep
 
-    def open(self) -> None:  # noqa: B027
+    def open(self) -> None:
         """Starts the processes that the family needs; raises RunError where it cannot."""
 
     def reference_source(self, task_type: str) -> References:
@@ -155,12 +154,18 @@ class Environment(ABC):
         """Returns metrics of the verifier over the time since the last call."""
         return {}
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Ends the processes that the family has started."""
 
 
-FamilyDefaults = Environment
-"""Its older name."""
+def mark_held_out(verdicts: Iterable[Verdict], split: Callable[[Task], str]) -> list[Verdict]:
+    """Returns the verdicts, those with a task outside of the split "train" as held out."""
+    return [
+        Verdict(task=v.task, status="held_out", reason="held_out")
+        if v.task is not None and split(v.task) != "train"
+        else v
+        for v in verdicts
+    ]
 
 
 def done(result: list) -> Future:
@@ -186,7 +191,7 @@ def load_environment(config: TaskConfig) -> Environment:
         near = difflib.get_close_matches(config.family, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--env {config.family!r}: no such task family; known: {known}{hint}")
-    environment: Environment = CheckedFamily(factory(config), config.family)
+    environment: Any = CheckedFamily(factory(config), config.family)
     for task_type in config.types:
         if task_type not in environment.task_types:
             raise ConfigError(

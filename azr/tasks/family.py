@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 
 from azr.keys import make_key
-from azr.tasks.environment import Environment, done
+from azr.tasks.environment import Environment, done, mark_held_out
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 
 class TaskFamily(Environment):
     """An `Environment` with defaults. A task's `problem` is a tuple of numbers and strings."""
 
-    task_types: tuple[str, ...]
     styles: tuple[str, ...] = ("compact",)
     holdout_fraction = 0.1
     """Share of the problems in the split "heldout", by a hash: the same ones in every run."""
 
-    # What a family writes beside its words, prompts and lengths
+    # What a family writes, beside its words and its prompts
 
     @abstractmethod
     def universe(self, task_type: str) -> Sequence[Task]:
@@ -45,15 +44,9 @@ class TaskFamily(Environment):
 
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
         """Returns the verdicts of `validate`; unfinished texts and hold-outs are seen to."""
-        return done([self._verdict(proposal) for proposal in proposals])
-
-    def _verdict(self, proposal: Proposal) -> Verdict:
-        if not proposal.finished:
-            return Verdict(task=None, status="malformed", reason="unfinished")
-        verdict = self.validate(proposal)
-        if verdict.task is not None and self.split(verdict.task) != "train":
-            return Verdict(task=verdict.task, status="held_out", reason="held_out")
-        return verdict
+        unfinished = Verdict(task=None, status="malformed", reason="unfinished")
+        verdicts = [self.validate(p) if p.finished else unfinished for p in proposals]
+        return done(mark_held_out(verdicts, self.split))
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         """Returns the grades of `grade`; an unfinished text is malformed."""
@@ -77,13 +70,13 @@ class TaskFamily(Environment):
         return [task for task in self.universe(task_type) if self.split(task) == split]
 
     def stratum(self, task: Task) -> str:
+        """Returns "": splits are reported whole."""
         return ""
 
     def universe_size(self, task_type: str) -> int | None:
         return len(self.eval_tasks("train", task_type))
 
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
-        """Returns at most n distinct training tasks for each type, uniformly drawn."""
         drawn = {}
         for task_type in self.task_types:
             tasks = self.eval_tasks("train", task_type)
@@ -99,7 +92,6 @@ class TaskFamily(Environment):
         return {"type": task.type, "problem": list(task.problem)}
 
     def from_json(self, data: dict[str, Any]) -> Task:
-        """Returns the task; raises ValueError where it is none of this family's."""
         try:
             task = Task(data["type"], tuple(data["problem"]))
             known = task.type in self.task_types and task in self._known

@@ -1,22 +1,22 @@
-"""The records that pass between the self-play loop and a task family."""
+"""The records that pass between the self-play loop and a task family, and how a batch waits."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
+
+P = TypeVar("P", bound=Hashable)
 
 Outcome = Literal["correct", "wrong", "malformed", "unjudged"]
 """`unjudged`: the verifier itself failed. Such a sample has no reward and is never trained on."""
 
 
-Problem = TypeVar("Problem", bound=Hashable)
-
-
 @dataclass(frozen=True, slots=True)
-class Task(Generic[Problem]):
+class Task(Generic[P]):
     """A task that an executor has checked: its type, and the family's own record of the rest."""
 
     type: str
-    problem: Problem
+    problem: P
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +78,22 @@ class Traits:
     """Cyclomatic complexity of its program, or what the family counts; at least 1."""
     distance: float
     """Mean distance from the others, 0 (the same) to 1; NaN without others."""
+
+
+class Deferred(Future):
+    """A future whose work waits for whoever asks for the result: it needs no thread of its own."""
+
+    def __init__(self, finish: Callable[[], list]):
+        super().__init__()
+        self._finish: Callable[[], list] | None = finish
+
+    def result(self, timeout: float | None = None) -> list:
+        """Returns the result, made at the first call."""
+        if self._finish is not None:
+            finish, self._finish = self._finish, None
+            try:
+                self.set_result(finish())
+            except BaseException as error:
+                self.set_exception(error)
+                raise
+        return super().result(timeout)

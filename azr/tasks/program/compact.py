@@ -28,7 +28,7 @@ MARKS = ("=", ";", "return", "[", "]", ")")
 WORDS = (*MARKS, EMPTY, *VARIABLES, *DIGITS, *LETTERS, *INDICES, *SLICES, *CALLS)
 
 MAX_WORDS = 64
-MAX_NESTING = 4
+MAX_EXPRESSION_DEPTH = 4
 MAX_ITEMS = 8
 
 
@@ -94,7 +94,7 @@ class _Reader:
         word = self._take()
         if word in self._variables or word in DIGITS or word in LETTERS or word == EMPTY:
             return word
-        if nesting == MAX_NESTING:
+        if nesting == MAX_EXPRESSION_DEPTH:
             return None
         if word == "[":
             items = self._items("]", nesting)

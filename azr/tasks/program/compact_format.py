@@ -21,9 +21,9 @@ from azr.tasks.program.compact import write_literal as write
 from azr.tasks.program.compact import write_program as program
 from azr.tasks.program.records import ABDUCTION, DEDUCTION, INDUCTION, FormatError, ProgramProblem
 
-LETTERS = {DEDUCTION: "D", ABDUCTION: "A", INDUCTION: "I"}
+TYPE_MARKS = {DEDUCTION: "D", ABDUCTION: "A", INDUCTION: "I"}
 MESSAGES = compact.INDICES + compact.SLICES + compact.CALLS
-WORDS = ("P", "S", *LETTERS.values(), ":", "|", ">", ",", ";;", *compact.WORDS)
+WORDS = ("P", "S", *TYPE_MARKS.values(), ":", "|", ">", ",", ";;", *compact.WORDS)
 
 LONGEST_PROGRAM = 28
 LONGEST_VALUE = 7
@@ -38,7 +38,7 @@ def propose_prompt(task_type: str, references: Sequence[ProgramProblem], inputs:
     if task_type == INDUCTION:
         return f"P I {program(references[0].code)} >"
     shown = "".join(f"{program(r.code)} | {write(r.inputs[0])} ;; " for r in references)
-    return f"P {LETTERS[task_type]} {shown}>"
+    return f"P {TYPE_MARKS[task_type]} {shown}>"
 
 
 def solve_prompt(task_type: str, problem: ProgramProblem) -> str:
@@ -47,7 +47,7 @@ def solve_prompt(task_type: str, problem: ProgramProblem) -> str:
         pairs = " , ".join(f"{write(given)} : {write(made)}" for given, made in problem.shown_pairs)
         return f"S I {pairs} | {problem.message} >"
     given = problem.inputs[0] if task_type == DEDUCTION else problem.outputs[0]
-    return f"S {LETTERS[task_type]} {program(problem.code)} : {write(given)} >"
+    return f"S {TYPE_MARKS[task_type]} {program(problem.code)} : {write(given)} >"
 
 
 def response_words(role: str, task_type: str, inputs: int) -> int:
@@ -78,8 +78,9 @@ def read_proposal(task_type: str, text: str, finished: bool, count: int) -> tupl
     """
     first, second = _halves(text, finished)
     if task_type == INDUCTION:
-        inputs = [read_value(part) for part in first.split(" , ")]
-        if None in inputs or second not in MESSAGES:
+        parts = first.split(" , ")
+        inputs = [value for part in parts if (value := read_value(part)) is not None]
+        if len(inputs) < len(parts) or second not in MESSAGES:
             raise FormatError("malformed")
         if len(inputs) != count:
             raise FormatError("input_count")

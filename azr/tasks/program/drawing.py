@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from random import Random
-from types import ModuleType
 
 from azr.tasks.program import compact_format, grammar
 from azr.tasks.program.compact import Inexpressible, write_value
 from azr.tasks.program.execution import Executor
-from azr.tasks.program.records import ABDUCTION, DEDUCTION, INDUCTION, ProgramProblem
+from azr.tasks.program.records import ABDUCTION, DEDUCTION, INDUCTION, Form, ProgramProblem
 from azr.tasks.program.values import write_literal
 from azr.tasks.records import Task
 
@@ -23,7 +22,7 @@ def draw_tasks(
     fail on their inputs are drawn anew. `allowed` tells the programs to draw from.
     """
     tasks: dict[str, list[Task]] = {DEDUCTION: [], ABDUCTION: [], INDUCTION: []}
-    seen: set[tuple[str, str]] = set()
+    seen: set[ProgramProblem] = set()
     for _ in range(ROUNDS):
         missing = n - len(tasks[DEDUCTION])
         if missing <= 0:
@@ -33,11 +32,12 @@ def draw_tasks(
         results = iter([run.result() for run in executor.run(pairs)])
         for code, givens in drawn:
             problem = _problem(code, givens, [next(results) for _ in givens], random)
-            first = problem and (problem.code, problem.inputs[0])
-            if problem is None or first in seen or len(seen) == n:
+            if problem is None or len(seen) == n:
                 continue
-            seen.add(first)
             single = ProgramProblem(code, problem.inputs[:1], problem.outputs[:1])
+            if single in seen:
+                continue
+            seen.add(single)
             tasks[DEDUCTION].append(Task(DEDUCTION, single))
             tasks[ABDUCTION].append(Task(ABDUCTION, single))
             tasks[INDUCTION].append(Task(INDUCTION, problem))
@@ -74,7 +74,7 @@ def draw_allowed(random: Random, allowed: Callable[[str], bool]) -> tuple[str, s
 
 def warmup_row(
     random: Random,
-    form: ModuleType,
+    form: Form,
     task_type: str,
     role: str,
     *,
@@ -116,6 +116,6 @@ def identity_inputs(count: int, *, compact: bool) -> tuple[str, ...]:
     """Returns inputs of the first induction, of mixed kinds."""
     mixed = ["'hello'", "[1, 2, 3]", "3", "'ole'", "[4]", "'hoe'", "0", "[0, 4, 2]", "'lo'", "1"]
     if not compact:
-        mixed = ["'Hello World'", "1", "{'a': [1, 2]}", "(1.5, 2.5)", "'[[1], [2]]'", "10**0"]
-        mixed[-1] = "123456789012345678901234567890"
+        mixed = ["'Hello World'", "1", "{'a': [1, 2]}", "(1.5, 2.5)", "'[[1], [2]]'"]
+        mixed.append("123456789012345678901234567890")
     return tuple((mixed + [str(n) for n in range(100, 100 + count)])[:count])

@@ -4,17 +4,16 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from random import Random
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from azr.config import ConfigError, TaskConfig
 from azr.keys import make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import Environment, Vocabulary
+from azr.tasks.environment import Environment, Role, Vocabulary, mark_held_out
 from azr.tasks.program import chances, compact_format, drawing, text_format
-from azr.tasks.program.execution import Deferred, Executor
+from azr.tasks.program.execution import Executor
 from azr.tasks.program.grading import Grading
 from azr.tasks.program.measures import ast_distance, complexity, lines
 from azr.tasks.program.normal import digest, parameters
@@ -22,18 +21,14 @@ from azr.tasks.program.records import (
     ABDUCTION,
     DEDUCTION,
     INDUCTION,
+    Form,
     FormatError,
     ProgramProblem,
 )
 from azr.tasks.program.screening import reject_program
-from azr.tasks.program.validation import MAX_OUTPUT_CHARS, Validation
-from azr.tasks.program.values import (
-    NoLiteral,
-    names_parameters,
-    read_arguments,
-    read_literal,
-)
-from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
+from azr.tasks.program.validation import IDENTITY, MAX_OUTPUT_CHARS, Validation
+from azr.tasks.program.values import NoLiteral, names_parameters, read_arguments, read_literal
+from azr.tasks.records import Answer, Deferred, Grade, Proposal, References, Task, Traits, Verdict
 
 HOLDOUT_FRACTION = 0.1
 
@@ -74,14 +69,13 @@ class ProgramEnvironment(Environment):
                 f"--task.program.inputs {self.inputs}: induction shows half of its inputs and "
                 "hides the rest, so it needs at least 2"
             )
-        self._format: ModuleType = text_format if self.is_text else compact_format
+        self._format = _form(config.style)
         self._executor = Executor(
             cpu_s=options.cpu_s,
             output_bytes=MAX_OUTPUT_CHARS,
             workers=options.sandbox_workers,
         )
-        expressible = None if self.is_text else compact_format.is_expressible
-        self._validation = Validation(self._executor, self._format, self.inputs, expressible)
+        self._validation = Validation(self._executor, self._format, self.inputs)
         self._grading = Grading(self._executor, self._format)
 
     # Prompts
@@ -89,7 +83,7 @@ class ProgramEnvironment(Environment):
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(compact_format.WORDS, "word")
 
-    def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
+    def max_response_words(self, role: Role, task_type: str) -> int:
         return compact_format.response_words(role, task_type, self.inputs)
 
     def warmup_rows(self, rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
@@ -112,20 +106,19 @@ class ProgramEnvironment(Environment):
             for i in range(n)
         ]
 
-    def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
+    def propose_prompt(
+        self, task_type: str, references: Sequence[Task[ProgramProblem]], style: str
+    ) -> str:
         """Returns the instruction that asks for a task; an induction's is on its reference."""
         problems = [task.problem for task in references]
         if task_type == INDUCTION and not problems:
             problems = [_identity(HELLO if style in TEXT_STYLES else "'hello'")]
-        form = text_format if style in TEXT_STYLES else compact_format
-        return form.propose_prompt(task_type, problems, self.inputs)
+        return _form(style).propose_prompt(task_type, problems, self.inputs)
 
-    def solve_prompt(self, task: Task, style: str) -> str:
-        form = text_format if style in TEXT_STYLES else compact_format
-        return form.solve_prompt(task.type, task.problem)
+    def solve_prompt(self, task: Task[ProgramProblem], style: str) -> str:
+        return _form(style).solve_prompt(task.type, task.problem)
 
     def reference_source(self, task_type: str) -> References:
-        """Returns K of its own type; for induction one program of the other two types."""
         if task_type == INDUCTION:
             return References(types=(ABDUCTION, DEDUCTION), count=1)
         return References(types=(task_type,))
@@ -140,16 +133,7 @@ class ProgramEnvironment(Environment):
         none_result, too_large, unsupported_value, nondeterministic, inexpressible; held_out.
         """
         finish = self._validation.begin(proposals)
-
-        def verdicts() -> list[Verdict]:
-            return [self._told_apart(verdict) for verdict in finish()]
-
-        return Deferred(verdicts)
-
-    def _told_apart(self, verdict: Verdict) -> Verdict:
-        if verdict.status == "valid" and self.split(verdict.task) != "train":
-            return Verdict(task=verdict.task, status="held_out", reason="held_out")
-        return verdict
+        return Deferred(lambda: mark_held_out(finish(), self.split))
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         """Returns grades; the sandbox runs while the caller goes on.
@@ -161,7 +145,7 @@ class ProgramEnvironment(Environment):
 
     # Tasks
 
-    def key(self, task: Task) -> str:
+    def key(self, task: Task[ProgramProblem]) -> str:
         """Returns the type, the program's normal form and the inputs.
 
         Where these pass arguments by name, the parameters' names count as well.
@@ -170,13 +154,13 @@ class ProgramEnvironment(Environment):
         names = parameters(q.code) if any(map(names_parameters, q.inputs)) else []
         return " ".join([task.type, digest(q.code), " ; ".join(q.inputs), *names])
 
-    def split(self, task: Task) -> str:
+    def split(self, task: Task[ProgramProblem]) -> str:
         return "train" if _is_train(task.problem.code) else "heldout_program"
 
     def splits(self) -> tuple[str, ...]:
         return ("train", "heldout_program")
 
-    def stratum(self, task: Task) -> str:
+    def stratum(self, task: Task[ProgramProblem]) -> str:
         """Returns how many statements the program has."""
         count = lines(task.problem.code) - 1
         return f"{count} statement" + "s" * (count != 1)
@@ -186,26 +170,21 @@ class ProgramEnvironment(Environment):
 
         In the compact style it is the identity of 'hello'.
         """
-        first = HELLO if self.is_text else "'hello'"
+        problem = _identity(HELLO if self.is_text else "'hello'")
         others = drawing.identity_inputs(self.inputs, compact=not self.is_text)
-        problem = _identity(first)
-        induction = ProgramProblem(problem.code, others, others, "" if self.is_text else "[::-1]")
-        if self.is_text:
-            induction = ProgramProblem(problem.code, others, others, "It returns its argument.")
+        message = "It returns its argument." if self.is_text else "[::-1]"
+        induction = ProgramProblem(problem.code, others, others, message)
         problems = {DEDUCTION: problem, ABDUCTION: problem, INDUCTION: induction}
         tasks = {t: [Task(t, q)] for t, q in problems.items()}
         return {t: found for t, found in tasks.items() if self.split(found[0]) == "train"}
 
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
-        """Returns n distinct training tasks per type, random programs of the grammar."""
         return drawing.draw_tasks(_random(rng), n, self.inputs, self._executor, _is_train)
 
-    @functools.cache  # noqa: B019 - one environment lives as long as its process
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
-        """Returns a fixed sample of tasks on random programs of the grammar."""
         return self._eval_tasks(split)[task_type]
 
-    @functools.cache  # noqa: B019
+    @functools.cache  # noqa: B019 - one environment lives as long as its process
     def _eval_tasks(self, split: str) -> dict[str, list[Task]]:
         random = Random(make_key("program-eval", split))
 
@@ -215,7 +194,6 @@ class ProgramEnvironment(Environment):
         return drawing.draw_tasks(random, EVAL_TASKS, self.inputs, self._executor, is_in)
 
     def universe_size(self, task_type: str) -> int | None:
-        """Returns None: programs are not counted."""
         return None
 
     @functools.cache  # noqa: B019
@@ -227,7 +205,7 @@ class ProgramEnvironment(Environment):
 
     # Description
 
-    def traits(self, task: Task, others: Sequence[Task]) -> Traits:
+    def traits(self, task: Task[ProgramProblem], others: Sequence[Task[ProgramProblem]]) -> Traits:
         """Returns lines, cyclomatic complexity and distance of the program.
 
         An induction is on somebody else's program, so it has no distance from it.
@@ -243,7 +221,7 @@ class ProgramEnvironment(Environment):
             distance=sum(distances) / len(distances) if distances else float("nan"),
         )
 
-    def answer(self, task: Task) -> str:
+    def answer(self, task: Task[ProgramProblem]) -> str:
         """Returns the output of a deduction, the input of an abduction, an induction's inputs."""
         q = task.problem
         texts = {DEDUCTION: q.outputs, ABDUCTION: q.inputs}
@@ -260,11 +238,10 @@ class ProgramEnvironment(Environment):
 
     # JSON
 
-    def to_json(self, task: Task) -> dict[str, Any]:
-        """Returns {"type", "code", "inputs", "outputs"}, and "message" for an induction."""
+    def to_json(self, task: Task[ProgramProblem]) -> dict[str, Any]:
         q = task.problem
-        data = {"type": task.type, "code": q.code, "inputs": list(q.inputs)}
-        data["outputs"] = list(q.outputs)
+        data = {"type": task.type, "code": q.code}
+        data |= {"inputs": list(q.inputs), "outputs": list(q.outputs)}
         return data | ({"message": q.message} if task.type == INDUCTION else {})
 
     def from_json(self, data: dict[str, Any]) -> Task:
@@ -287,7 +264,7 @@ class ProgramEnvironment(Environment):
             raise ValueError(f"not a program task: {str(data)[:200]}: {error}") from error
         return task
 
-    def _check(self, task: Task) -> None:
+    def _check(self, task: Task[ProgramProblem]) -> None:
         q = task.problem
         if task.type not in self.task_types:
             raise FormatError(f"type {task.type!r}")
@@ -299,12 +276,16 @@ class ProgramEnvironment(Environment):
         wanted = self.inputs if task.type == INDUCTION else 1
         if not len(q.inputs) == len(q.outputs) == wanted or not isinstance(q.message, str):
             raise FormatError(f"needs {wanted} inputs and outputs")
-        if not self.is_text and not compact_format.is_expressible(q):
+        if not self._format.is_expressible(q):
             raise FormatError("inexpressible in the compact style")
 
 
+def _form(style: str) -> Form:
+    return text_format if style in TEXT_STYLES else compact_format
+
+
 def _identity(value: str) -> ProgramProblem:
-    return ProgramProblem("def f(a):\n    return a\n", (value,), (value,))
+    return ProgramProblem(IDENTITY, (value,), (value,))
 
 
 def _random(rng: np.random.Generator) -> Random:

@@ -7,29 +7,10 @@ from concurrent.futures import Future
 
 from azr.errors import RunError
 from azr.sandbox import Job, Label, Limits, Result, Sandbox, SandboxError
-from azr.tasks.program.values import MAX_NESTING
+from azr.tasks.program.values import LITERAL_DEPTH
 
 REMEMBERED = 20_000
 """Results kept, each of one program on one input."""
-
-
-class Deferred(Future):
-    """A future whose work waits for whoever asks for the result: it needs no thread of its own."""
-
-    def __init__(self, finish: Callable[[], list]):
-        super().__init__()
-        self._finish: Callable[[], list] | None = finish
-
-    def result(self, timeout: float | None = None) -> list:
-        """Returns the result, made at the first call."""
-        if self._finish is not None:
-            finish, self._finish = self._finish, None
-            try:
-                self.set_result(finish())
-            except BaseException as error:
-                self.set_exception(error)
-                raise
-        return super().result(timeout)
 
 
 class Running:
@@ -39,22 +20,20 @@ class Running:
     for hundreds of steps leave holes between what a step takes and gives back.
     """
 
-    __slots__ = ("_future", "_result")
+    __slots__ = ("_run",)
 
     def __init__(self, future: Future[Result]):
-        self._future: Future[Result] | None = future
-        self._result: Result | None = None
+        self._run: Future[Result] | Result = future
 
     def result(self) -> Result:
         """Returns the result, once it has run."""
-        future = self._future
-        if future is not None:
-            self._result, self._future = future.result(), None
-        return self._result
+        if isinstance(self._run, Future):
+            self._run = self._run.result()
+        return self._run
 
     def has_failed(self) -> bool:
         """Whether the sandbox itself has failed, so that there is no result to remember."""
-        is_over = self._future is None or self._future.done()
+        is_over = not isinstance(self._run, Future) or self._run.done()
         return is_over and self.result().status == "sandbox_failure"
 
 
@@ -68,7 +47,10 @@ class Executor:
 
     def __init__(self, *, cpu_s: float, output_bytes: int, workers: int):
         self._limits = Limits(
-            cpu_s=cpu_s, wall_s=max(5 * cpu_s, 5.0), output_bytes=output_bytes, depth=MAX_NESTING
+            cpu_s=cpu_s,
+            wall_s=max(5 * cpu_s, 5.0),
+            output_bytes=output_bytes,
+            depth=LITERAL_DEPTH,
         )
         self._workers = workers or len(os.sched_getaffinity(0))
         self._sandbox: Sandbox | None = None

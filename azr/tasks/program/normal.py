@@ -59,7 +59,7 @@ def normal_tree(code: str) -> ast.Module:
     Programs that look their own names up as texts, `globals()["g"]`, may share one all the same.
     """
     tree = parse_module(code)
-    kept = {"f"}.union(*map(_told_apart, ast.walk(tree)))
+    kept = {"f"}.union(*map(_kept_names, ast.walk(tree)))
     numbers: dict[str, str] = {}
     for node in ast.walk(tree):
         for name in _bound_names(node):
@@ -98,7 +98,7 @@ def find_f(tree: ast.Module) -> ast.FunctionDef | None:
 def parameters(code: str) -> list[str]:
     """Returns the names of the parameters of the program's `f`; raises UnreadableCode."""
     function = find_f(parse_module(code))
-    return [n.arg for n in ast.walk(function.args) if isinstance(n, ast.arg)]
+    return [n.arg for n in ast.walk(function.args) if isinstance(n, ast.arg)] if function else []
 
 
 def _bound_names(node: ast.AST) -> list[str]:
@@ -115,12 +115,12 @@ def _bound_names(node: ast.AST) -> list[str]:
     return []
 
 
-def _told_apart(node: ast.AST) -> list[str]:
+def _kept_names(node: ast.AST) -> list[str]:
     """Returns the names that a call passes arguments by, or that a class binds in its body."""
     if isinstance(node, ast.keyword) and node.arg:
         return [node.arg]
     names: list[str] = []
-    inner = list(node.body) if isinstance(node, ast.ClassDef) else []
+    inner: list[ast.AST] = [*node.body] if isinstance(node, ast.ClassDef) else []
     while inner:
         part = inner.pop()
         names += _bound_names(part)
@@ -143,16 +143,15 @@ def _rename(node: ast.AST, numbers: dict[str, str]) -> None:
 
 def _drop_docstring(node: ast.AST) -> None:
     if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        first = node.body[0] if node.body else None
-        is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-        if is_text and isinstance(first.value.value, str) and len(node.body) > 1:
-            del node.body[0]
+        match node.body:
+            case [ast.Expr(ast.Constant(str())), _, *_]:
+                del node.body[0]
 
 
 def _drop_novelties(node: ast.AST) -> None:
     """Takes off what a later Python adds to the tree of a program that does not use it."""
     if getattr(node, "type_params", None) == []:  # since 3.12
-        del node.type_params
+        delattr(node, "type_params")
     if isinstance(node, ast.JoinedStr):  # 3.12 ends a format specification with an empty text
         empty = [isinstance(v, ast.Constant) and v.value == "" for v in node.values]
         node.values = [v for v, drop in zip(node.values, empty, strict=True) if not drop]

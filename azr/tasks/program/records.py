@@ -1,7 +1,9 @@
-"""The record of a program task, and what its parsers raise."""
+"""The record of a program task, what a style of its texts is, and what its parsers raise."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 DEDUCTION, ABDUCTION, INDUCTION = "deduction", "abduction", "induction"
 
@@ -48,3 +50,19 @@ class ProgramProblem:
     def hidden_pairs(self) -> tuple[tuple[str, str], ...]:
         """The (input, output) pairs that an induced program must reproduce."""
         return tuple(zip(self.inputs, self.outputs, strict=True))[self.shown :]
+
+
+class Form(Protocol):
+    """How prompts and responses are written: the modules `compact_format` and `text_format`."""
+
+    def propose_prompt(
+        self, task_type: str, references: Sequence[ProgramProblem], inputs: int
+    ) -> str: ...
+    def solve_prompt(self, task_type: str, problem: ProgramProblem) -> str: ...
+    def write_proposal(self, task_type: str, first: str, inputs: Sequence[str]) -> str: ...
+    def read_proposal(
+        self, task_type: str, text: str, finished: bool, count: int
+    ) -> tuple[str, ...]: ...
+    def write_answer(self, task_type: str, answer: str) -> str: ...
+    def read_answer(self, task_type: str, text: str, finished: bool) -> str: ...
+    def is_expressible(self, problem: ProgramProblem) -> bool: ...

@@ -2,14 +2,12 @@
 
 import ast
 import warnings
-from typing import Literal
 
 
-def parse_silently(text: str, mode: Literal["exec", "eval"] = "exec") -> ast.AST:
+def parse_silently(text: str) -> ast.Module:
     """Returns what `ast.parse` does, and raises what it raises, without a word on the screen.
 
     Python warns of an unknown escape or `is` beside a number, and nobody here could mend them.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ast.parse(text, mode=mode)
+    with warnings.catch_warnings(action="ignore"):
+        return ast.parse(text)

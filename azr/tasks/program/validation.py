@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from types import ModuleType
 
 from azr.sandbox import Label
 from azr.tasks.program.execution import Executor
-from azr.tasks.program.records import INDUCTION, FormatError, ProgramProblem
+from azr.tasks.program.records import INDUCTION, Form, FormatError, ProgramProblem
 from azr.tasks.program.screening import reject_program
 from azr.tasks.program.values import NoLiteral, write_literal
 from azr.tasks.records import Proposal, Task, Verdict
@@ -14,32 +13,20 @@ from azr.tasks.records import Proposal, Task, Verdict
 MAX_OUTPUT_CHARS = 400
 """A program with a longer output is no task; the official code cuts the output instead."""
 
+IDENTITY = "def f(a):\n    return a\n"
+
 
 class Validation:
     """Makes tasks of proposals."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        form: ModuleType,
-        inputs: int,
-        expressible: Callable[[ProgramProblem], bool] | None,
-    ):
-        """`expressible` tells the tasks that the style has words for; None where it has all."""
+    def __init__(self, executor: Executor, form: Form, inputs: int):
         self._executor, self._format, self._inputs = executor, form, inputs
-        self._expressible = expressible
 
     def begin(self, proposals: Sequence[Proposal]) -> Callable[[], list[Verdict]]:
         """Starts the sandbox on proposals; returns what waits for it and gives the verdicts."""
         read = [self._read(proposal) for proposal in proposals]
-        jobs = [r for r in read if not isinstance(r, Verdict)]
-        futures = dict(
-            zip(
-                dict.fromkeys((code, inputs) for code, inputs, _ in jobs),
-                self._executor.label(list(dict.fromkeys((c, i) for c, i, _ in jobs))),
-                strict=True,
-            )
-        )
+        jobs = list(dict.fromkeys(r[:2] for r in read if not isinstance(r, Verdict)))
+        futures = dict(zip(jobs, self._executor.label(jobs), strict=True))
 
         def finish() -> list[Verdict]:
             return [
@@ -84,29 +71,27 @@ class Validation:
         reason = next((status for status in statuses if status != "ok"), "")
         if not reason and not label.deterministic:
             reason = "nondeterministic"
-        outputs: list[str] = []
-        for result in () if reason else label.results:
-            reason = reason or self._reject_value(result.value, outputs)
         if reason:
             return Verdict(task=None, status="invalid", reason=reason)
-        problem = ProgramProblem(code, inputs, tuple(outputs), message)
-        if self._expressible and not self._expressible(problem):
+        try:
+            outputs = tuple(_output(result.value) for result in label.results)
+        except FormatError as error:
+            return Verdict(task=None, status="invalid", reason=str(error))
+        problem = ProgramProblem(code, inputs, outputs, message)
+        if not self._format.is_expressible(problem):
             return Verdict(task=None, status="invalid", reason="inexpressible")
         return Verdict(task=Task(task_type, problem), status="valid")
 
-    def _reject_value(self, value: object, outputs: list[str]) -> str:
-        """Appends the value's text to `outputs`, or returns the reason why it is no output."""
-        if value is None:
-            return "none_result"
-        try:
-            text = write_literal(value)
-        except NoLiteral:
-            return "unsupported_value"
-        # A cut output would make a task that nobody can solve, so a long one makes none.
-        if len(text) > MAX_OUTPUT_CHARS:
-            return "too_large"
-        outputs.append(text)
-        return ""
 
-
-IDENTITY = "def f(a):\n    return a\n"
+def _output(value: object) -> str:
+    """Returns the text of what a program returned; raises FormatError with the reason for none."""
+    if value is None:
+        raise FormatError("none_result")
+    try:
+        text = write_literal(value)
+    except NoLiteral:
+        raise FormatError("unsupported_value") from None
+    # A cut output would make a task that nobody can solve, so a long one makes none.
+    if len(text) > MAX_OUTPUT_CHARS:
+        raise FormatError("too_large")
+    return text

@@ -8,11 +8,11 @@ import ast
 import cmath
 import functools
 import re
-
-from azr.tasks.program.syntax import parse_silently
+import warnings
+from typing import Any
 
 MAX_CHARS = 8_000
-MAX_NESTING = 32
+LITERAL_DEPTH = 32
 UNWRITTEN = 10**4300
 """The least integer that Python does not write in decimal; it reads such a one in hexadecimal."""
 
@@ -52,10 +52,11 @@ def parse_expression(text: str) -> ast.expr:
     depth = 0
     for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
         depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
-        if depth > MAX_NESTING:
-            raise NoLiteral(f"nested deeper than {MAX_NESTING}")
+        if depth > LITERAL_DEPTH:
+            raise NoLiteral(f"nested deeper than {LITERAL_DEPTH}")
     try:
-        return parse_silently(text.strip(), mode="eval").body
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(text.strip(), mode="eval").body
     except _PARSE_ERRORS as error:
         raise NoLiteral(type(error).__name__) from None
 
@@ -97,7 +98,7 @@ def names_parameters(text: str) -> bool:
     return "=" in text and bool(parse_call(text).keywords)
 
 
-def write_literal(value: object) -> str:
+def write_literal(value: Any) -> str:
     """Returns a text that reads back as an equal value, the same one for equal sets.
 
     Raises NoLiteral for what has none: infinity, NaN, integers of more digits than Python writes,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from azr.tasks.envelope import open_envelope, write_envelope
 
 _INTEGER = r"(0|[1-9][0-9]{0,18})"
-_FORMS = {
+_FORMS: dict[tuple[str, ...], re.Pattern[str]] = {
     letters: re.compile(", ".join(f"{letter}={_INTEGER}" for letter in letters), re.ASCII)
     for letters in (("p", "x"), ("p",), ("x",), ("y",))
 }
@@ -33,9 +33,7 @@ _UNKNOWN = {
 }
 
 
-def propose_instruction(
-    task_type: str, references: Sequence[tuple[int, int, int]], max_p: int
-) -> str:
+def propose_prompt(task_type: str, references: Sequence[tuple[int, int, int]], max_p: int) -> str:
     """Returns the text that asks for p and x; each reference is a triple (p, x, y)."""
     text = (
         "Invent a task on inverses modulo a prime. Three numbers belong to a task: a prime p from "
@@ -53,7 +51,7 @@ def propose_instruction(
     )
 
 
-def solve_instruction(task_type: str, first: int, second: int, max_p: int) -> str:
+def solve_prompt(task_type: str, first: int, second: int, max_p: int) -> str:
     """Returns the text of a task for its two known numbers, in the order of the table above."""
     if task_type == "induction":
         text = (
@@ -84,9 +82,7 @@ def parse_reply(
     Reasons: those of the envelope, and "malformed" where the answer is not of the form.
     """
     envelope = open_envelope(text, finished)
-    if envelope.answer is None:
-        return None, envelope.reason
-    match = _FORMS[letters].fullmatch(envelope.answer)
+    match = _FORMS[letters].fullmatch(envelope.answer or "")
     if match is None:
-        return None, "malformed"
+        return None, envelope.reason or "malformed"
     return tuple(int(number) for number in match.groups()), ""

@@ -4,16 +4,17 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from azr import modular
 from azr.config import ConfigError, TaskConfig
 from azr.keys import generator, make_key
-from azr.tasks import prime_prompts, prime_text
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import Environment, Vocabulary, done
+from azr.tasks.environment import Environment, Role, Vocabulary, done, mark_held_out
+from azr.tasks.prime import compact_format, text_format
 from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
 
 MAX_NUMBER_TOKENS = 100_000
@@ -65,26 +66,26 @@ class PrimeEnvironment(Environment):
         self.max_p = config.prime.max_p
         self.number_tokens = config.prime.number_tokens
         self.references = config.references
-        self.is_text = config.style in TEXT_STYLES
+        self._format = _form(config.style)
         if not 7 <= self.max_p < 2**31:
             raise ConfigError(
                 f"--task.prime.max-p {self.max_p}: must be in [7, 2^31); up to 5 there is "
                 "nothing to hold out"
             )
-        if self.number_tokens == "number" and not self.is_text and self.max_p > MAX_NUMBER_TOKENS:
+        is_compact = self._format is compact_format
+        if self.number_tokens == "number" and is_compact and self.max_p > MAX_NUMBER_TOKENS:
             raise ConfigError(
                 f"--task.prime.max-p {self.max_p}: one token per integer goes up to "
                 f"{MAX_NUMBER_TOKENS}; use --task.prime.number-tokens digit"
             )
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the words of the compact style, with one word per number or per digit."""
         marks = ("P", "S", "D", "A", "I", "=", ";")
         if self.number_tokens == "number":
             return Vocabulary(marks + tuple(str(n) for n in range(self.max_p + 1)), "word")
         return Vocabulary((*marks, " ", *"0123456789"), "char")
 
-    def max_response_words(self, role: Literal["propose", "solve"], task_type: str) -> int:
+    def max_response_words(self, role: Role, task_type: str) -> int:
         numbers = 2 if role == "propose" else 1
         if self.number_tokens == "number":
             return numbers
@@ -102,15 +103,13 @@ class PrimeEnvironment(Environment):
         for i, (a, b, c, d, *rest) in enumerate(numbers):
             task_type = self.task_types[i // 2 % 3]
             if i % 2 == 0:
-                prompt = self._solver_text(task_type, a, b, self.is_text)
-                letters, answer = prime_text.ASKED[task_type], [c]
+                prompt = self._format.solve_prompt(task_type, a, b, self.max_p)
+                letters, answer = text_format.ASKED[task_type], [c]
             else:
                 triples = [tuple(rest[3 * k : 3 * k + 3]) for k in range(shown[i])]
-                prompt = self._proposer_text(task_type, triples, self.is_text)
-                letters, answer = prime_text.PROPOSED, [c, d]
-            plain = " ".join(map(str, answer))
-            response = prime_text.write_reply(letters, answer) if self.is_text else plain
-            rows.append((prompt, response))
+                prompt = self._format.propose_prompt(task_type, triples, self.max_p)
+                letters, answer = text_format.PROPOSED, [c, d]
+            rows.append((prompt, self._format.write_reply(letters, answer)))
         return rows
 
     def seed_tasks(self, rng: np.random.Generator, n: int) -> dict[str, list[Task]]:
@@ -130,41 +129,20 @@ class PrimeEnvironment(Environment):
                         tasks.setdefault(self.key(task), task)
         return {task_type: list(tasks.values()) for task_type, tasks in found.items()}
 
-    def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
+    def propose_prompt(
+        self, task_type: str, references: Sequence[Task[PrimeProblem]], style: str
+    ) -> str:
         triples = [(q.p, q.x, q.y) for q in (task.problem for task in references)]
-        return self._proposer_text(task_type, triples, style in TEXT_STYLES)
+        return _form(style).propose_prompt(task_type, triples, self.max_p)
 
-    def solve_prompt(self, task: Task, style: str) -> str:
+    def solve_prompt(self, task: Task[PrimeProblem], style: str) -> str:
         q = task.problem
         first, second = {
             "deduction": (q.p, q.x),
             "abduction": (q.p, q.y),
             "induction": (q.x, q.y),
         }[task.type]
-        return self._solver_text(task.type, first, second, style in TEXT_STYLES)
-
-    def _proposer_text(
-        self, task_type: str, triples: Sequence[tuple[int, int, int]], is_text: bool
-    ) -> str:
-        if is_text:
-            return prime_text.propose_instruction(task_type, triples, self.max_p)
-        return prime_prompts.propose_prompt(task_type, triples)
-
-    def _solver_text(self, task_type: str, first: int, second: int, is_text: bool) -> str:
-        if is_text:
-            return prime_text.solve_instruction(task_type, first, second, self.max_p)
-        return prime_prompts.solve_prompt(task_type, first, second)
-
-    def _read(
-        self, text: str, letters: tuple[str, ...], finished: bool
-    ) -> tuple[tuple[int, ...] | None, str]:
-        """Returns (the integers of a response, "") or (None, reason), in the run's style."""
-        if self.is_text:
-            return prime_text.parse_reply(text, letters, finished)
-        if not finished:
-            return None, "unfinished"
-        numbers = prime_prompts.parse_integers(text, len(letters))
-        return numbers, "" if numbers else "malformed"
+        return _form(style).solve_prompt(task.type, first, second, self.max_p)
 
     def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
         """Returns verdicts: p must be a prime up to max_p, 1 <= x < p; y is computed here.
@@ -172,54 +150,43 @@ class PrimeEnvironment(Environment):
         Reasons: malformed, unfinished or another of the envelope's, p_out_of_range, not_prime,
         x_out_of_range, held_out.
         """
-        verdicts: list[Verdict | None] = [None] * len(proposals)
-        parsed: list[tuple[int, int, int]] = []
+        verdicts: list[Verdict] = []
+        tried: list[tuple[int, int, int]] = []
         for i, proposal in enumerate(proposals):
-            numbers, reason = self._read(proposal.text, prime_text.PROPOSED, proposal.finished)
-            if numbers is None:
-                verdicts[i] = Verdict(task=None, status="malformed", reason=reason)
-            elif not 2 <= numbers[0] <= self.max_p:
-                verdicts[i] = Verdict(task=None, status="invalid", reason="p_out_of_range")
+            numbers, reason = self._format.parse_reply(
+                proposal.text, text_format.PROPOSED, proposal.finished
+            )
+            status = "malformed" if numbers is None else "invalid"
+            verdicts.append(Verdict(task=None, status=status, reason=reason or "p_out_of_range"))
+            if numbers and 2 <= numbers[0] <= self.max_p:
+                # An x that no machine word holds is as far out of range as max_p.
+                tried.append((i, numbers[0], min(numbers[1], self.max_p)))
+        _, ps, xs = np.array(tried, np.int64).reshape(-1, 3).T
+        is_prime = modular.is_prime(ps)
+        fits = is_prime & (xs >= 1) & (xs < ps)
+        ys = iter(_inverses(xs[fits], ps[fits]))
+        for (i, p, x), prime, fit in zip(tried, is_prime, fits, strict=True):
+            if fit:
+                task = Task(proposals[i].type, PrimeProblem(p, x, next(ys)))
+                verdicts[i] = Verdict(task=task, status="valid")
             else:
-                parsed.append((i, *numbers))
-        if parsed:
-            is_prime = modular.is_prime(np.array([p for _, p, _ in parsed], dtype=np.int64))
-            invertible = []
-            for (i, p, x), prime in zip(parsed, is_prime.tolist(), strict=True):
-                if not prime:
-                    verdicts[i] = Verdict(task=None, status="invalid", reason="not_prime")
-                elif not 1 <= x < p:
-                    verdicts[i] = Verdict(task=None, status="invalid", reason="x_out_of_range")
-                else:
-                    invertible.append((i, p, x))
-            xs = np.array([x for _, _, x in invertible], dtype=np.int64)
-            ps = np.array([p for _, p, _ in invertible], dtype=np.int64)
-            ys = modular.invert(xs, ps).tolist() if invertible else []
-            for (i, p, x), y in zip(invertible, ys, strict=True):
-                task = Task(proposals[i].type, PrimeProblem(p, x, y))
-                held_out = self.split(task) != "train"
-                verdicts[i] = Verdict(
-                    task=task,
-                    status="held_out" if held_out else "valid",
-                    reason="held_out" if held_out else "",
-                )
-        return done(verdicts)
+                reason = "x_out_of_range" if prime else "not_prime"
+                verdicts[i] = Verdict(task=None, status="invalid", reason=reason)
+        return done(mark_held_out(verdicts, self.split))
 
     def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
         """Returns grades.
 
         Reasons: malformed, unfinished or another of the envelope's, wrong, out_of_range, not_prime.
         """
-        grades: list[Grade | None] = [None] * len(answers)
+        grades: list[Grade] = []
         by_type: dict[str, list[tuple[int, int]]] = {t: [] for t in self.task_types}
         for i, answer in enumerate(answers):
-            letters = prime_text.ASKED[answer.task.type]
-            numbers, reason = self._read(answer.text, letters, answer.finished)
-            if numbers is None:
-                grades[i] = Grade(outcome="malformed", reason=reason)
-            elif numbers[0] > modular.MAX_P:
-                grades[i] = Grade(outcome="wrong", reason="out_of_range")
-            else:
+            letters = text_format.ASKED[answer.task.type]
+            numbers, reason = self._format.parse_reply(answer.text, letters, answer.finished)
+            outcome = "malformed" if numbers is None else "wrong"
+            grades.append(Grade(outcome=outcome, reason=reason or "out_of_range"))
+            if numbers and numbers[0] <= modular.MAX_P:
                 by_type[answer.task.type].append((i, numbers[0]))
         for task_type, items in by_type.items():
             if items:
@@ -232,7 +199,9 @@ class PrimeEnvironment(Environment):
                     )
         return done(grades)
 
-    def _verify(self, task_type: str, tasks: list[Task], items: list[tuple[int, int]]) -> list[int]:
+    def _verify(
+        self, task_type: str, tasks: list[Task[PrimeProblem]], items: list[tuple[int, int]]
+    ) -> list[int]:
         given = np.array([value for _, value in items], dtype=np.int64)
         p, x, y = np.array([(t.problem.p, t.problem.x, t.problem.y) for t in tasks], np.int64).T
         if task_type == "deduction":
@@ -241,12 +210,10 @@ class PrimeEnvironment(Environment):
             return modular.verify_x(p, y, given).tolist()
         return modular.verify_p(x, y, given, max_p=self.max_p).tolist()
 
-    def key(self, task: Task) -> str:
-        """Returns a text of the type and the two numbers that the solver sees."""
+    def key(self, task: Task[PrimeProblem]) -> str:
         return self.solve_prompt(task, "compact")
 
-    def split(self, task: Task) -> str:
-        """Returns "train", "heldout_pair" or "heldout_orientation"."""
+    def split(self, task: Task[PrimeProblem]) -> str:
         return _split(task.problem)
 
     def splits(self) -> tuple[str, ...]:
@@ -267,8 +234,7 @@ class PrimeEnvironment(Environment):
         else:
             primes, xs = self._stratified()
         primes, xs = primes.astype(np.int64), xs.astype(np.int64)
-        ys = modular.invert(xs, primes)
-        triples = zip(primes.tolist(), xs.tolist(), ys.tolist(), strict=True)
+        triples = zip(primes.tolist(), xs.tolist(), _inverses(xs, primes), strict=True)
         return [PrimeProblem(*triple) for triple in triples]
 
     def _stratified(self) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +256,7 @@ class PrimeEnvironment(Environment):
             drawn = np.unique(rng.integers(2, p, size=64 * wanted))
             rng.shuffle(drawn)
             kept = dict.fromkeys(self.splits(), 0)
-            for x, y in zip(drawn.tolist(), _inverses(drawn, p), strict=True):
+            for x, y in zip(drawn.tolist(), _inverses(drawn, np.full_like(drawn, p)), strict=True):
                 split = _split(PrimeProblem(p, x, y))
                 kept[split] += 1
                 if kept[split] <= wanted:
@@ -311,7 +277,7 @@ class PrimeEnvironment(Environment):
                 tasks.setdefault(self.key(task), task)
         return list(tasks.values())
 
-    def stratum(self, task: Task) -> str:
+    def stratum(self, task: Task[PrimeProblem]) -> str:
         """Returns the prime, or where there are many the band of width max_p / 8 that it is in."""
         p = task.problem.p
         if (
@@ -324,7 +290,6 @@ class PrimeEnvironment(Environment):
         return f"p {first} to {min(first + width - 1, self.max_p)}"
 
     def universe_size(self, task_type: str) -> int | None:
-        """Returns the number of distinct training tasks, None where they are too many to list."""
         return len(self.eval_tasks("train", task_type)) if self._is_enumerated else None
 
     def chance(self, task_type: str, split: str) -> float:
@@ -337,13 +302,11 @@ class PrimeEnvironment(Environment):
             right += len(modular.primes_upto(self.max_p)) - 1
         return right / (len(tasks) * self.max_p)
 
-    def to_json(self, task: Task) -> dict[str, Any]:
-        """Returns {"type", "p", "x", "y"}."""
+    def to_json(self, task: Task[PrimeProblem]) -> dict[str, Any]:
         q = task.problem
         return {"type": task.type, "p": q.p, "x": q.x, "y": q.y}
 
     def from_json(self, data: dict[str, Any]) -> Task:
-        """Returns the task; raises ValueError where it is none of this family's."""
         try:
             task_type, (p, x, y) = data["type"], (data[k] for k in "pxy")
             in_range = 2 <= p <= self.max_p and 1 <= x < p and 1 <= y < p
@@ -355,8 +318,12 @@ class PrimeEnvironment(Environment):
         return Task(task_type, PrimeProblem(p, x, y))
 
 
-def _inverses(xs: np.ndarray, p: int) -> list[int]:
-    return modular.invert(xs, np.full_like(xs, p)).tolist()
+def _form(style: str) -> ModuleType:
+    return text_format if style in TEXT_STYLES else compact_format
+
+
+def _inverses(xs: np.ndarray, ps: np.ndarray) -> list[int]:
+    return np.asarray(modular.invert(xs, ps)).tolist()
 
 
 HOLDOUT_FRACTION = 0.1
