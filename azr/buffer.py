@@ -48,6 +48,9 @@ class TaskBuffer:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._numbers
+
     def __getitem__(self, place: int) -> Entry:
         """Returns the entry at a place, of which 0 is the oldest."""
         slot = (self._oldest_slot() + place) % self.capacity
@@ -94,7 +97,7 @@ class TaskBuffer:
     ) -> list[Entry]:
         """Returns at most n distinct entries, in random order, none with a key in `exclude`."""
         first = self._added - len(self)
-        numbers = (self._numbers[key] for key in set(exclude) if key in self._numbers)
+        numbers = (self._numbers[key] for key in set(exclude) if key in self)
         skip = sorted(number - first for number in numbers)
         return draw_entries([self], rng, n, recency=recency, skip=skip)
 

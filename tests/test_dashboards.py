@@ -34,7 +34,7 @@ FINITE = {
 
 
 def configured(name, root="runs"):
-    return Config(log=LogConfig(to=(name,), plain=True), run=RunConfig(root=str(root), name="x"))
+    return Config(log=LogConfig(to=(name,)), run=RunConfig(root=str(root), name="x"))
 
 
 def write_all(name, folder, first_step=0, rows=ROWS):

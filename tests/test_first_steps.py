@@ -85,7 +85,7 @@ def test_a_resumed_run_is_judged_by_three_steps_of_its_own():
 
 
 def console(is_terminal):
-    shown = RunConsole(None, plain=False, every=1)
+    shown = RunConsole(None, every=1)
     shown.console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
     shown.is_live = is_terminal
     return shown
@@ -100,8 +100,7 @@ def test_only_what_can_be_redrawn_is(is_terminal, variable, is_live, monkeypatch
     monkeypatch.setenv(*variable.split("="))
     monkeypatch.setattr("sys.stdout", io.StringIO())
     monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
-    assert RunConsole(None, plain=False, every=1).is_live == is_live
-    assert not RunConsole(None, plain=True, every=1).is_live
+    assert RunConsole(None, every=1).is_live == is_live
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
