@@ -181,7 +181,7 @@ def test_training_shows_a_chance_that_is_not_known_as_a_dash(capsys):
         tasks=4, samples=2, greedy=0.5, greedy_format_rate=1.0, sampled=0.25,
         sampled_format_rate=1.0, chance=float("nan"), sampled_low=0.1, sampled_high=0.5,
     )  # fmt: skip
-    console = RunConsole(None, plain=True, every=1)
+    console = RunConsole(None, every=1)
     console.start_table({("train", "deduction"): a}, "Before")
     console.end_table({("train", "deduction"): a}, {("train", "deduction"): a})
     shown = capsys.readouterr().out
