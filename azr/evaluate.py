@@ -149,6 +149,7 @@ def _evaluate_family(config: Config, subject: "Subject", baseline: str, out: str
 
     other = find_subject(baseline, _warn) if baseline else None
     model, step = (other.model, other.step) if other else (subject.start, 0)
+    other_tokenizer = None
     if model:
         with _naming_baseline():  # now, and not after hours with the first model
             load_architecture(model)

@@ -16,7 +16,7 @@ from azr.config import Config
 from azr.errors import RunError
 from azr.learner import scheduled_rate
 from azr.model.load import load_weights, save_model
-from azr.run.checkpoint import MARKER, START, Snapshot, find_start_damage, write_marked
+from azr.run.checkpoint import MARKER, START, Checkpoint, Snapshot, find_start_damage, write_marked
 from azr.run.log import RunLog
 from azr.start.model import DTYPES
 from azr.start.prepare import Prepared
@@ -83,13 +83,13 @@ def snapshot(trainee: Trainee, log: RunLog, step: int) -> Snapshot:
     )
 
 
-def restore(ready: Prepared, run_dir: Path) -> Trainee:
+def restore(ready: Prepared, checkpoint: Checkpoint, run_dir: Path) -> Trainee:
     """Returns the trainee as it was when the checkpoint was made.
 
     Raises RunError where the KL term's reference is damaged; one without a fingerprint is named
     among the warnings.
     """
-    config, tokenizer, checkpoint = ready.config, ready.tokenizer, ready.checkpoint
+    config, tokenizer = ready.config, ready.tokenizer
     device, dtype = torch.device(config.run.device), DTYPES[config.run.dtype]
     model = load_weights(str(checkpoint.path / "hf"), tokenizer, dtype, device)
     reference = None

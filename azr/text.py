@@ -142,7 +142,9 @@ def _render_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     messages = [{"role": "user", "content": f"{_CONTENT}\n\n{FRAME}"}]
     try:
         text, before_turn = (
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+            str(
+                tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+            )
             for asked in (True, False)
         )
     except Exception as error:  # a template is a program of somebody else's

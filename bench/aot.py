@@ -8,8 +8,10 @@ exponentials an element. Run it in a process of its own without TRITON_INTERPRET
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -38,11 +40,11 @@ class Shipped:
     """
 
     name: str
-    kernel: object
+    kernel: Any
     capability: int
     dtype: str
     arguments: dict[str, str]
-    constants: dict[str, object]
+    constants: Mapping[str, object]
     num_warps: int
     num_stages: int
     label: str = ""
@@ -96,18 +98,19 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return tuple(
+        usage, sass = (
             subprocess.run(
                 [_TOOLS / tool, option, file.name], capture_output=True, text=True, check=True
             ).stdout
             for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
+    return usage, sass
 
 
 def _judge(shipped: Shipped, shared: int, usage: str, sass: str) -> Machine:
     chip = CHIPS[shipped.capability]
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
-    stack = int(re.search(r"STACK:(\d+)", usage)[1])
+    registers = int(re.findall(r"REG:(\d+)", usage)[0])
+    stack = int(re.findall(r"STACK:(\d+)", usage)[0])
 
     def count(pattern: str) -> int:
         return len(re.findall(pattern, sass))

@@ -1,6 +1,6 @@
 """The shipped kernels as lists of `aot.Shipped`: what the launchers compile, for every chip."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 
 from rlvr_kernels import linear_logprob_triton as linear
@@ -149,15 +149,13 @@ def _tile_kernel(
     name: str,
     kernel: object,
     table: dict[tuple[int, int], TileConfig],
-    own: dict[str, object],
+    own: Mapping[str, object],
     capability: int,
     dtype: str,
     variant: str,
 ) -> Shipped:
-    constants = own | dict(
-        HAS_BIAS=False, HAS_CAP=False, EVEN_K=True, UPCAST=False, PRECISION="ieee"
-    )
-    constants |= _VARIANTS[variant]
+    usual = dict(HAS_BIAS=False, HAS_CAP=False, EVEN_K=True, UPCAST=False, PRECISION="ieee")
+    constants: dict[str, object] = {**own, **usual, **_VARIANTS[variant]}
     if not constants["HAS_BIAS"]:
         constants["bias_ptr"] = None
     slab = "fp32" if dtype == "fp16" else dtype

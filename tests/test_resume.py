@@ -133,7 +133,8 @@ def test_everything_restored_lies_where_it_did_in_the_straight_run(whole):
     """Tensors of a mapped file lie anywhere, and products of few rows may round by that."""
     c = load_toml(whole / "config.toml")
     ready = prepare(c, whole)
-    trainee = restore(ready, whole)
+    assert ready.checkpoint
+    trainee = restore(ready, ready.checkpoint, whole)
     ready.environment.close()
     assert not ready.warnings
     model, learner = trainee.model, trainee.learner

@@ -83,7 +83,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
-_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+_RANGES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     (
         "steps run.threads model.hidden model.layers model.heads model.kv_heads model.ffn "
         "warmup.batch_size rollout.slots selfplay.proposals_per_type selfplay.estimate_samples "

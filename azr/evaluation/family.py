@@ -5,12 +5,13 @@ listed, else a fixed sample. Greedy accuracy is the result; sampled accuracy is 
 value, since the greedy answers of an untrained model are a lottery.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from azr.accuracy import Accuracy, wilson_clustered
+from azr.accuracy import Accuracy, Interval, wilson, wilson_clustered
 from azr.config import Config
 from azr.keys import make_key
 from azr.rollout import Request, RolloutEngine, Sampling
@@ -41,6 +42,14 @@ class GradedTask:
     def is_judged(self) -> bool:
         """Whether the verifier judged every answer; a task of which it did not counts nowhere."""
         return "unjudged" not in (self.greedy, *self.sampled)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How one way of answering did."""
+
+    accuracy: Interval
+    format_rate: float
 
 
 def evaluate(
@@ -138,22 +147,29 @@ def accuracies(
 
 
 def _accuracy(cell: list[GradedTask], chance: float) -> Accuracy:
-    greedy = [g.greedy for g in cell]
-    sampled = [outcome for g in cell for outcome in g.sampled]
-    samples = len(cell[0].sampled)
-    interval = wilson_clustered([g.right for g in cell], samples) if samples else None
+    greedy, sampled = scores(cell)
+    drawn = sampled.accuracy if sampled else Interval(math.nan, math.nan, math.nan)
     return Accuracy(
         tasks=len(cell),
-        samples=samples,
-        greedy=_share(greedy, "correct"),
-        greedy_format_rate=1 - _share(greedy, "malformed"),
-        sampled=_share(sampled, "correct"),
-        sampled_format_rate=1 - _share(sampled, "malformed"),
+        samples=len(cell[0].sampled),
+        greedy=greedy.accuracy.value,
+        greedy_format_rate=greedy.format_rate,
+        sampled=drawn.value,
+        sampled_format_rate=sampled.format_rate if sampled else math.nan,
         chance=chance,
-        sampled_low=interval.low if interval else float("nan"),
-        sampled_high=interval.high if interval else float("nan"),
+        sampled_low=drawn.low,
+        sampled_high=drawn.high,
     )
 
 
-def _share(outcomes: list[str], outcome: str) -> float:
-    return outcomes.count(outcome) / len(outcomes) if outcomes else float("nan")
+def scores(graded: Sequence[GradedTask]) -> tuple[Score, Score | None]:
+    """Returns the greedy score and the sampled one, None where nothing was sampled."""
+    n, samples = len(graded), len(graded[0].sampled)
+    correct = sum(g.greedy == "correct" for g in graded)
+    malformed = sum(g.greedy == "malformed" for g in graded)
+    greedy = Score(wilson(correct / n, n), 1 - malformed / n)
+    if not samples:
+        return greedy, None
+    malformed = sum(g.sampled.count("malformed") for g in graded)
+    interval = wilson_clustered([g.right for g in graded], samples)
+    return greedy, Score(interval, 1 - malformed / (n * samples))

@@ -4,24 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from azr.accuracy import (
-    Change,
-    Interval,
-    change,
-    sampled_difference,
-    wilson,
-    wilson_clustered,
-)
-from azr.evaluation.family import GradedTask
+from azr.accuracy import Change, Interval, change, sampled_difference
+from azr.evaluation.family import GradedTask, Score, scores
 from azr.tasks import Environment
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How one way of answering did."""
-
-    accuracy: Interval
-    format_rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +84,11 @@ def _cell(
     pairs: list[tuple[GradedTask, GradedTask | None]],
 ) -> Cell:
     graded = [g for g, _ in pairs]
-    greedy, sampled = _scores(graded)
+    greedy, sampled = scores(graded)
     against = None
     before = [b for _, b in pairs if b is not None]
     if before:
-        old_greedy, old_sampled = _scores(before)
+        old_greedy, old_sampled = scores(before)
         against = Against(
             greedy=old_greedy,
             sampled=old_sampled,
@@ -127,17 +112,3 @@ def _cell(
         sampled=sampled,
         against=against,
     )
-
-
-def _scores(graded: Sequence[GradedTask]) -> tuple[Score, Score | None]:
-    """Returns the greedy score and the sampled one, None where nothing was sampled."""
-    n = len(graded)
-    correct = sum(g.greedy == "correct" for g in graded)
-    malformed = sum(g.greedy == "malformed" for g in graded)
-    greedy = Score(wilson(correct / n, n), 1 - malformed / n)
-    samples = len(graded[0].sampled)
-    if not samples:
-        return greedy, None
-    malformed = sum(g.sampled.count("malformed") for g in graded)
-    interval = wilson_clustered([g.right for g in graded], samples)
-    return greedy, Score(interval, 1 - malformed / (n * samples))

@@ -12,6 +12,7 @@ arguments and none of them ever learns the value that is looked for:
 """
 
 import ast
+from typing import Any
 
 from azr.sandbox import Job
 from azr.sandbox.records import canonical_text
@@ -121,7 +122,7 @@ def _call(arguments: str) -> str:
     return f"_call_({arguments.strip()}\n)"
 
 
-def write_arguments(given: list) -> str:
+def write_arguments(given: Any) -> str:
     """Returns the literals for a value that ARGUMENTS_PROGRAM returned."""
     positional, named = given
     parts = [canonical_text(value) for value in positional]

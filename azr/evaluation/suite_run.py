@@ -1,8 +1,10 @@
 """Evaluates a model on a suite: samples, grades, keeps what is done, and sums up."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,23 +98,14 @@ def run_suite(
         (item, index) for index in (GREEDY, *range(n)) for item in suite.items
     ]  # the greedy answers first
     total, done = len(wanted), sum(_place(item, index) in journal.lines for item, index in wanted)
-    batch: list[_Drawn] = []
-
-    def hand_over() -> None:
-        nonlocal done
+    on_progress(done, total)
+    drawn = _draw(config, suite, style, engine, tokenizer, journal)
+    while batch := list(islice(drawn, GRADED_TOGETHER)):
         journal.add(_graded(batch, style, sandbox))
         done += len(batch)
-        batch.clear()
         on_progress(done, total)
-
-    on_progress(done, total)
-    for drawn in _draw(config, suite, style, engine, tokenizer, journal):
-        batch.append(drawn)
-        if len(batch) == GRADED_TOGETHER:
-            hand_over()
-    if batch:
-        hand_over()
-    return [_sum_up(kind, suite, n, journal.lines) for kind in _kinds(suite)]
+    kinds = dict.fromkeys(item.kind for item in suite.items)
+    return [_sum_up(kind, suite, n, journal.lines) for kind in kinds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,21 +160,15 @@ def _sampling(
     config: Config, item: Item, style: str, ends: tuple[int, ...], room: int, *, is_greedy: bool
 ) -> Sampling:
     r = config.rollout
-    most = min(r.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room)
-    stops = stop_strings(item, style)
-    if is_greedy:
-        return Sampling(
-            max_new_tokens=most, temperature=0.0, stop_token_ids=ends, stop_strings=stops
-        )
-    return Sampling(
-        max_new_tokens=most,
-        temperature=r.temperature,
-        top_p=r.top_p,
-        top_k=r.top_k,
-        min_p=r.min_p,
+    greedy = Sampling(
+        max_new_tokens=min(r.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room),
+        temperature=0.0,
         stop_token_ids=ends,
-        stop_strings=stops,
+        stop_strings=stop_strings(item, style),
     )
+    if is_greedy:
+        return greedy
+    return replace(greedy, temperature=r.temperature, top_p=r.top_p, top_k=r.top_k, min_p=r.min_p)
 
 
 def _graded(batch: Sequence[_Drawn], style: str, sandbox: Runner) -> list[Line]:
@@ -204,10 +191,6 @@ def _place(item: Item, index: int) -> tuple[str, str, int]:
     return (item.id, item.kind, index)
 
 
-def _kinds(suite: Suite) -> list[Kind]:
-    return list(dict.fromkeys(item.kind for item in suite.items))
-
-
 def _sum_up(
     kind: Kind, suite: Suite, n: int, lines: Mapping[tuple[str, str, int], Line]
 ) -> KindResult:
@@ -216,10 +199,7 @@ def _sum_up(
     sampled = [[lines[_place(item, index)] for index in range(n)] for item in items]
     right = [sum(line.outcome == "correct" for line in of_item) for of_item in sampled]
     flat = [line for of_item in sampled for line in of_item]
-    reasons: dict[str, int] = {}
-    for line in (*greedy, *flat):
-        if line.outcome != "correct":
-            reasons[line.reason] = reasons.get(line.reason, 0) + 1
+    reasons = Counter(line.reason for line in (*greedy, *flat) if line.outcome != "correct")
     ks = [k for k in KS if k < n] + ([n] if n else [])
     return KindResult(
         kind=kind,

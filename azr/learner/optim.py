@@ -145,7 +145,6 @@ class StochasticAdamW(torch.optim.Optimizer):
     The noise is a function of the seed, the number of updates so far and the weight's place, so
     that a resumed run rounds as the run would have. Gradients of several micro-batches add up in
     bf16, so that few and large ones are better than many.
-
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, seed: int):

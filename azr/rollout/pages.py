@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from azr.model.attention import PackedAttend, PackedRows
-from azr.model.attention.flash import PAGE_TOKENS, DecodeRows, FlashBackend
+from azr.model.attention import Backend, PackedAttend, PackedRows
+from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
 from azr.rollout.cache import Geometry, Prompt, PromptHidden, memories
 from azr.rollout.request import Waiting
 from azr.rollout.slots import Slots
@@ -66,7 +66,7 @@ class PageCache:
 
     def __init__(
         self,
-        backend: FlashBackend,
+        backend: Backend,
         geometry: Geometry,
         slots: Slots,
         *,

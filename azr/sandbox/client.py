@@ -119,38 +119,14 @@ class Sandbox:
         A job of which every future is cancelled is not begun any more."""
         jobs = list(jobs)
         futures: list[list[Future[Result]]] = [[Future() for _ in job.args_texts] for job in jobs]
-
-        def resolve(call: PlainCall, mine: list["Future[Result]"]) -> None:
-            for future, result in zip(mine, call.results(), strict=True):
-                if future.set_running_or_notify_cancel():
-                    future.set_result(result)
-
-        self._submit(
-            self._call(
-                PlainCall, job, lambda call, mine=mine: resolve(call, mine), self._watch(mine)
-            )
-            for job, mine in zip(jobs, futures, strict=True)
-        )
+        self._promise(PlainCall, jobs, futures, PlainCall.results)
         return [future for mine in futures for future in mine]
 
     def submit_labels(self, jobs: Iterable[Job]) -> list["Future[Label]"]:
         """Returns at once a future per job, in order."""
         jobs = list(jobs)
         futures: list[Future[Label]] = [Future() for _ in jobs]
-
-        def resolve(call: LabelCall, future: "Future[Label]") -> None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(call.label())
-
-        self._submit(
-            self._call(
-                LabelCall,
-                job,
-                lambda call, future=future: resolve(call, future),
-                self._watch([future]),
-            )
-            for job, future in zip(jobs, futures, strict=True)
-        )
+        self._promise(LabelCall, jobs, [[future] for future in futures], lambda c: [c.label()])
         return futures
 
     async def arun_batch(self, jobs: Iterable[Job]) -> list[Result]:
@@ -226,6 +202,25 @@ class Sandbox:
             self._engine.recall()
             raise
         return calls
+
+    def _promise(
+        self,
+        kind: type[C],
+        jobs: Sequence[Job],
+        futures: Sequence[Sequence[Future]],
+        results: Callable[[C], list],
+    ) -> None:
+        """Submits a call per job, each of which fulfils its futures as it ends."""
+
+        def fulfil(mine: Sequence[Future], call: C) -> None:
+            for future, result in zip(mine, results(call), strict=True):
+                if future.set_running_or_notify_cancel():
+                    future.set_result(result)
+
+        self._submit(
+            self._call(kind, job, functools.partial(fulfil, mine), self._watch(mine))
+            for job, mine in zip(jobs, futures, strict=True)
+        )
 
     def _watch(self, futures: Sequence[Future]) -> Callable[[], bool]:
         """Returns the claim that one of the futures is not cancelled; says so when one is."""

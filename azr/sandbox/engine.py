@@ -442,10 +442,9 @@ class Engine:
                 self._abandon(call, self.broken)
             return
         for call in calls:
-            if call.program.outcome is not None:
-                self._for([call], call.begin, self._ask)
-                continue
-            program = call.program = self._known(call.program)
+            if call.program.outcome is None:
+                call.program = self._known(call.program)
+            program = call.program
             if program.outcome is not None:
                 self._for([call], call.begin, self._ask)
             elif program in self._compiling:

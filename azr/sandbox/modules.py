@@ -110,43 +110,42 @@ PLAIN_ATTRIBUTES = frozenset(
     ContextManager Coroutine Counter DOTALL Decimal DecimalException DecimalTuple DefaultContext
     DefaultDict Deque Dict DivisionByZero DivisionUndefined ExtendedContext Final FloatOperation
     Fraction Generator Generic Hashable I IGNORECASE Inexact Integral InvalidOperation Iterable
-    Iterator JSONDecodeError L LOCALE List Literal M MAX_EMAX MAX_PREC MIN_EMIN MIN_ETINY
-    MULTILINE Mapping Match MutableMapping MutableSequence NOFLAG NamedTuple Never NewType
-    NoReturn NormalDist Number Optional OrderedDict Overflow Pattern Protocol ROUND_05UP
-    ROUND_CEILING ROUND_DOWN ROUND_FLOOR ROUND_HALF_DOWN ROUND_HALF_EVEN ROUND_HALF_UP ROUND_UP
-    Rational Real RegexFlag Reversible Rounded S Self Sequence Sized StatisticsError Struct
-    Subnormal SupportsAbs SupportsBytes SupportsComplex SupportsFloat SupportsIndex SupportsInt
-    SupportsRound TYPE_CHECKING Template Text TextWrapper Tuple Type TypeAlias TypeGuard TypeVar
-    TypedDict U UNICODE Underflow Union VERBOSE X abc abs accumulate acos acosh adjusted and_
-    appendleft as_tuple ascii_letters ascii_lowercase ascii_uppercase asin asinh atan atan2
-    atanh batched bidirectional bisect bisect_left bisect_right cache cache_clear cache_info
-     calcsize call canonical capwords category cbrt cdf ceil chain close
-    cmp_to_key comb combinations combinations_with_replacement combining compare compare_signal
-    compare_total compare_total_mag compile compress concat contains copy_abs copy_negate
-    copy_sign copysign correlation cos cosh countOf covariance cycle decimal decomposition
-    dedent default_factory defaultdict degrees delitem deque digit digits dist dropwhile dumps e
-    east_asian_width elements endpos eq erf erfc error escape exp exp2 expand expm1 extendleft
-    fabs factorial fill filterfalse findall finditer flags floor floordiv fma fmean fmod frexp
-    from_decimal from_float from_samples fsum fullmatch func gamma gcd ge geometric_mean
-    getcontext getitem group groupby groupdict groupindex groups gt harmonic_mean heapify
-    heappop heappush heappushpop heapreplace hexdigits hypot iadd iand iconcat ifloordiv ilshift
-    imatmul imod imul indent indexOf inf infj insort insort_left insort_right inv inv_cdf invert
-    ior ipow irshift is_ is_canonical is_finite is_infinite is_nan is_normal is_normalized
-    is_not is_qnan is_signed is_snan is_subnormal is_valid is_zero isclose isfinite isinf islice
-    isnan isqrt isub itemgetter iter_unpack itruediv ixor kde keywords lastgroup lastindex lcm
-    ldexp le length_hint lgamma limit_denominator linear_regression ln loads localcontext log
-    log10 log1p log2 logb logical_and logical_invert logical_or logical_xor lookup lru_cache
-    lshift lt match matmul max max_mag maxlen mean median median_grouped median_high median_low
-    merge min min_mag mirrored mod mode modf most_common move_to_end mul multimode namedtuple
-    nan nanj ne neg new_child next_minus next_plus next_toward nextafter nlargest 
-    normalize not_ nsmallest number_class numeric octdigits or_ overlap  pack pack_into
-    pairwise parents partial pattern pdf perm permutations phase pi polar popleft pos pow
-    printable prod product pstdev punctuation purge pvariance quantiles quantize radians radix
-    re rect reduce remainder remainder_near repeat rotate rshift safe_substitute same_quantum
-    scaleb search send setcontext setitem shift shorten sin sinh size span sqrt starmap stdev
-    string sub subn substitute subtract sumprod takewhile tan tanh tau tee throw to_eng_string
-    to_integral to_integral_exact to_integral_value total  truediv trunc truth ulp
-    unpack unpack_from variance whitespace wrap  xor zip_longest zscore
+    Iterator JSONDecodeError L LOCALE List Literal M MAX_EMAX MAX_PREC MIN_EMIN MIN_ETINY MULTILINE
+    Mapping Match MutableMapping MutableSequence NOFLAG NamedTuple Never NewType NoReturn NormalDist
+    Number Optional OrderedDict Overflow Pattern Protocol ROUND_05UP ROUND_CEILING ROUND_DOWN
+    ROUND_FLOOR ROUND_HALF_DOWN ROUND_HALF_EVEN ROUND_HALF_UP ROUND_UP Rational Real RegexFlag
+    Reversible Rounded S Self Sequence Sized StatisticsError Struct Subnormal SupportsAbs
+    SupportsBytes SupportsComplex SupportsFloat SupportsIndex SupportsInt SupportsRound
+    TYPE_CHECKING Template Text TextWrapper Tuple Type TypeAlias TypeGuard TypeVar TypedDict U
+    UNICODE Underflow Union VERBOSE X abc abs accumulate acos acosh adjusted and_ appendleft
+    as_tuple ascii_letters ascii_lowercase ascii_uppercase asin asinh atan atan2 atanh batched
+    bidirectional bisect bisect_left bisect_right cache cache_clear cache_info calcsize call
+    canonical capwords category cbrt cdf ceil chain close cmp_to_key comb combinations
+    combinations_with_replacement combining compare compare_signal compare_total compare_total_mag
+    compile compress concat contains copy_abs copy_negate copy_sign copysign correlation cos cosh
+    countOf covariance cycle decimal decomposition dedent default_factory defaultdict degrees
+    delitem deque digit digits dist dropwhile dumps e east_asian_width elements endpos eq erf erfc
+    error escape exp exp2 expand expm1 extendleft fabs factorial fill filterfalse findall finditer
+    flags floor floordiv fma fmean fmod frexp from_decimal from_float from_samples fsum fullmatch
+    func gamma gcd ge geometric_mean getcontext getitem group groupby groupdict groupindex groups gt
+    harmonic_mean heapify heappop heappush heappushpop heapreplace hexdigits hypot iadd iand iconcat
+    ifloordiv ilshift imatmul imod imul indent indexOf inf infj insort insort_left insort_right inv
+    inv_cdf invert ior ipow irshift is_ is_canonical is_finite is_infinite is_nan is_normal
+    is_normalized is_not is_qnan is_signed is_snan is_subnormal is_valid is_zero isclose isfinite
+    isinf islice isnan isqrt isub itemgetter iter_unpack itruediv ixor kde keywords lastgroup
+    lastindex lcm ldexp le length_hint lgamma limit_denominator linear_regression ln loads
+    localcontext log log10 log1p log2 logb logical_and logical_invert logical_or logical_xor lookup
+    lru_cache lshift lt match matmul max max_mag maxlen mean median median_grouped median_high
+    median_low merge min min_mag mirrored mod mode modf most_common move_to_end mul multimode
+    namedtuple nan nanj ne neg new_child next_minus next_plus next_toward nextafter nlargest
+    normalize not_ nsmallest number_class numeric octdigits or_ overlap pack pack_into pairwise
+    parents partial pattern pdf perm permutations phase pi polar popleft pos pow printable prod
+    product pstdev punctuation purge pvariance quantiles quantize radians radix re rect reduce
+    remainder remainder_near repeat rotate rshift safe_substitute same_quantum scaleb search send
+    setcontext setitem shift shorten sin sinh size span sqrt starmap stdev string sub subn
+    substitute subtract sumprod takewhile tan tanh tau tee throw to_eng_string to_integral
+    to_integral_exact to_integral_value total truediv trunc truth ulp unpack unpack_from variance
+    whitespace wrap xor zip_longest zscore
     """.split()
 )
 """Names that a program may read from anything: of functions and constants of PLAIN_MODULES, and of

@@ -139,7 +139,8 @@ def unraisable(report, /):
 def guard_machine(sandbox, io, pure):
     """Makes `open` and what `os` does outcomes of the program, however it gets there; the calls
     themselves are those that the layers around a child see to."""
-    builtins.open = io.open = sys.modules["_io"].open = sandbox.guard("open", io.open)
+    builtins.open = io.open = sandbox.guard("open", io.open)
+    vars(sys.modules["_io"])["open"] = io.open
     native = vars(sys.modules["posix"])
     calls = {
         name: sandbox.guard(f"os.{name}", value)
@@ -149,8 +150,8 @@ def guard_machine(sandbox, io, pure):
     for part in (vars(sys.modules["os"]), native):
         part.update((name, calls[name]) for name in part.keys() & calls.keys())
         part["environ"].clear()
-    thread = sys.modules["_thread"]
-    thread.get_native_id = sandbox.guard("_thread.get_native_id", thread.get_native_id)
+    thread = vars(sys.modules["_thread"])
+    thread["get_native_id"] = sandbox.guard("_thread.get_native_id", thread["get_native_id"])
 
 
 def cache_emptier():
@@ -298,9 +299,9 @@ def prepare(sandbox, config):
     builtins.__import__ = getattr(sandbox, "__import__")  # noqa: B009
     sandbox.watch_identity()
     if "random" in config["forgotten"]:  # and `statistics` has it
-        statistics = sys.modules["statistics"]
-        withheld = {*dir(statistics.random)} - {"Random"}  # which is asked for with a seed
-        statistics.random = facade(statistics.random, withheld, refuse)
+        statistics = vars(sys.modules["statistics"])
+        withheld = {*dir(statistics["random"])} - {"Random"}  # which is asked for with a seed
+        statistics["random"] = facade(statistics["random"], withheld, refuse)
     fix_warnings(sys.modules["warnings"], sys.modules["linecache"])
     sys.argv[:] = [""]
     sys.orig_argv.clear()

@@ -40,7 +40,7 @@ def settle_style(
     style, reason = config.task.style, "as asked by --task.style"
     if saved and saved.task.style != "auto" and style in ("auto", saved.task.style):
         style, reason = saved.task.style, "as the run began"  # which is when it was checked
-    elif not config.model.path:
+    elif not config.model.path or tokenizer is None:
         if style in TEXT_STYLES:
             raise ConfigError(
                 f"--task.style {style}: a model from scratch knows the words of the compact style "

@@ -84,10 +84,8 @@ def open_session(
     saved = load_toml(resume / "config.toml") if resume else None
     ready = prepare(settle_schedule(config, saved), resume)
     config, environment, checkpoint = ready.config, ready.environment, ready.checkpoint
-    if checkpoint:
-        trainee = restore(ready, resume)
-    else:
-        model = build_model(config, environment, ready.tokenizer)
+    trainee = restore(ready, checkpoint, resume) if checkpoint and resume else None
+    model = trainee.model if trainee else build_model(config, environment, ready.tokenizer)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
     with naming_disk_errors(resume or Path(config.run.root)):
         log = RunLog(
@@ -115,8 +113,7 @@ def open_session(
             log.console.print(f"going on after step {step}, from {checkpoint.path}")
         if rate := describe_rate(config, saved, step):
             log.console.print(f"learning rate  {rate}")
-        if not checkpoint:
-            trainee = _begin(ready, model, log)
+        trainee = trainee or _begin(ready, model, log)
         trainee.engine.on_progress = log.console.print
         session = Session(config, environment, trainee, log, step, writer, refresh, watchdog)
         yield session

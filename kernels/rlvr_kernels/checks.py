@@ -7,6 +7,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTS = (torch.int64, torch.int32)
+BOOL = (torch.bool,)
 
 
 def check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
@@ -38,6 +39,16 @@ def check_expandable(name: str, tensor: Tensor, shape: tuple[int, ...], why: str
 def check_device(name: str, tensor: Tensor, device: torch.device, like: str) -> None:
     if tensor.device != device:
         raise ValueError(f"{name}: expected on {device}, where {like} is; got {tensor.device}")
+
+
+def check_tensor(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int, ...], why: str, device: torch.device, like: str,
+) -> None:  # fmt: skip
+    """Dtype, shape and device together."""
+    check_dtype(name, tensor, dtypes)
+    check_shape(name, tensor, shape, why)
+    check_device(name, tensor, device, like)
 
 
 def check_positive(name: str, value: float | Tensor) -> None:

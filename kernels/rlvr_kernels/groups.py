@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_device, check_dtype, check_shape
+from .checks import BOOL, INTS, check_dtype, check_tensor
 from .scalars import as_number
 
 # Bounds the [groups, elements] table of the CUDA path at 64 MiB of float32.
@@ -147,15 +147,12 @@ def _is_read(values: Tensor) -> bool:
 
 def _check(values: Tensor, mask: Tensor | None, group_ids: Tensor, n_groups: int) -> None:
     check_dtype("values", values, (torch.float32, torch.float64, torch.bfloat16, torch.float16))
-    check_dtype("group_ids", group_ids, (torch.int64, torch.int32))
-    check_shape("group_ids", group_ids, tuple(values.shape), "one per value")
-    check_device("group_ids", group_ids, values.device, "values")
+    shape, why, device = tuple(values.shape), "one per value", values.device
+    check_tensor("group_ids", group_ids, INTS, shape, why, device, "values")
     if n_groups < 1:
         raise ValueError(f"n_groups: expected at least 1; got {n_groups}")
     if mask is not None:
-        check_dtype("mask", mask, (torch.bool,))
-        check_shape("mask", mask, tuple(values.shape), "one per value")
-        check_device("mask", mask, values.device, "values")
+        check_tensor("mask", mask, BOOL, shape, why, device, "values")
     if _is_read(values) and group_ids.numel():
         kept = group_ids if mask is None else group_ids[mask]
         if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < n_groups:

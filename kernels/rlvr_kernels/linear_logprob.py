@@ -21,6 +21,7 @@ from .checks import (
     check_dtype,
     check_ids_in_range,
     check_shape,
+    check_tensor,
 )
 from .logprob import (
     SMALL_VOCABULARY,
@@ -186,9 +187,8 @@ def check_linear(hidden, weight, bias, ids, mask) -> None:
     check_shape("weight", weight, (n_vocab, hidden.shape[-1]), "the H of hidden")
     check_device("weight", weight, hidden.device, "hidden")
     if bias is not None:
-        check_dtype("bias", bias, (hidden.dtype, torch.float32))
-        check_shape("bias", bias, (n_vocab,), "one per row of weight")
-        check_device("bias", bias, hidden.device, "hidden")
+        dtypes, why = (hidden.dtype, torch.float32), "one per row of weight"
+        check_tensor("bias", bias, dtypes, (n_vocab,), why, hidden.device, "hidden")
     check_ids("hidden", hidden, ids, mask)
 
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from . import logprob_torch
 from .backend import resolve
 from .checks import (
+    BOOL,
     FLOATS,
     INTS,
     check_choice,
-    check_device,
     check_dtype,
     check_ids_in_range,
-    check_shape,
+    check_tensor,
 )
 from .records import TokenLogprobs
 from .scalars import Number, as_number, check_positive_numbers, packed, unpacked
@@ -87,14 +87,10 @@ def token_logprobs(
 
 def check_ids(like: str, tensor: Tensor, ids: Tensor, mask: Tensor | None) -> None:
     """`ids` and `mask` hold one entry per row of `tensor`, on its device."""
-    shape = tuple(tensor.shape[:-1])
-    check_dtype("ids", ids, INTS)
-    check_shape("ids", ids, shape, f"one id per row of {like}")
-    check_device("ids", ids, tensor.device, like)
+    shape, device = tuple(tensor.shape[:-1]), tensor.device
+    check_tensor("ids", ids, INTS, shape, f"one id per row of {like}", device, like)
     if mask is not None:
-        check_dtype("mask", mask, (torch.bool,))
-        check_shape("mask", mask, shape, f"one entry per row of {like}")
-        check_device("mask", mask, tensor.device, like)
+        check_tensor("mask", mask, BOOL, shape, f"one entry per row of {like}", device, like)
 
 
 def valid_rows(ids: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:

@@ -8,12 +8,14 @@ from torch import Tensor
 from . import reference
 from .backend import resolve
 from .checks import (
+    BOOL,
     check_choice,
     check_device,
     check_dtype,
     check_expandable,
     check_positive,
     check_shape,
+    check_tensor,
 )
 from .groups import GroupStatistics
 from .scalars import as_number, packed, unpacked
@@ -292,12 +294,11 @@ def _check(
     if not shape:
         raise ValueError("logprobs: expected shape [..., L]; got a 0-dim tensor")
     check_dtype("logprobs", logprobs, (torch.float32,))
-    check_dtype("mask", mask, (torch.bool,))
-    check_shape("mask", mask, shape, "the shape of logprobs")
-    check_device("mask", mask, logprobs.device, "logprobs")
+    why, device = "the shape of logprobs", logprobs.device
+    check_tensor("mask", mask, BOOL, shape, why, device, "logprobs")
     check_dtype("advantages", advantages, (torch.float32,))
     check_expandable("advantages", advantages, shape, "logprobs")
-    check_device("advantages", advantages, logprobs.device, "logprobs")
+    check_device("advantages", advantages, device, "logprobs")
     optional = {
         "old_logprobs": old_logprobs,
         "ref_logprobs": ref_logprobs,
@@ -306,6 +307,4 @@ def _check(
     }
     for name, tensor in optional.items():
         if tensor is not None:
-            check_dtype(name, tensor, (torch.float32,))
-            check_shape(name, tensor, shape, "the shape of logprobs")
-            check_device(name, tensor, logprobs.device, "logprobs")
+            check_tensor(name, tensor, (torch.float32,), shape, why, device, "logprobs")

@@ -27,14 +27,10 @@ def rows_of(tensor: Tensor) -> Rows:
     n_vocab = tensor.shape[-1]
     if tensor.stride(-1) != 1 and n_vocab > 1:
         tensor = tensor.contiguous()
-    # Size-1 dimensions carry arbitrary strides: drop them before judging the others.
-    leading = [
-        (size, stride)
-        for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
-        if size != 1
-    ]
     merged: list[tuple[int, int]] = []
-    for size, stride in leading:
+    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
+        if size == 1:
+            continue  # its stride is arbitrary
         if merged and merged[-1][1] == size * stride:
             merged[-1] = (merged[-1][0] * size, stride)
         else:
@@ -42,8 +38,5 @@ def rows_of(tensor: Tensor) -> Rows:
     if len(merged) > 2:
         return rows_of(tensor.contiguous())
     count = tensor.numel() // max(1, n_vocab)
-    if not merged:
-        return Rows(tensor, count, 1, 0, 0)
-    if len(merged) == 1:
-        return Rows(tensor, count, merged[0][0], 0, merged[0][1])
-    return Rows(tensor, count, merged[1][0], merged[0][1], merged[1][1])
+    (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(merged)) + merged
+    return Rows(tensor, count, inner, outer_stride, inner_stride)

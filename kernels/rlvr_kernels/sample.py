@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .backend import resolve
-from .checks import FLOATS, check_device, check_dtype, check_shape
+from .checks import FLOATS, check_dtype, check_tensor
 
 MASK_32 = 0xFFFFFFFF
 GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64
@@ -47,9 +47,8 @@ def sample_tokens(
         ("positions", positions, torch.int64),
         ("temperature", temperature, torch.float32),
     ):
-        check_dtype(name, tensor, (dtype,))
-        check_shape(name, tensor, (len(logits),), "one entry per row of logits")
-        check_device(name, tensor, logits.device, "logits")
+        why = "one entry per row of logits"
+        check_tensor(name, tensor, (dtype,), (len(logits),), why, logits.device, "logits")
     if resolve(backend, logits.device) == "triton":
         from . import sample_triton
 

@@ -14,10 +14,9 @@ from azr.model.attention.interface import (
     hidden_states,
     use_azr_attention,
 )
-from azr.model.attention.packed import PackedAttend, PackedRows, gathered
+from azr.model.attention.packed import Backend, PackedAttend, PackedRows, gathered
 from azr.model.attention.probe import (
     NAMES,
-    Backend,
     BackendProbe,
     backends,
     choose,

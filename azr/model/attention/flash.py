@@ -7,7 +7,6 @@ one contiguous extent of memory a row.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,19 +34,6 @@ class DecodeRows:
     that a captured launch serves every later step."""
 
 
-class FlashBackend(Protocol):
-    """What the three have in common."""
-
-    name: str
-    cache: str
-
-    def decode(
-        self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float
-    ) -> Tensor:
-        """Returns [R, H, K]: one query a row attends to all tokens of its row."""
-        ...
-
-
 def shared_varlen(
     attend: Callable[..., Tensor], x: tuple[Tensor, Tensor, Tensor], rows: PackedRows
 ) -> Tensor:
@@ -72,8 +58,6 @@ class FlashAttn:
     def varlen(
         self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
     ) -> Tensor:
-        """Returns [N, H, K]: each row attends causally to itself. Differentiable."""
-
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self._varlen(
                 q, k, v, rows.starts, rows.starts, rows.longest, rows.longest,
@@ -85,7 +69,6 @@ class FlashAttn:
     def decode(
         self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float
     ) -> Tensor:
-        """Returns [R, H, K]."""
         out = self._decode(
             q_RHK[:, None], _pages(keys_SGK), _pages(values_SGK),
             cache_seqlens=rows.lengths, block_table=rows.table, softmax_scale=scale, causal=False,
@@ -105,13 +88,20 @@ class TorchVarlen:
     def varlen(
         self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
     ) -> Tensor:
-        """Returns [N, H, K]: each row attends causally to itself. Differentiable."""
-        return _torch_varlen(self._attend, (q_NHK, k_NGK, v_NGK), rows, scale)
+        # 2.11 checks no head counts and has no such option; later ones want to be told.
+        gqa = {"enable_gqa": True} if takes(self._attend, "enable_gqa") else {}
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._attend(
+                q, k, v, rows.starts, rows.starts, rows.longest, rows.longest,
+                scale=scale, window_size=(-1, 0), **gqa,
+            )  # fmt: skip
+
+        return shared_varlen(attend, (q_NHK, k_NGK, v_NGK), rows)
 
     def decode(
         self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float
     ) -> Tensor:
-        """Returns [R, H, K]."""
         # The starts of the keys are not read where a table names the pages, yet the kernel may ask
         # for a tensor of their shape.
         return self._attend(
@@ -134,7 +124,6 @@ class TorchAten(TorchVarlen):
     def decode(
         self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float
     ) -> Tensor:
-        """Returns [R, H, K]."""
         return _flash_attention_forward(
             q_RHK, keys_SGK, values_SGK, rows.query_starts, rows.key_starts, 1, rows.capacity,
             0.0, False, False, scale=scale, seqused_k=rows.lengths,
@@ -150,24 +139,6 @@ def torch_varlen() -> Callable:
 
 def _flash_attention_forward(*args: object, **options: object) -> tuple[Tensor, ...]:
     return torch.ops.aten._flash_attention_forward(*args, **options)
-
-
-def _torch_varlen(
-    function: Callable[..., Tensor],
-    x: tuple[Tensor, Tensor, Tensor],
-    rows: PackedRows,
-    scale: float,
-) -> Tensor:
-    # 2.11 checks no head counts and has no such option; later ones want to be told.
-    gqa = {"enable_gqa": True} if takes(function, "enable_gqa") else {}
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return function(
-            q, k, v, rows.starts, rows.starts, rows.longest, rows.longest,
-            scale=scale, window_size=(-1, 0), **gqa,
-        )  # fmt: skip
-
-    return shared_varlen(attend, x, rows)
 
 
 def takes(function: Callable, *names: str) -> bool:

@@ -6,7 +6,7 @@ model then computes them once, and only attention sees every row in full.
 Shapes: N tokens of the stretch, E tokens of all rows in full (E = N where nothing is shared).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,8 +87,15 @@ def gathered(x_N: Tensor, index_E: Tensor) -> Tensor:
     return F.embedding(index_E, x_ND).to(x_N.dtype).unflatten(1, x_N.shape[1:])
 
 
-class VarlenBackend(Protocol):
-    """The part of a backend that packed rows need."""
+class Backend(Protocol):
+    """The interface: `varlen` for training and prefill, `decode` over a KV cache."""
+
+    name: str
+    cache: str
+    """How its KV cache is laid out: "pages", "extents" or "rows"."""
+    decode: Callable
+    """For "pages" and "extents" (queries [R, H, K], keys and values [S, G, K], `flash.DecodeRows`,
+    scale) -> [R, H, K]: one query a row attends to all tokens of its row. For "rows" see `Sdpa`."""
 
     def varlen(
         self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
@@ -101,7 +108,7 @@ class VarlenBackend(Protocol):
 class PackedAttend:
     """Attends causally within each row; an `Attend`."""
 
-    backend: VarlenBackend
+    backend: Backend
     rows: PackedRows
 
     def __call__(

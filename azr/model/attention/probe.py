@@ -1,13 +1,12 @@
 """Which attention backends can run here, why not the others, and which one is taken."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 
 from azr.model.attention.flash import FlashAttn, TorchAten, TorchVarlen, takes, torch_varlen
-from azr.model.attention.packed import VarlenBackend
+from azr.model.attention.packed import Backend
 from azr.model.attention.sdpa import Sdpa
 from azr.model.attention.trial import decode_problem
 
@@ -17,29 +16,12 @@ USUAL_HEAD_SIZE = 128
 """What is tried where no model says otherwise."""
 
 
-class Backend(VarlenBackend, Protocol):
-    """The interface: `varlen` for training and prefill, `decode` over a KV cache.
-
-    What `decode` takes depends on how the cache is laid out: "pages" and "extents" take
-    `flash.DecodeRows`, "rows" takes dense rows and a mask.
-    """
-
-    name: str
-    cache: str
-    """How its KV cache is laid out: "pages", "extents" or "rows"."""
-    decode: Callable
-
-
-@dataclass(frozen=True, slots=True)
-class BackendProbe:
-    """What was found out about a backend; unpacks as (name, usable, reason)."""
+class BackendProbe(NamedTuple):
+    """What was found out about a backend."""
 
     name: str
     usable: bool
     reason: str
-
-    def __iter__(self):
-        return iter((self.name, self.usable, self.reason))
 
 
 def backends(

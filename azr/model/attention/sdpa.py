@@ -16,7 +16,6 @@ class Sdpa:
     def varlen(
         self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
     ) -> Tensor:
-        """Returns [N, H, K]: each row attends causally to itself. Differentiable."""
         q_BLHK, k_BLGK, v_BLGK = (_as_grid(x, rows) for x in (q_NHK, k_NGK, v_NGK))
         groups = q_BLHK.shape[2] // k_BLGK.shape[2]
         q_BHLK, k_BGLK, v_BGLK = (x.transpose(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))

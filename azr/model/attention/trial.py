@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from azr.errors import RunError
-from azr.model.attention.flash import PAGE_TOKENS, DecodeRows, FlashBackend
+from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
+from azr.model.attention.packed import Backend
 
 TOLERANCE = 0.05
 """Of outputs of about 0.1 to 1: far above 16-bit rounding, far below what wrong keys give."""
 
 
 def decode_problem(
-    backend: FlashBackend, device: torch.device, dtype: torch.dtype, head_size: int
+    backend: Backend, device: torch.device, dtype: torch.dtype, head_size: int
 ) -> str | None:
     """Returns why decoding two rows does not give what plain attention gives; None where it does.
 
