@@ -5,9 +5,12 @@ from azr.tasks.environment import Environment, Role, Vocabulary, load_environmen
 from azr.tasks.family import TaskFamily
 from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
 
+FamilyDefaults = Environment  # an older name
+
 __all__ = [
     "Answer",
     "Environment",
+    "FamilyDefaults",
     "Grade",
     "Proposal",
     "References",
