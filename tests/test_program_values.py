@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from azr.tasks.program.normal import UnreadableCode, digest, normal_form
-from azr.tasks.program.screening import reject_program
 from azr.tasks.program.values import NoLiteral, equal, read_arguments, read_literal, write_literal
+from azr.tasks.program.verifier import reject_program
 
 SCALARS = (
     st.none()

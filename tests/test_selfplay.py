@@ -42,6 +42,10 @@ def by(result, role, task_type="deduction"):
     return [e for e in result.episodes if e.role == role and e.type == task_type]
 
 
+def new_keys(result, task_type="deduction"):
+    return [key for t, key, _ in result.tasks if t == task_type]
+
+
 def test_the_texts_of_these_tests_are_training_tasks():
     selfplay, _ = play(SMALL, cycle(FRESH))
     for text in FRESH:
@@ -69,7 +73,7 @@ def test_results_do_not_depend_on_the_order_in_which_samples_finish():
     # The scripted engine finishes the last request first; everything is in order of requests.
     selfplay, _ = seeded(SMALL, cycle(FRESH))
     result = selfplay.play(1)
-    assert [e.key for e in result.new_tasks["deduction"]] == [f"S D {t} =" for t in FRESH]
+    assert new_keys(result) == [f"S D {t} =" for t in FRESH]
     assert [e.sample.index for e in by(result, "solve")[:4]] == [0, 1, 2, 3]
 
 
@@ -107,7 +111,7 @@ def test_rejected_proposals_cost_their_price_and_never_enter_a_buffer():
         ("unfinished", -1.0),
         ("malformed", -1.0),
     ]  # fmt: skip - 29 is no word of the vocabulary: it decodes as unknown
-    assert not result.new_tasks["deduction"]
+    assert not new_keys(result)
     assert result.metrics["propose/deduction/valid_rate"] == 0.0
     assert result.metrics["propose/deduction/rejected/not_prime"] == 1.0
     assert result.metrics["propose/deduction/format_rate"] == 0.25
@@ -123,7 +127,7 @@ def test_a_duplicate_is_estimated_once_rewarded_alike_and_enters_once():
     estimates = [r for r in engine.calls[1] if r.n == 4]
     assert len(estimates) == 3 * 2
     assert [e.reward for e in by(result, "propose")] == [0.25] * 4
-    assert len(result.new_tasks["deduction"]) == 2
+    assert len(new_keys(result)) == 2
     assert result.metrics["propose/deduction/unique_rate"] == 0.5
 
 
@@ -139,7 +143,7 @@ def test_a_held_out_proposal_has_no_gradient_enters_no_statistic_and_is_counted_
     proposals = by(result, "propose")
     assert [e.reward is None for e in proposals] == [False, True, False, False]
     assert proposals[1].advantage is None
-    assert all(e.prompt_ids and e.advantage is not None for e in result.episodes if e.reward)
+    assert all(e.prompt.token_ids and e.advantage is not None for e in result.episodes if e.reward)
     assert len(result.experience("proposer")) == 3 * 3
     assert f"S D {text} =" not in selfplay.buffers["deduction"]
     prompts = [engine.tokenizer.decode(list(r.token_ids)) for r in engine.calls[1]]
@@ -234,7 +238,7 @@ def test_estimate_samples_can_be_the_solver_samples():
 def test_roles_choose_whose_samples_are_trained_on():
     selfplay, _ = seeded(SMALL, cycle(FRESH))
     result = selfplay.play(1)
-    propose = {e.prompt_ids for e in result.episodes if e.role == "propose"}
+    propose = {e.prompt.token_ids for e in result.episodes if e.role == "propose"}
     assert {e.prompt_ids in propose for e in result.experience("solver")} == {False}
     assert {e.prompt_ids in propose for e in result.experience("proposer")} == {True}
     assert len(result.experience("both")) == len(result.experience("solver")) + len(

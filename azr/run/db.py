@@ -63,7 +63,7 @@ class SampleRow:
         return cls(
             role=episode.role,
             type=episode.type,
-            prompt=episode.prompt,
+            prompt=episode.prompt.text,
             task_key=episode.key or None,
             text=episode.text,
             outcome=episode.outcome,

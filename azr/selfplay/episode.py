@@ -1,100 +1,135 @@
 """The records of self-play: a completion with what became of it, the seeds, and a step."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from azr.advantage import CellStatistics
-from azr.buffer import Entry
 from azr.learner import Experience
 from azr.reward import Novelty
 from azr.rollout import Sample
 from azr.selfplay.clock import Clock
-from azr.tasks import Grade, Role, Task, Traits, Verdict
+from azr.selfplay.prompts import Prompt
+from azr.tasks import Answer, Grade, Proposal, Role, Task, Traits, Verdict
 
 ROLES: tuple[Role, Role] = ("propose", "solve")
 
 
-@dataclass(slots=True, kw_only=True)
-class Episode:
-    """One completion with everything that became of it."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class Proposed(Proposal):
+    """A proposal with everything that became of it."""
 
-    role: Role
-    type: str
-    prompt: str
-    text: str
+    role: ClassVar[Role] = "propose"
+    is_estimate: ClassVar[bool] = False
+    prompt: Prompt
     sample: Sample
-    prompt_ids: tuple[int, ...]
-    dropped_references: int = 0
-    """References that its prompt had no room for."""
-    task: Task | None = None
-    """The task proposed, or solved."""
+    verdict: Verdict = Verdict(task=None, status="unjudged")
     key: str = ""
-    """What makes that task distinct."""
-    references: tuple[Task, ...] = ()
-    """The tasks that a proposer was shown."""
+    """What makes its task distinct, where it has become one."""
     traits: Traits | None = None
     novelty: Novelty | None = None
     """Both of a valid proposal, where its family tells."""
-    verdict: Verdict | None = None
-    grade: Grade | None = None
-    is_estimate: bool = False
-    """Sampled to estimate a solve rate; trained on only if so configured."""
     solve_rate: float | None = None
     """Of a valid proposal."""
     reward: float | None = None
-    """None where the sample enters no statistic: held-out proposals, untrained estimates, and what
-    the verifier failed to judge."""
+    """None where it enters no statistic: held out, or not judged."""
     advantage: float | None = None
 
     @property
+    def task(self) -> Task:
+        """The task that a valid or held-out proposal has become."""
+        assert self.verdict.task is not None
+        return self.verdict.task
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it has become a task to train on."""
+        return self.verdict.status == "valid"
+
+    @property
     def outcome(self) -> str:
-        """The verdict's status, or the grade's outcome."""
-        return self.verdict.status if self.verdict else self.grade.outcome if self.grade else ""
+        """The verdict's status."""
+        return self.verdict.status
 
     @property
     def reason(self) -> str:
-        """The verdict's, or the grade's."""
-        judged = self.verdict or self.grade
-        return judged.reason if judged else ""
+        """The verdict's."""
+        return self.verdict.reason
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Answered(Answer):
+    """An answer with everything that became of it."""
+
+    role: ClassVar[Role] = "solve"
+    solve_rate: ClassVar[None] = None
+    prompt: Prompt
+    sample: Sample
+    grade: Grade = Grade(outcome="unjudged")
+    key: str
+    """What makes its task distinct."""
+    is_estimate: bool
+    """Sampled to estimate a solve rate; trained on only if so configured."""
+    reward: float | None = None
+    """None where it enters no statistic: an estimate that is not trained on, or not judged."""
+    advantage: float | None = None
+
+    @property
+    def type(self) -> str:
+        """The task's."""
+        return self.task.type
+
+    @property
+    def outcome(self) -> str:
+        """The grade's."""
+        return self.grade.outcome
+
+    @property
+    def reason(self) -> str:
+        """The grade's."""
+        return self.grade.reason
+
+
+Episode = Proposed | Answered
+"""One completion with everything that became of it."""
+
+
+NewTasks = list[tuple[str, str, Task]]
+"""(type, key, task) of what entered the buffers, type by type."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Seeding:
     """What filled the buffers before the first update."""
 
-    episodes: list[Episode]
-    new_tasks: dict[str, list[Entry]]
+    episodes: list[Proposed]
+    tasks: NewTasks
     added: dict[str, int]
     """By type, the tasks that the environment had to add."""
-
-    @property
-    def tasks(self) -> list[tuple[str, str, Task]]:
-        """(type, key, task) of every seed."""
-        return _flat(self.new_tasks)
 
 
 @dataclass(slots=True, kw_only=True)
 class StepResult:
     """What a step of self-play brought."""
 
-    episodes: list[Episode]
-    new_tasks: dict[str, list[Entry]]
-    """Tasks that entered the buffers, by type."""
+    proposals: list[Proposed]
+    answers: list[Answered]
+    tasks: NewTasks
     cells: CellStatistics
     clock: Clock
     """It goes on: what follows the play are phases of the step as well."""
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
-    def tasks(self) -> list[tuple[str, str, Task]]:
-        """(type, key, task) of every task that entered a buffer."""
-        return _flat(self.new_tasks)
+    def episodes(self) -> list[Episode]:
+        """The proposals, then the answers."""
+        return [*self.proposals, *self.answers]
 
     def experience(self, roles: str) -> list[Experience]:
         """Returns the samples to train on: those with an advantage, of the roles asked for."""
         wanted = {"both": ROLES, "solver": ("solve",), "proposer": ("propose",)}[roles]
         return [
             Experience(
-                prompt_ids=e.prompt_ids,
+                prompt_ids=e.prompt.token_ids,
                 response_ids=e.sample.token_ids,
                 rollout_logprobs=e.sample.logprobs,
                 advantage=e.advantage,
@@ -102,7 +137,3 @@ class StepResult:
             for e in self.episodes
             if e.advantage is not None and e.role in wanted
         ]
-
-
-def _flat(tasks: dict[str, list[Entry]]) -> list[tuple[str, str, Task]]:
-    return [(t, e.key, e.task) for t, entries in tasks.items() for e in entries]

@@ -1,20 +1,20 @@
 """The metrics of a step of self-play; docs/metrics.md explains each."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from azr.config import RewardConfig
 from azr.reward import learnability
-from azr.selfplay.diversity import diversity_metrics
-from azr.selfplay.episode import Episode, Role, Seeding, StepResult
-from azr.tasks import Environment
+from azr.selfplay.episode import Proposed, Seeding, StepResult
+from azr.tasks import Environment, Role
 
 
 def seeding_metrics(seeding: Seeding) -> dict[str, float]:
     """Returns the start model's rates over all seeding proposals."""
     return {
         f"propose/{t}/{name}": value
-        for t in seeding.new_tasks
+        for t in seeding.added
         for name, value in _proposal_rates([e for e in seeding.episodes if e.type == t]).items()
     }
 
@@ -33,20 +33,22 @@ def step_metrics(
     for (role, task_type), cell in cells.items():
         m[f"reward/{role}/{task_type}/mean"] = float(result.cells.mean[cell])
         m[f"reward/{role}/{task_type}/std"] = float(result.cells.std[cell])
-    for task_type in result.new_tasks:
-        mine = [e for e in result.episodes if (e.role, e.type) == ("propose", task_type)]
-        good = [e for e in mine if e.outcome == "valid"]
+    new = Counter(task_type for task_type, _, _ in result.tasks)
+    for task_type in dict.fromkeys(task_type for _, task_type in cells):
+        mine = [e for e in result.proposals if e.type == task_type]
+        good = [e for e in mine if e.is_valid]
         name = f"propose/{task_type}"
         m |= {f"{name}/{k}": v for k, v in _proposal_rates(mine).items()}
-        solved = [e for e in good if e.solve_rate is not None]
-        worth = [learnability(e.solve_rate, reward.zero_learnability) for e in solved]
+        solved = [(e, e.solve_rate) for e in good if e.solve_rate is not None]
+        worth = [learnability(rate, reward.zero_learnability) for _, rate in solved]
         m[f"{name}/learnability"] = mean(worth)
         if reward.complexity_coef or reward.distance_coef or reward.answer_coef:
-            m[f"{name}/novelty"] = mean([e.reward - w for e, w in zip(solved, worth, strict=True)])
-        m[f"{name}/learnable_frac"] = mean([0 < e.solve_rate < 1 for e in solved])
+            paid = [e.reward for e, _ in solved if e.reward is not None]
+            m[f"{name}/novelty"] = mean([r - w for r, w in zip(paid, worth, strict=True)])
+        m[f"{name}/learnable_frac"] = mean([0 < rate < 1 for _, rate in solved])
         m[f"{name}/unique_rate"] = len({e.key for e in good}) / len(good) if good else float("nan")
-        m |= {f"{name}/{k}": v for k, v in diversity_metrics(environment, good).items()}
-        drawn = [e for e in result.episodes if (e.role, e.type) == ("solve", task_type)]
+        m |= {f"{name}/{k}": v for k, v in _diversity(environment, good).items()}
+        drawn = [e for e in result.answers if e.type == task_type]
         answers = [e for e in drawn if e.outcome != "unjudged"]
         name = f"solve/{task_type}"
         m[f"{name}/unjudged"] = float(len(drawn) - len(answers))
@@ -54,8 +56,8 @@ def step_metrics(
         m[f"{name}/format_rate"] = mean([e.outcome != "malformed" for e in answers])
         reasons = Counter(e.reason for e in answers if e.reason)
         m |= {f"{name}/failed/{r}": float(n) for r, n in sorted(reasons.items())}
-        m[f"buffer/{task_type}/new"] = float(len(result.new_tasks[task_type]))
-    m["propose/dropped_references"] = float(sum(e.dropped_references for e in result.episodes))
+        m[f"buffer/{task_type}/new"] = float(new[task_type])
+    m["propose/dropped_references"] = float(sum(e.prompt.dropped for e in result.proposals))
     lengths = [len(e.sample.token_ids) for e in result.episodes]
     m["completions/mean_length"] = mean(lengths)
     m["completions/clipped_ratio"] = mean(
@@ -65,7 +67,30 @@ def step_metrics(
     return m
 
 
-def _proposal_rates(proposals: list[Episode]) -> dict[str, float]:
+def _diversity(environment: Environment, valid: Sequence[Proposed]) -> dict[str, float]:
+    """Returns how varied one type's valid proposals of a step are; nothing without traits.
+
+    `ast_distance` is taken between proposals that follow each other, which needs no references.
+    """
+    told = [(e.task, e.traits, e.novelty) for e in valid if e.traits and e.novelty]
+    if not told:
+        return {}
+    pairs = itertools.pairwise(task for task, _, _ in told)
+    neighbours = [environment.traits(task, (before,)) for before, task in pairs]
+    return {
+        "program_length": _mean_known([traits.length for _, traits, _ in told]),
+        "complexity": _mean_known([traits.complexity for _, traits, _ in told]),
+        "ast_distance": _mean_known([traits.distance for traits in neighbours if traits]),
+        "reference_distance": _mean_known([traits.distance for _, traits, _ in told]),
+        "answer_diversity": _mean_known([novelty.answer for _, _, novelty in told]),
+    }
+
+
+def _mean_known(values: Sequence[float]) -> float:
+    return mean([v for v in values if v == v])
+
+
+def _proposal_rates(proposals: Sequence[Proposed]) -> dict[str, float]:
     """Returns the rates of one type's proposals; held-out and unjudged ones are counted apart."""
     by_status = Counter(e.outcome for e in proposals)
     counted = [e for e in proposals if e.outcome not in ("held_out", "unjudged")]

@@ -5,8 +5,7 @@ engine in one of two large batches, first all proposals, then all solutions, and
 the rest is still being generated.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -17,20 +16,26 @@ from azr.advantage import CellStatistics, task_relative_advantages
 from azr.buffer import Entry, TaskBuffer
 from azr.config import Config
 from azr.keys import generator, make_key
-from azr.reward import proposer_reward, solver_reward
+from azr.reward import Novelty, proposer_reward, solver_reward
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
 from azr.selfplay.clock import Clock
-from azr.selfplay.diversity import describe_proposals
-from azr.selfplay.episode import ROLES, Episode, Role, Seeding, StepResult
+from azr.selfplay.episode import ROLES, Answered, Episode, Proposed, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics
 from azr.selfplay.prompts import Prompts
 from azr.selfplay.references import ReferencePool
 from azr.selfplay.seeding import fill_buffers
-from azr.tasks import Answer, Environment, Grade, Proposal, Task, Verdict
+from azr.tasks import Environment, Role, Task, Verdict
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
+from azr.tasks.records import Pending
 from azr.text import end_ids, response_texts, response_tokens
 
-T = TypeVar("T")
+E = TypeVar("E", bound=Episode)
+J = TypeVar("J")
+Known = Entry | Proposed
+"""What has a task, and the key that makes it distinct."""
+
+COMPLEXITY_SCALE = 10.0
+"""Cyclomatic complexity that counts as full novelty."""
 
 RECENT = 900
 """Valid proposals over which distinct ones are counted."""
@@ -67,14 +72,14 @@ class SelfPlay:
     def seed(
         self,
         given: Sequence[Task] = (),
-        on_round: Callable[[list[Episode]], None] = lambda proposals: None,
+        on_round: Callable[[list[Proposed]], None] = lambda proposals: None,
     ) -> Seeding:
         """Fills the buffers before the first update, with the tasks of a seed file if given.
 
         `on_round` sees the proposals of each round.
         """
 
-        def propose(number: int, types: list[str]) -> list[Episode]:
+        def propose(number: int, types: list[str]) -> list[Proposed]:
             # Round r of seeding is step -r: its draws are nobody else's.
             proposals = self._propose(-number, types, Clock(self.engine))
             on_round(proposals)
@@ -120,37 +125,25 @@ class SelfPlay:
         c = self.config.selfplay
         clock = Clock(self.engine)
         proposals = self._propose(step, self.types, clock)
-        valid = _valid_tasks(proposals, step)
-        describe_proposals(self.environment, proposals, self.buffers)
-
-        new_tasks: dict[str, list[Entry]] = {t: [] for t in self.types}
-        for task_type, entries in valid.items():
-            for e in entries:
-                if self.buffers[task_type].add(e.key, e.task, step):
-                    new_tasks[task_type].append(e)
-
-        temperature = self.config.rollout.temperature
-        solved_first = valid if c.solve_lag == 0 else self.previous_tasks
-        requests: list[_Solve] = []
-        for task_type in self.types:
-            for index, entry in enumerate(valid[task_type]):
-                requests.append(
-                    _Solve(entry, "estimate", index, c.estimate_samples, c.estimate_temperature)
-                )
-            chosen = self._solver_tasks(step, task_type, solved_first[task_type])
-            # With "estimate", the samples of this step's tasks are those of their estimates.
-            reused = len(solved_first[task_type]) if c.solver_samples == "estimate" else 0
-            for index, entry in list(enumerate(chosen))[reused:]:
-                requests.append(
-                    _Solve(entry, "solve", index, c.solver_samples_per_task, temperature)
-                )
-        solutions = self._solve(step, requests, clock)
-        self.previous_tasks = valid
-
-        self._reward(proposals, solutions, self._trained_estimates(solved_first))
-        episodes = proposals + solutions
-        cells = self._whiten(episodes)
-        result = StepResult(episodes=episodes, new_tasks=new_tasks, cells=cells, clock=clock)
+        self._describe(proposals)
+        valid = {t: _distinct([e for e in proposals if e.type == t]) for t in self.types}
+        tasks = [
+            (t, e.key, e.task)
+            for t, distinct in valid.items()
+            for e in distinct
+            if self.buffers[t].add(e.key, e.task, step)
+        ]
+        solved_first: Mapping[str, Sequence[Known]] = self.previous_tasks if c.solve_lag else valid
+        answers = self._solve(step, self._wanted(step, valid, solved_first), clock)
+        if c.solve_lag:
+            self.previous_tasks = {
+                t: [Entry(e.key, e.task, step) for e in valid[t]] for t in self.types
+            }
+        self._reward(proposals, answers, self._trained_estimates(solved_first))
+        cells = self._whiten([*proposals, *answers])
+        result = StepResult(
+            proposals=proposals, answers=answers, tasks=tasks, cells=cells, clock=clock
+        )
         told = step_metrics(self.environment, result, self.cells, self.config.reward)
         result.metrics = told | {
             "propose/distinct_recent": float(len(set(self.recent_keys))),
@@ -161,30 +154,69 @@ class SelfPlay:
         clock.lap("other")
         return result
 
+    def _describe(self, proposals: Sequence[Proposed]) -> None:
+        """Sets `traits` and `novelty` of the valid proposals, where the family tells.
+
+        The buffers are those before these proposals enter.
+        """
+        for e in proposals:
+            traits = self.environment.traits(e.task, e.references) if e.is_valid else None
+            if traits is None:
+                continue
+            buffer = self.buffers[e.type]
+            same = buffer.answers[self.environment.answer(e.task)]
+            e.traits = traits
+            e.novelty = Novelty(
+                complexity=min(traits.complexity / COMPLEXITY_SCALE, 1.0),
+                distance=traits.distance,
+                answer=1 - (same / len(buffer) if len(buffer) else float("nan")),
+            )
+
+    def _wanted(
+        self,
+        step: int,
+        valid: Mapping[str, Sequence[Known]],
+        solved_first: Mapping[str, Sequence[Known]],
+    ) -> list["_Solve"]:
+        """Returns what is asked of the solver: estimates of valid proposals, and the B tasks."""
+        c = self.config.selfplay
+        wanted = []
+        for t in self.types:
+            for index, e in enumerate(valid[t]):
+                wanted.append(
+                    _Solve(e, "estimate", index, c.estimate_samples, c.estimate_temperature)
+                )
+            chosen = self._solver_tasks(step, t, solved_first[t])
+            # With "estimate", the samples of this step's tasks are those of their estimates.
+            reused = len(solved_first[t]) if c.solver_samples == "estimate" else 0
+            temperature = self.config.rollout.temperature
+            for index, e in list(enumerate(chosen))[reused:]:
+                wanted.append(_Solve(e, "solve", index, c.solver_samples_per_task, temperature))
+        return wanted
+
     def _reward(
-        self, proposals: list[Episode], solutions: list[Episode], trained: set[str]
+        self, proposals: Sequence[Proposed], answers: Sequence[Answered], trained: set[str]
     ) -> None:
         """Sets rewards; what is held out or could not be judged has none."""
-        rates = _solve_rates(solutions)
+        rates = _solve_rates(answers)
         for e in proposals:
-            if e.outcome == "valid":
+            if e.is_valid:
                 e.solve_rate = rates.get(e.key)
                 self._remember(e.key)
-            is_judged = e.outcome not in ("held_out", "unjudged")
-            if is_judged and (e.outcome != "valid" or e.solve_rate is not None):
+            if e.outcome in ("malformed", "invalid") or e.solve_rate is not None:
                 e.reward = proposer_reward(e.verdict, e.solve_rate, self.config.reward, e.novelty)
-        for e in solutions:
+        for e in answers:
             if e.outcome != "unjudged" and (not e.is_estimate or e.key in trained):
                 e.reward = solver_reward(e.grade, self.config.reward)
 
-    def _trained_estimates(self, solved: dict[str, list[Entry]]) -> set[str]:
+    def _trained_estimates(self, solved: Mapping[str, Sequence[Known]]) -> set[str]:
         """Returns the keys of tasks whose estimate samples are solver samples as well."""
         c = self.config.selfplay
         if c.solver_samples == "fresh":
             return set()
-        return {e.key for entries in solved.values() for e in entries[: c.solver_tasks_per_type]}
+        return {e.key for tasks in solved.values() for e in tasks[: c.solver_tasks_per_type]}
 
-    def _solver_tasks(self, step: int, task_type: str, first: Sequence[Entry]) -> list[Entry]:
+    def _solver_tasks(self, step: int, task_type: str, first: Sequence[Known]) -> list[Known]:
         """Returns B tasks: `first` in order, then others drawn from the buffer.
 
         Where the buffer has too few distinct tasks the draw starts over, so that every cell has
@@ -204,7 +236,7 @@ class SelfPlay:
             exclude = set()
         return chosen
 
-    def _propose(self, step: int, types: Sequence[str], clock: Clock) -> list[Episode]:
+    def _propose(self, step: int, types: Sequence[str], clock: Clock) -> list[Proposed]:
         c = self.config.selfplay
         wanted, keys = [], []
         for task_type in types:
@@ -220,115 +252,86 @@ class SelfPlay:
             for prompt, (task_type, _), key in zip(prompts, wanted, keys, strict=True)
         ]
 
-        def submit(samples: list[Sample], texts: list[str]) -> Future[list[Verdict]]:
-            return self.environment.submit_validate(
-                [
-                    Proposal(
-                        type=wanted[s.request][0],
-                        text=text,
-                        finished=s.finish_reason == "stop",
-                        references=prompts[s.request].references,
-                    )
-                    for s, text in zip(samples, texts, strict=True)
-                ]
-            )
-
-        episodes = []
-        generated = self._generate(requests, submit, clock)
-        for (sample, text, _), verdict in zip(generated, self._solvable(generated), strict=True):
+        def made(sample: Sample, text: str) -> Proposed:
             prompt = prompts[sample.request]
-            episodes.append(
-                Episode(
-                    role="propose",
-                    type=wanted[sample.request][0],
-                    prompt=prompt.text,
-                    text=text,
-                    sample=sample,
-                    prompt_ids=prompt.token_ids,
-                    dropped_references=prompt.dropped,
-                    task=verdict.task,
-                    key=self.environment.key(verdict.task) if verdict.task else "",
-                    verdict=verdict,
-                    references=prompt.references,
-                )
+            return Proposed(
+                type=wanted[sample.request][0],
+                text=text,
+                finished=sample.finish_reason == "stop",
+                references=prompt.references,
+                prompt=prompt,
+                sample=sample,
             )
-        return episodes
 
-    def _solvable(self, generated: list[tuple[Sample, str, Verdict]]) -> list[Verdict]:
-        """Returns the verdicts; a valid task whose solver prompt is too long becomes invalid."""
-        verdicts = [verdict for _, _, verdict in generated]
-        valid = [i for i, verdict in enumerate(verdicts) if verdict.status == "valid"]
-        fitting = self.prompts.fits([verdicts[i].task for i in valid])
-        for i, fits in zip(valid, fitting, strict=True):
+        proposals = []
+        judged = self._generate(requests, made, self.environment.submit_validate, clock)
+        for e, verdict in judged:
+            e.verdict = verdict
+            proposals.append(e)
+        valid = [e for e in proposals if e.is_valid]
+        for e, fits in zip(valid, self.prompts.fits([e.task for e in valid]), strict=True):
             if not fits:
-                verdicts[i] = Verdict(task=None, status="invalid", reason="prompt_too_long")
-        return verdicts
+                e.verdict = Verdict(task=None, status="invalid", reason="prompt_too_long")
+        for e in proposals:
+            if e.verdict.task:
+                e.key = self.environment.key(e.task)
+        return proposals
 
-    def _solve(self, step: int, wanted: list["_Solve"], clock: Clock) -> list[Episode]:
-        prompts = self.prompts.solve([w.entry.task for w in wanted])
+    def _solve(self, step: int, wanted: list["_Solve"], clock: Clock) -> list[Answered]:
+        prompts = self.prompts.solve([w.known.task for w in wanted])
         sampling = {
             (t, temperature): self._sampling("solve", t, temperature)
-            for t, temperature in dict.fromkeys((w.entry.task.type, w.temperature) for w in wanted)
+            for t, temperature in dict.fromkeys((w.known.task.type, w.temperature) for w in wanted)
         }
         requests = [
             Request(
                 token_ids=prompt.token_ids,
-                sampling=sampling[w.entry.task.type, w.temperature],
-                key=make_key(self.config.run.seed, step, w.phase, w.entry.task.type, w.index),
+                sampling=sampling[w.known.task.type, w.temperature],
+                key=make_key(self.config.run.seed, step, w.phase, w.known.task.type, w.index),
                 n=w.samples,
             )
             for prompt, w in zip(prompts, wanted, strict=True)
         ]
 
-        def submit(samples: list[Sample], texts: list[str]) -> Future[list[Grade]]:
-            return self.environment.submit_grade(
-                [
-                    Answer(
-                        task=wanted[s.request].entry.task,
-                        text=text,
-                        finished=s.finish_reason == "stop",
-                    )
-                    for s, text in zip(samples, texts, strict=True)
-                ]
+        def made(sample: Sample, text: str) -> Answered:
+            w = wanted[sample.request]
+            return Answered(
+                task=w.known.task,
+                text=text,
+                finished=sample.finish_reason == "stop",
+                prompt=prompts[sample.request],
+                sample=sample,
+                key=w.known.key,
+                is_estimate=w.phase == "estimate",
             )
 
-        episodes = []
-        for sample, text, grade in self._generate(requests, submit, clock):
-            w = wanted[sample.request]
-            episodes.append(
-                Episode(
-                    role="solve",
-                    type=w.entry.task.type,
-                    prompt=prompts[sample.request].text,
-                    text=text,
-                    sample=sample,
-                    prompt_ids=prompts[sample.request].token_ids,
-                    task=w.entry.task,
-                    key=w.entry.key,
-                    grade=grade,
-                    is_estimate=w.phase == "estimate",
-                )
-            )
-        return episodes
+        answers = []
+        for e, grade in self._generate(requests, made, self.environment.submit_grade, clock):
+            e.grade = grade
+            answers.append(e)
+        return answers
 
     def _generate(
         self,
         requests: list[Request],
-        submit: Callable[[list[Sample], list[str]], Future[list[T]]],
+        made: Callable[[Sample, str], E],
+        submit: Callable[[Sequence[E]], Pending[list[J]]],
         clock: Clock,
-    ) -> list[tuple[Sample, str, T]]:
-        """Returns (sample, text, what became of it) in the order of the requests.
+    ) -> list[tuple[E, J]]:
+        """Returns (what was `made` of a sample and its text, what became of it) for all requests.
 
         Finished samples are submitted in chunks while the rest is still being generated.
         """
-        chunks: list[tuple[list[Sample], list[str], Future[list[T]]]] = []
+        chunks: list[tuple[list[E], Pending[list[J]]]] = []
         waiting: list[Sample] = []
 
         def hand_over() -> None:
             clock.lap("rollout")
             responses = [s.token_ids for s in waiting]
             texts = response_texts(self.tokenizer, responses, self.ends, self._stops())
-            chunks.append((waiting, texts, submit(waiting, texts)))
+            batch = list(map(made, waiting, texts))
+            chunks.append((batch, submit(batch)))
+            waiting.clear()
             clock.lap("verify")
 
         expected = sum(request.n for request in requests)
@@ -338,16 +341,13 @@ class SelfPlay:
             waiting.append(sample)
             if len(waiting) == chunk:
                 hand_over()
-                waiting = []
         if waiting:
             hand_over()
         clock.lap("rollout")
-        results = [
-            row for s, t, future in chunks for row in zip(s, t, future.result(), strict=True)
-        ]
+        results = [pair for batch, p in chunks for pair in zip(batch, p.result(), strict=True)]
         clock.lap("verify")
         # Everything after this is in the order of the requests, whatever finished first.
-        return sorted(results, key=lambda row: (row[0].request, row[0].index))
+        return sorted(results, key=lambda pair: (pair[0].sample.request, pair[0].sample.index))
 
     def _sampling(self, role: Role, task_type: str, temperature: float) -> Sampling:
         r = self.config.rollout
@@ -368,7 +368,7 @@ class SelfPlay:
         self.recent_keys.append(key)
         del self.recent_keys[:-RECENT]
 
-    def _whiten(self, episodes: list[Episode]) -> CellStatistics:
+    def _whiten(self, episodes: Sequence[Episode]) -> CellStatistics:
         counted = [e for e in episodes if e.reward is not None]
         advantages, cells = task_relative_advantages(
             torch.tensor([e.reward for e in counted]),
@@ -384,26 +384,26 @@ class SelfPlay:
 
 @dataclass(frozen=True, slots=True)
 class _Solve:
-    entry: Entry
+    known: Known
     phase: Literal["estimate", "solve"]
     index: int
     samples: int
     temperature: float
 
 
-def _valid_tasks(proposals: list[Episode], step: int) -> dict[str, list[Entry]]:
-    """Returns the distinct valid tasks by type, in the order of the proposals."""
-    found: dict[str, dict[str, Entry]] = {e.type: {} for e in proposals}
+def _distinct(proposals: Sequence[Proposed]) -> list[Proposed]:
+    """Returns the first proposal of each valid task."""
+    found: dict[str, Proposed] = {}
     for e in proposals:
-        if e.outcome == "valid":
-            found[e.type].setdefault(e.key, Entry(e.key, e.task, step))
-    return {task_type: list(entries.values()) for task_type, entries in found.items()}
+        if e.is_valid:
+            found.setdefault(e.key, e)
+    return list(found.values())
 
 
-def _solve_rates(solutions: list[Episode]) -> dict[str, float]:
+def _solve_rates(answers: Sequence[Answered]) -> dict[str, float]:
     """Returns the mean correctness of each task's judged estimate samples, by the task's key."""
     outcomes: dict[str, list[bool]] = {}
-    for e in solutions:
+    for e in answers:
         if e.is_estimate and e.outcome != "unjudged":
             outcomes.setdefault(e.key, []).append(e.outcome == "correct")
     return {key: mean(correct) for key, correct in outcomes.items()}

@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from azr.buffer import Entry, TaskBuffer
+from azr.buffer import TaskBuffer
 from azr.config import Config, ConfigError, utf8_text
 from azr.errors import naming_disk_errors
 from azr.keys import generator
-from azr.selfplay.episode import Episode, Seeding
+from azr.selfplay.episode import Proposed, Seeding
 from azr.tasks import Environment, Task
 
 
@@ -18,7 +18,7 @@ def fill_buffers(
     environment: Environment,
     buffers: dict[str, TaskBuffer],
     fits: Callable[[Sequence[Task]], list[bool]],
-    propose: Callable[[int, list[str]], list[Episode]],
+    propose: Callable[[int, list[str]], list[Proposed]],
     given: Sequence[Task] = (),
 ) -> Seeding:
     """Returns what filled the buffers, with `seed_tasks` tasks each, before the first update.
@@ -29,15 +29,13 @@ def fill_buffers(
     whose prompts are short enough.
     """
     c = config.selfplay
-    seeding = Seeding(
-        episodes=[], new_tasks={t: [] for t in buffers}, added=dict.fromkeys(buffers, 0)
-    )
+    seeding = Seeding(episodes=[], tasks=[], added=dict.fromkeys(buffers, 0))
 
     def add(task: Task, key: str) -> bool:
         buffer = buffers[task.type]
         is_new = len(buffer) < c.seed_tasks and buffer.add(key, task, 0)
         if is_new:
-            seeding.new_tasks[task.type].append(Entry(key, task, 0))
+            seeding.tasks.append((task.type, key, task))
         return is_new
 
     def short() -> list[str]:
@@ -52,7 +50,7 @@ def fill_buffers(
             break
         proposals = propose(number, short())
         for episode in proposals:
-            if episode.outcome == "valid":
+            if episode.is_valid:
                 add(episode.task, episode.key)
         seeding.episodes += proposals
     if short():
@@ -63,6 +61,7 @@ def fill_buffers(
     for task_type, buffer in buffers.items():
         if not len(buffer):
             raise ConfigError(f"--env: no seed task of type {task_type!r} could be found")
+    seeding.tasks.sort(key=lambda task: list(buffers).index(task[0]))
     return seeding
 
 

@@ -5,23 +5,36 @@ converted; what has no clear meaning ends the run in one line that names family,
 """
 
 import dataclasses
+import functools
 import json
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any, NoReturn
 
 from azr.config import ConfigError, shown
 from azr.errors import RunError
-from azr.tasks.records import Answer, Deferred, Grade, Proposal, References, Task, Traits, Verdict
+from azr.tasks.records import (
+    Answer,
+    Deferred,
+    Grade,
+    Pending,
+    Proposal,
+    References,
+    Task,
+    Traits,
+    Verdict,
+)
 
 LOG_GROUPS = frozenset(
     "step buffer completions eval mismatch perf policy propose reward solve time".split()
 )
 """First words of the trainer's own metrics (docs/metrics.md)."""
+
+_TEXTS = frozenset("propose_prompt solve_prompt key split stratum answer".split())
+"""Methods that return a text."""
 
 _STATUSES = typing.get_args(typing.get_type_hints(Verdict)["status"])
 _OUTCOMES = typing.get_args(typing.get_type_hints(Grade)["outcome"])
@@ -73,6 +86,8 @@ class CheckedFamily:
                 self._refuse(attribute, names, "must be a tuple of names", ConfigError)
 
     def __getattr__(self, name: str) -> Any:
+        if name in _TEXTS:
+            return functools.partial(self._text, name)
         return getattr(self._family, name)
 
     def _refuse(
@@ -170,24 +185,6 @@ class CheckedFamily:
             self._refuse(f"{method}(...)", text, "must be a text without unpaired surrogates")
         return text
 
-    def propose_prompt(self, task_type: str, references: Sequence[Task], style: str) -> str:
-        return self._text("propose_prompt", task_type, references, style)
-
-    def solve_prompt(self, task: Task, style: str) -> str:
-        return self._text("solve_prompt", task, style)
-
-    def key(self, task: Task) -> str:
-        return self._text("key", task)
-
-    def split(self, task: Task) -> str:
-        return self._text("split", task)
-
-    def stratum(self, task: Task) -> str:
-        return self._text("stratum", task)
-
-    def answer(self, task: Task) -> str:
-        return self._text("answer", task)
-
     def to_json(self, task: Task) -> dict[str, Any]:
         data = self._family.to_json(task)
         try:
@@ -218,32 +215,34 @@ class CheckedFamily:
 
     # What comes back in batches
 
-    def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
-        def check(verdicts: list[Verdict]) -> list[Verdict]:
-            self._check_records("submit_validate", verdicts, Verdict, len(proposals))
-            for verdict, proposal in zip(verdicts, proposals, strict=True):
-                task = verdict.task
-                if task is None and verdict.status == "valid":
-                    self._refuse("the task of a valid verdict", None, "must be a Task")
-                if task is not None and not (isinstance(task, Task) and task.type == proposal.type):
-                    rule = f"must be a {proposal.type} Task as proposed"
-                    self._refuse("the task of a verdict", task, rule)
-            return [self._reasoned("verdict", verdict, "status", _STATUSES) for verdict in verdicts]
+    def submit_validate(self, proposals: Sequence[Proposal]) -> Pending[list[Verdict]]:
+        pending = self._pending("submit_validate", self._family.submit_validate(proposals))
+        return Deferred(lambda: self._verdicts(pending.result(), proposals))
 
-        return self._future("submit_validate", self._family.submit_validate(proposals), check)
+    def _verdicts(self, verdicts: Any, proposals: Sequence[Proposal]) -> list[Verdict]:
+        self._check_records("submit_validate", verdicts, Verdict, len(proposals))
+        for verdict, proposal in zip(verdicts, proposals, strict=True):
+            task = verdict.task
+            if task is None and verdict.status == "valid":
+                self._refuse("the task of a valid verdict", None, "must be a Task")
+            if task is not None and not (isinstance(task, Task) and task.type == proposal.type):
+                rule = f"must be a {proposal.type} Task as proposed"
+                self._refuse("the task of a verdict", task, rule)
+        return [self._reasoned("verdict", verdict, "status", _STATUSES) for verdict in verdicts]
 
-    def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
-        def check(grades: list[Grade]) -> list[Grade]:
-            self._check_records("submit_grade", grades, Grade, len(answers))
-            return [self._reasoned("grade", grade, "outcome", _OUTCOMES) for grade in grades]
+    def submit_grade(self, answers: Sequence[Answer]) -> Pending[list[Grade]]:
+        pending = self._pending("submit_grade", self._family.submit_grade(answers))
+        return Deferred(lambda: self._grades(pending.result(), len(answers)))
 
-        return self._future("submit_grade", self._family.submit_grade(answers), check)
+    def _grades(self, grades: Any, n: int) -> list[Grade]:
+        self._check_records("submit_grade", grades, Grade, n)
+        return [self._reasoned("grade", grade, "outcome", _OUTCOMES) for grade in grades]
 
-    def _future(self, method: str, future: Any, check: Callable[[Any], list]) -> Future:
-        if not isinstance(future, Future):
+    def _pending(self, method: str, pending: Any) -> Any:
+        if not callable(getattr(pending, "result", None)):
             rule = "must be a Future, as azr.tasks.environment.done makes one"
-            self._refuse(f"{method}(...)", future, rule)
-        return Deferred(lambda: check(future.result()))
+            self._refuse(f"{method}(...)", pending, rule)
+        return pending
 
     def _check_records(self, method: str, records: Any, kind: type, n: int) -> None:
         if not isinstance(records, list) or len(records) != n:

@@ -8,7 +8,7 @@ import difflib
 import importlib
 import importlib.metadata
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -17,7 +17,16 @@ import numpy as np
 
 from azr.config import ConfigError, TaskConfig
 from azr.tasks.checked import CheckedFamily
-from azr.tasks.records import Answer, Grade, Proposal, References, Task, Traits, Verdict
+from azr.tasks.records import (
+    Answer,
+    Grade,
+    Pending,
+    Proposal,
+    References,
+    Task,
+    Traits,
+    Verdict,
+)
 
 # Families of this package, so that a checkout that is not installed finds them as well.
 _BUILT_IN = {
@@ -44,8 +53,8 @@ class Vocabulary:
 class Environment(Protocol):
     """What self-play asks of a task family. Every family derives from it, or from `TaskFamily`.
 
-    Batched calls return a future, of which `result()` alone is asked: a list in the order of the
-    arguments. Model text never raises: whatever it holds, it becomes a verdict or a grade.
+    Batched calls return what is `Pending`, a future or the like, so that the caller goes on while a
+    family checks. Model text never raises: whatever it holds, it becomes a verdict or a grade.
     """
 
     task_types: tuple[str, ...]
@@ -83,11 +92,11 @@ class Environment(Protocol):
         """Returns how many words of `vocabulary()` a well-formed response has at most."""
 
     @abstractmethod
-    def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
+    def submit_validate(self, proposals: Sequence[Proposal]) -> Pending[list[Verdict]]:
         """Returns the verdicts on proposals."""
 
     @abstractmethod
-    def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
+    def submit_grade(self, answers: Sequence[Answer]) -> Pending[list[Grade]]:
         """Returns the grades of answers."""
 
     @abstractmethod
@@ -156,16 +165,6 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Ends the processes that the family has started."""
-
-
-def mark_held_out(verdicts: Iterable[Verdict], split: Callable[[Task], str]) -> list[Verdict]:
-    """Returns the verdicts, those with a task outside of the split "train" as held out."""
-    return [
-        Verdict(task=v.task, status="held_out", reason="held_out")
-        if v.task is not None and split(v.task) != "train"
-        else v
-        for v in verdicts
-    ]
 
 
 def done(result: list) -> Future:

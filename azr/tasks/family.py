@@ -9,14 +9,13 @@ then never called.
 import functools
 from abc import abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
 from azr.keys import make_key
-from azr.tasks.environment import Environment, done, mark_held_out
-from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
+from azr.tasks.environment import Environment, done
+from azr.tasks.records import Answer, Grade, Pending, Proposal, Task, Verdict, mark_held_out
 
 
 class TaskFamily(Environment):
@@ -42,13 +41,13 @@ class TaskFamily(Environment):
 
     # What follows from it
 
-    def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
+    def submit_validate(self, proposals: Sequence[Proposal]) -> Pending[list[Verdict]]:
         """Returns the verdicts of `validate`; unfinished texts and hold-outs are seen to."""
         unfinished = Verdict(task=None, status="malformed", reason="unfinished")
         verdicts = [self.validate(p) if p.finished else unfinished for p in proposals]
         return done(mark_held_out(verdicts, self.split))
 
-    def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
+    def submit_grade(self, answers: Sequence[Answer]) -> Pending[list[Grade]]:
         """Returns the grades of `grade`; an unfinished text is malformed."""
         unfinished = Grade(outcome="malformed", reason="unfinished")
         return done([self.grade(a) if a.finished else unfinished for a in answers])

@@ -1,11 +1,11 @@
 """The records that pass between the self-play loop and a task family, and how a batch waits."""
 
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 P = TypeVar("P", bound=Hashable)
+R = TypeVar("R", covariant=True)
 
 Outcome = Literal["correct", "wrong", "malformed", "unjudged"]
 """`unjudged`: the verifier itself failed. Such a sample has no reward and is never trained on."""
@@ -19,9 +19,9 @@ class Task(Generic[P]):
     problem: P
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Proposal:
-    """A proposer's completion, as text, with the tasks its prompt showed."""
+    """A proposer's completion, as text, with the tasks its prompt showed; no family changes it."""
 
     type: str
     text: str
@@ -40,9 +40,9 @@ class Verdict:
     """Named reason of a rejection; empty where the proposal is valid."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Answer:
-    """A solver's completion for a task, as text."""
+    """A solver's completion for a task, as text; no family changes it."""
 
     task: Task
     text: str
@@ -80,20 +80,33 @@ class Traits:
     """Mean distance from the others, 0 (the same) to 1; NaN without others."""
 
 
-class Deferred(Future):
-    """A future whose work waits for whoever asks for the result: it needs no thread of its own."""
+class Pending(Protocol[R]):
+    """A batch under way: `result()` waits for it and is asked once. Nothing more is promised.
 
-    def __init__(self, finish: Callable[[], list]):
-        super().__init__()
-        self._finish: Callable[[], list] | None = finish
+    Any `concurrent.futures.Future` is one.
+    """
 
-    def result(self, timeout: float | None = None) -> list:
-        """Returns the result, made at the first call."""
-        if self._finish is not None:
-            finish, self._finish = self._finish, None
-            try:
-                self.set_result(finish())
-            except BaseException as error:
-                self.set_exception(error)
-                raise
-        return super().result(timeout)
+    def result(self) -> R:
+        """Returns what became of the batch, in the order of its items."""
+        ...
+
+
+class Deferred(Generic[R]):
+    """A batch of which the last part is done by whoever asks for the result."""
+
+    def __init__(self, finish: Callable[[], R]):
+        self._finish = finish
+
+    def result(self) -> R:
+        """Returns what became of the batch."""
+        return self._finish()
+
+
+def mark_held_out(verdicts: Iterable[Verdict], split: Callable[[Task], str]) -> list[Verdict]:
+    """Returns the verdicts, those with a task outside of the split "train" as held out."""
+    return [
+        Verdict(task=v.task, status="held_out", reason="held_out")
+        if v.task is not None and split(v.task) != "train"
+        else v
+        for v in verdicts
+    ]

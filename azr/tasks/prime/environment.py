@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -13,9 +12,9 @@ from azr import modular
 from azr.config import ConfigError, TaskConfig
 from azr.keys import generator, make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import Environment, Role, Vocabulary, done, mark_held_out
+from azr.tasks.environment import Environment, Role, Vocabulary, done
 from azr.tasks.prime import compact_format, text_format
-from azr.tasks.records import Answer, Grade, Proposal, Task, Verdict
+from azr.tasks.records import Answer, Grade, Pending, Proposal, Task, Verdict, mark_held_out
 
 MAX_NUMBER_TOKENS = 100_000
 """Above this, one token per integer is no sensible vocabulary."""
@@ -144,7 +143,7 @@ class PrimeEnvironment(Environment):
         }[task.type]
         return _form(style).solve_prompt(task.type, first, second, self.max_p)
 
-    def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
+    def submit_validate(self, proposals: Sequence[Proposal]) -> Pending[list[Verdict]]:
         """Returns verdicts: p must be a prime up to max_p, 1 <= x < p; y is computed here.
 
         Reasons: malformed, unfinished or another of the envelope's, p_out_of_range, not_prime,
@@ -174,7 +173,7 @@ class PrimeEnvironment(Environment):
                 verdicts[i] = Verdict(task=None, status="invalid", reason=reason)
         return done(mark_held_out(verdicts, self.split))
 
-    def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
+    def submit_grade(self, answers: Sequence[Answer]) -> Pending[list[Grade]]:
         """Returns grades.
 
         Reasons: malformed, unfinished or another of the envelope's, wrong, out_of_range, not_prime.

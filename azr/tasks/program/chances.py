@@ -6,9 +6,9 @@ from random import Random
 from azr.tasks.program import grammar
 from azr.tasks.program.drawing import draw_allowed
 from azr.tasks.program.execution import Executor
-from azr.tasks.program.grading import Check, check_induction, decide, start
 from azr.tasks.program.records import ABDUCTION, DEDUCTION, ProgramProblem
 from azr.tasks.program.values import read_literal, write_literal
+from azr.tasks.program.verifier import Check, check_induction, decide, start
 from azr.tasks.records import Task
 
 DRAWS = 40

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import Future
 from random import Random
 from typing import Any
 
@@ -11,10 +10,9 @@ import numpy as np
 from azr.config import ConfigError, TaskConfig
 from azr.keys import make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import Environment, Role, Vocabulary, mark_held_out
+from azr.tasks.environment import Environment, Role, Vocabulary
 from azr.tasks.program import chances, compact_format, drawing, text_format
 from azr.tasks.program.execution import Executor
-from azr.tasks.program.grading import Grading
 from azr.tasks.program.measures import ast_distance, complexity, lines
 from azr.tasks.program.normal import digest, parameters
 from azr.tasks.program.records import (
@@ -25,10 +23,9 @@ from azr.tasks.program.records import (
     FormatError,
     ProgramProblem,
 )
-from azr.tasks.program.screening import reject_program
-from azr.tasks.program.validation import IDENTITY, MAX_OUTPUT_CHARS, Validation
 from azr.tasks.program.values import NoLiteral, names_parameters, read_arguments, read_literal
-from azr.tasks.records import Answer, Deferred, Grade, Proposal, References, Task, Traits, Verdict
+from azr.tasks.program.verifier import IDENTITY, MAX_OUTPUT_CHARS, Verifier, reject_program
+from azr.tasks.records import Answer, Grade, Pending, Proposal, References, Task, Traits, Verdict
 
 HOLDOUT_FRACTION = 0.1
 
@@ -75,8 +72,7 @@ class ProgramEnvironment(Environment):
             output_bytes=MAX_OUTPUT_CHARS,
             workers=options.sandbox_workers,
         )
-        self._validation = Validation(self._executor, self._format, self.inputs)
-        self._grading = Grading(self._executor, self._format)
+        self._verifier = Verifier(self._executor, self._format, self.inputs)
 
     # Prompts
 
@@ -125,23 +121,22 @@ class ProgramEnvironment(Environment):
 
     # Checking
 
-    def submit_validate(self, proposals: Sequence[Proposal]) -> Future[list[Verdict]]:
+    def submit_validate(self, proposals: Sequence[Proposal]) -> Pending[list[Verdict]]:
         """Returns verdicts; the sandbox runs while the caller goes on.
 
         Reasons: those of the format; syntax_error, forbidden_import, no_function, no_parameter,
         no_return, input_repeated; those of the sandbox (exception, timeout_cpu, ...);
         none_result, too_large, unsupported_value, nondeterministic, inexpressible; held_out.
         """
-        finish = self._validation.begin(proposals)
-        return Deferred(lambda: mark_held_out(finish(), self.split))
+        return self._verifier.validate(proposals, self.split)
 
-    def submit_grade(self, answers: Sequence[Answer]) -> Future[list[Grade]]:
+    def submit_grade(self, answers: Sequence[Answer]) -> Pending[list[Grade]]:
         """Returns grades; the sandbox runs while the caller goes on.
 
         Reasons: those of the format; wrong; for a program or an input that gives no value, the
         sandbox's status.
         """
-        return Deferred(self._grading.begin(answers))
+        return self._verifier.grade(answers)
 
     # Tasks
 
