@@ -5,6 +5,7 @@ A scripted policy makes every case exact; `tests/test_train.py` runs the same wi
 
 import itertools
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from scripted import SMALL, changed, play, solution
 from azr.run.db import SampleRow
 from azr.selfplay import seeding_metrics
 from azr.tasks import Task
-from azr.tasks.prime import PrimeProblem
+from azr.tasks.checked import CheckedFamily
+from azr.tasks.environment import done
+from azr.tasks.prime import PrimeEnvironment, PrimeProblem
 
 TYPES = ("deduction", "abduction", "induction")
 # Training tasks that no seed of these tests is: written by the proposer in turn.
@@ -67,6 +70,44 @@ def test_a_step_makes_six_cells_of_the_configured_sizes():
         assert all(e.reward is None for e in answers if e.is_estimate)
     assert {e.advantage is None for e in result.episodes if e.reward is not None} == {False}
     assert len(result.experience("both")) == 3 * (4 + 12)
+
+
+class Only:
+    """What promises `result()` and nothing else."""
+
+    def __init__(self, made):
+        self.result = lambda: made
+
+
+class Elsewhere(PrimeEnvironment):
+    """The family as one was written before `Pending` had a name: its checks run in a pool."""
+
+    def __init__(self, config, pending):
+        super().__init__(config)
+        self.pending = pending
+
+    def submit_validate(self, proposals):
+        return self.pending(super().submit_validate(proposals).result)
+
+    def submit_grade(self, answers):
+        return self.pending(super().submit_grade(answers).result)
+
+
+def test_a_family_returns_futures_or_whatever_else_has_a_result():
+    def played(pending=None):
+        selfplay, _ = play(SMALL, cycle(FRESH))
+        if pending:
+            family = Elsewhere(SMALL.task, pending)
+            selfplay.environment = selfplay.prompts.environment = CheckedFamily(family, "prime")
+        selfplay.seed()
+        result = selfplay.play(1)
+        return [(e.outcome, e.key, e.reward, e.advantage) for e in result.episodes]
+
+    usual = played()
+    assert {outcome for outcome, *_ in usual} == {"valid", "correct"}
+    with ThreadPoolExecutor(1) as pool:
+        for pending in (pool.submit, lambda check: done(check()), lambda check: Only(check())):
+            assert played(pending) == usual
 
 
 def test_results_do_not_depend_on_the_order_in_which_samples_finish():

@@ -1,6 +1,6 @@
 """Where the time of a step goes."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from time import perf_counter, process_time
 
@@ -16,7 +16,7 @@ class Clock:
         self._engine, self._tokens = engine, engine.generated_tokens
         self._start = self._last = perf_counter()
         self._cpu = -process_time()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def lap(self, phase: str) -> None:
         """Ends a lap: the time since the last one was the phase's."""

@@ -71,10 +71,9 @@ class Prompts:
 
     def solve(self, tasks: Sequence[Task]) -> list[Prompt]:
         """Returns the solver's prompt of each task."""
-        instructions = [self.environment.solve_prompt(task, self.style) for task in tasks]
-        texts = prompt_texts(self.tokenizer, instructions, self.style)
-        ids = prompt_ids(self.tokenizer, instructions, self.style)
-        return [Prompt(text, i) for text, i in zip(texts, ids, strict=True)]
+        return self._dressed(
+            [self.environment.solve_prompt(task, self.style) for task in tasks], [()] * len(tasks)
+        )
 
     def fits(self, tasks: Sequence[Task]) -> list[bool]:
         """Returns whether each task is short enough to be solved, and shown as a reference."""
@@ -125,9 +124,11 @@ class Prompts:
             self.environment.propose_prompt(task_type, references, self.style)
             for task_type, references in wanted
         ]
+        return self._dressed(instructions, [references for _, references in wanted])
+
+    def _dressed(
+        self, instructions: list[str], references: Sequence[tuple[Task, ...]]
+    ) -> list[Prompt]:
         texts = prompt_texts(self.tokenizer, instructions, self.style)
         ids = prompt_ids(self.tokenizer, instructions, self.style)
-        return [
-            Prompt(text, i, references)
-            for text, i, (_, references) in zip(texts, ids, wanted, strict=True)
-        ]
+        return list(map(Prompt, texts, ids, references))

@@ -5,13 +5,14 @@ from the `task` part of the configuration. It knows no model and no device.
 """
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,7 +35,7 @@ _BUILT_IN = {
     "program": "azr.tasks.program:ProgramEnvironment",
 }
 
-
+M = TypeVar("M", bound=Callable)
 Role = Literal["propose", "solve"]
 
 
@@ -165,6 +166,12 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Ends the processes that the family has started."""
+
+
+def remembered(method: M) -> M:
+    """Returns a method that works each answer out once; an environment lives as a process does."""
+    # A cached method is called like the plain one, which its type does not say.
+    return functools.cache(method)  # pyrefly: ignore[bad-return]
 
 
 def done(result: list) -> Future:

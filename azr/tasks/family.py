@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from azr.keys import make_key
-from azr.tasks.environment import Environment, done
+from azr.tasks.environment import Environment, done, remembered
 from azr.tasks.records import Answer, Grade, Pending, Proposal, Task, Verdict, mark_held_out
 
 
@@ -64,7 +64,7 @@ class TaskFamily(Environment):
     def splits(self) -> tuple[str, ...]:
         return ("train", "heldout")
 
-    @functools.cache  # noqa: B019 - one environment lives as long as its process
+    @remembered
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
         return [task for task in self.universe(task_type) if self.split(task) == split]
 

@@ -12,7 +12,7 @@ from azr import modular
 from azr.config import ConfigError, TaskConfig
 from azr.keys import generator, make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import Environment, Role, Vocabulary, done
+from azr.tasks.environment import Environment, Role, Vocabulary, done, remembered
 from azr.tasks.prime import compact_format, text_format
 from azr.tasks.records import Answer, Grade, Pending, Proposal, Task, Verdict, mark_held_out
 
@@ -263,7 +263,7 @@ class PrimeEnvironment(Environment):
         ps, xs = zip(*sampled, strict=True)
         return np.array(ps), np.array(xs)
 
-    @functools.cache  # noqa: B019 - one environment lives as long as its process
+    @remembered
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
         """Returns every distinct task of the split, or a fixed sample stratified by p.
 

@@ -160,20 +160,23 @@ def write_literal(text: str) -> str:
 def write_program(code: str) -> str:
     """Returns the compact text of a program that `read_program` made; raises Inexpressible."""
     try:
-        function = ast.parse(code).body[0]
-        words = []
-        for statement in function.body:
-            if isinstance(statement, ast.Return):
-                start = ["return"]
-            else:
-                start = [statement.targets[0].id, "="]
-            words.append(" ".join([*start, *_words(statement.value)]))
-        text = " ; ".join(words)
-    except (SyntaxError, ValueError, AttributeError, IndexError) as error:
+        (function,) = ast.parse(code).body
+        statements = function.body if isinstance(function, ast.FunctionDef) else []
+        text = " ; ".join(" ".join(_statement(statement)) for statement in statements)
+    except (SyntaxError, ValueError) as error:
         raise Inexpressible(f"no compact text for the program {code!r:.80}") from error
     if read_program(text) != code:
         raise Inexpressible(f"no compact text for the program {code!r:.80}")
     return text
+
+
+def _statement(node: ast.stmt) -> list[str]:
+    match node:
+        case ast.Return(value=ast.expr() as value):
+            return ["return", *_words(value)]
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return [name, "=", *_words(value)]
+    raise Inexpressible(f"no compact text for {ast.dump(node):.80}")
 
 
 def _words(node: ast.expr) -> list[str]:
@@ -184,8 +187,8 @@ def _words(node: ast.expr) -> list[str]:
             return [repr(node.value)]
         case ast.List():
             return ["[", *(w for item in node.elts for w in _words(item)), "]"]
-        case ast.Call():
-            return [f"{node.func.id}(", *(w for item in node.args for w in _words(item)), ")"]
+        case ast.Call(func=ast.Name(id=name)):
+            return [f"{name}(", *(w for item in node.args for w in _words(item)), ")"]
         case ast.Subscript():
             return [*_words(node.value), f"[{ast.unparse(node.slice)}]"]
     raise Inexpressible(f"no compact text for {ast.dump(node):.80}")

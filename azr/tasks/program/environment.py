@@ -10,7 +10,7 @@ import numpy as np
 from azr.config import ConfigError, TaskConfig
 from azr.keys import make_key
 from azr.tasks.envelope import COMPACT, TEXT_STYLES
-from azr.tasks.environment import Environment, Role, Vocabulary
+from azr.tasks.environment import Environment, Role, Vocabulary, remembered
 from azr.tasks.program import chances, compact_format, drawing, text_format
 from azr.tasks.program.execution import Executor
 from azr.tasks.program.measures import ast_distance, complexity, lines
@@ -179,7 +179,7 @@ class ProgramEnvironment(Environment):
     def eval_tasks(self, split: str, task_type: str) -> list[Task]:
         return self._eval_tasks(split)[task_type]
 
-    @functools.cache  # noqa: B019 - one environment lives as long as its process
+    @remembered
     def _eval_tasks(self, split: str) -> dict[str, list[Task]]:
         random = Random(make_key("program-eval", split))
 
@@ -191,7 +191,7 @@ class ProgramEnvironment(Environment):
     def universe_size(self, task_type: str) -> int | None:
         return None
 
-    @functools.cache  # noqa: B019
+    @remembered
     def chance(self, task_type: str, split: str) -> float:
         """Returns the accuracy of random compact answers; NaN in the text styles."""
         if self.is_text:
