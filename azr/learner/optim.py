@@ -174,7 +174,8 @@ class StochasticAdamW(torch.optim.Optimizer):
         return norm
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    # No closure is taken, which torch's overloads have a value for.
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
         """Updates every weight that has a gradient."""
         self.updates += 1
         group = self.param_groups[0]

@@ -24,7 +24,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from azr.config import ConfigError, ModelConfig
-from azr.model.attention import head_weight, use_azr_attention
+from azr.model.attention import embedding_weight, head_weight, use_azr_attention
 from azr.model.path import check_model_path
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -185,7 +185,7 @@ def load_weights(
             f"--model {path}: not a complete HF model folder: {len(missing)} weights are missing, "
             f"{missing[0]} first"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_weight(model).shape[0]
     if len(tokenizer) > rows:
         raise ConfigError(
             f"--model {path}: its tokenizer has {len(tokenizer)} tokens and its embedding {rows} "
@@ -245,12 +245,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     _reach(path)
     try:
         declared = get_tokenizer_config(path).get("tokenizer_class")
+        tokenizer: PreTrainedTokenizerBase | None
         if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # see load_model
         raise ConfigError(_unreadable(path, error)) from error
+    assert tokenizer is not None  # transformers says None of tokenizers that it lacks a library for
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"--model {path}: its tokenizer has no end-of-text token; name one as eos_token in "

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from azr.model.attention import (
     check_azr_attention,
     choose,
+    embedding_weight,
     head_weight,
     hidden_states,
 )
@@ -91,7 +92,7 @@ class RolloutEngine:
         """
         requests = list(requests)
         context = self.model.config.get_text_config().max_position_embeddings
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        vocabulary = embedding_weight(self.model).shape[0]
         for number, request in enumerate(requests):
             self._check(number, request, context, vocabulary)
         if not requests:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from azr.model.attention import head_weight
+from azr.model.attention import embedding_weight, head_weight
 from azr.rollout.cache import Geometry
 
 
@@ -68,7 +68,7 @@ class Floor:
     @classmethod
     def of(cls, model: PreTrainedModel, geometry: Geometry, rates: Rates) -> "Floor":
         """Returns the floor of a model; an embedding that is not the head too is only looked up."""
-        embedding = model.get_input_embeddings().weight
+        embedding = embedding_weight(model)
         head = head_weight(model)
         used = [p for p in model.parameters() if p is not embedding or p is head]
         return cls(

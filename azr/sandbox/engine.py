@@ -15,9 +15,9 @@ from typing import Literal
 
 from azr.sandbox.process import (
     COMPILED,
-    JOB,
     LENGTH,
     REPORT,
+    RUN,
     SOURCE,
     BadFrame,
     Process,
@@ -53,7 +53,7 @@ NO_ROOM = "the host gave no process (ulimit -u, the container's pids limit, or m
 WORD = struct.Struct("I")
 """Native, so that a zygote never reads half of one."""
 RECALLED_AT = 2048
-"""Where in the shared page the last job stands that a zygote may give back, by its index."""
+"""Where in the shared page the last run stands that a zygote may give back, by its index."""
 FULL_BYTES = 1 << 20
 """Bytes on their way to one process."""
 
@@ -549,7 +549,7 @@ class Engine:
 
     def _send_runs(self, process: Process[Run], queue: deque[Run]) -> None:
         if len(process.sent) > self._window // 2:
-            return  # it has enough for now; a send wakes it up, so many jobs go together
+            return  # it has enough for now; a send wakes it up, so many runs go together
         frames = []
         while queue and len(process.sent) < self._window and process.sent_bytes < FULL_BYTES:
             run = queue.popleft()
@@ -568,14 +568,14 @@ class Engine:
         code = run.call.program.code
         positions = run.positions[len(run.outcomes) :]
         parts = [b"", code]
-        size = JOB.size + len(code)
+        size = RUN.size + len(code)
         for position in positions:
             text = texts[position] or b""  # a run has none of those without
             parts += (LENGTH.pack(len(text)), text)
             size += LENGTH.size + len(text)
         room = -size % 8
         number = self._new_id()
-        parts[0] = JOB.pack(size + room, number, len(code), len(positions), run.shake, 0)
+        parts[0] = RUN.pack(size + room, number, len(code), len(positions), run.shake, 0)
         parts.append(bytes(room))
         process.sent[number] = run
         run.is_recalled = False

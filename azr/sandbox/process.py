@@ -27,7 +27,7 @@ except ImportError as error:
         "and the headers of Python; then `pip install` this package again"
     )
 
-JOB = struct.Struct("<6I")
+RUN = struct.Struct("<6I")
 REPORT = struct.Struct("<IIIiIIqq")
 SOURCE = struct.Struct("<4I")
 COMPILED = struct.Struct("<6I")
@@ -82,7 +82,7 @@ class Setting:
         return 8 * self.limits.source_bytes + 4096
 
     @property
-    def job_bytes(self) -> int:
+    def run_bytes(self) -> int:
         """Room for the code and the arguments of one run."""
         return (self.code_bytes + self.inputs * (self.limits.args_bytes + 4) + 7) // 8 * 8
 
@@ -107,7 +107,7 @@ class Setting:
             round(limits.cpu_s * 1e9),
             round(limits.wall_s * 1e9),
             limits.memory_bytes,
-            self.job_bytes,
+            self.run_bytes,
             limits.output_bytes,
             self.inputs,
             limits.depth,
