@@ -152,8 +152,6 @@ def _toml_value(value: Any) -> str:
         return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, float):
+    if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, int):
-        return str(value)
     raise TypeError(f"no TOML form for {value!r}")

@@ -6,6 +6,7 @@ the loss still counts every sample.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -72,9 +73,10 @@ class Learner:
         """
         self.model, self.reference = model, reference
         self.loss_config, self.config = loss, optim
-        self.temperature, self.seed = temperature, seed
+        self.seed = seed
         weight, (_, head_size) = head_weight(model), head_shape(model.config)
         self.backend = choose(attention, weight.device, weight.dtype, head_size)
+        self._logprobs = partial(response_logprobs, backend=self.backend, temperature=temperature)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0
@@ -178,22 +180,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         totals.add(calls, loss, norm)
 
-    def _logprobs(
-        self, model: PreTrainedModel, packed: Packed, *, return_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        return response_logprobs(
-            model,
-            packed,
-            self.backend,
-            temperature=self.temperature,
-            return_entropy=return_entropy,
-        )
-
     @torch.no_grad()
     def _old_logprobs(self, batch: Sequence[Experience]) -> dict[int, Tensor]:
         old = {}
-        budget = self.config.micro_batch_tokens
-        for micro in micro_batches(batch, range(len(batch)), budget):
+        for micro in micro_batches(batch, range(len(batch)), self.config.micro_batch_tokens):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, _ = self._logprobs(self.model, packed)
             for row, i in enumerate(micro):

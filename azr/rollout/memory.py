@@ -165,7 +165,10 @@ def cache_limit(cache_bytes: int | None, device: torch.device, held: Plan | None
     """Returns the bytes that a cache may take: `cache_bytes`, or a share of what is free."""
     if cache_bytes is not None:
         return cache_bytes
-    free, kept = _free_bytes(device), held.bytes if held else 0
+    free, kept = available_bytes(device.type), held.bytes if held else 0
+    if free is not None and device.type == "cuda":
+        # torch keeps what was freed: an allocation of ours can have that too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(kept, int(USABLE_FRAC * (free + kept))) if free else 2**62
 
 
@@ -198,12 +201,3 @@ def new_cache(
         hidden=hidden,
         device=device,
     )
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """Returns what can be allocated now, None where that cannot be told."""
-    free = available_bytes(device.type)
-    if free is not None and device.type == "cuda":
-        # torch keeps what was freed: an allocation of ours can have that too.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free
