@@ -13,6 +13,8 @@ except ModuleNotFoundError:  # rollouts, updates and `azr.train.run` read no com
 
 TEMPERATURE_MIN, TEMPERATURE_MAX = 1e-5, 1e5
 """Between them a logit over the temperature is a number in fp32."""
+TEMPERATURES = "from 1e-5 to 1e5"
+"""The same for people."""
 
 NAME_BYTES = 200
 """Longest run.name: a folder's name is this with a date and a number, in 255 bytes."""
@@ -318,13 +320,7 @@ def value_of(config: Any, dotted: str) -> Any:
     return config
 
 
-def differences(config: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+def differences(config: Config, other: Config) -> list[tuple[str, Any, Any]]:
     """Returns (dotted name, value, other value) for every option in which two configs differ."""
-    found: list[tuple[str, Any, Any]] = []
-    for f in dataclasses.fields(config):
-        a, b = getattr(config, f.name), getattr(other, f.name)
-        if dataclasses.is_dataclass(a):
-            found += differences(a, b, f"{where}{f.name}.")
-        elif a != b:
-            found.append((where + f.name, a, b))
-    return found
+    both = ((name, value_of(config, name), value_of(other, name)) for name in field_names())
+    return [(name, a, b) for name, a, b in both if a != b]

@@ -98,16 +98,12 @@ def _from_table(cls: type, table: dict[str, Any], *, where: str, source: str):
                 raise ConfigError(f"{source}: {name} is a table of options, got {value!r}")
             values[key] = _from_table(hints[key], value, where=f"{name}.", source=source)
         else:
-            values[key] = _checked(value, hints[key], name, source)
+            if typing.get_origin(hints[key]) is tuple and type(value) is list:
+                value = tuple(value)
+            if fault := fault_of(value, hints[key], name):
+                raise ConfigError(f"{source}: {name} {fault}, got {shown(value)}")
+            values[key] = float(value) if hints[key] is float else value
     return cls(**values)
-
-
-def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
-    if typing.get_origin(hint) is tuple and type(value) is list:
-        value = tuple(value)
-    if fault := fault_of(value, hint, name):
-        raise ConfigError(f"{source}: {name} {fault}, got {shown(value)}")
-    return float(value) if hint is float else value
 
 
 def _nearest(name: str) -> str:
@@ -152,8 +148,6 @@ def _toml_value(value: Any) -> str:
         return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, float):
+    if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, int):
-        return str(value)
     raise TypeError(f"no TOML form for {value!r}")

@@ -6,6 +6,7 @@ the loss still counts every sample.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -72,9 +73,10 @@ class Learner:
         """
         self.model, self.reference = model, reference
         self.loss_config, self.config = loss, optim
-        self.temperature, self.seed = temperature, seed
+        self.seed = seed
         weight, (_, head_size) = head_weight(model), head_shape(model.config)
         self.backend = choose(attention, weight.device, weight.dtype, head_size)
+        self._logprobs = partial(response_logprobs, backend=self.backend, temperature=temperature)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0
@@ -102,7 +104,7 @@ class Learner:
             group["lr"] = rate
         updates = self.config.epochs * self.config.minibatches
         old = self._old_logprobs(batch) if updates > 1 else None
-        totals = _Totals()
+        done = []
         for epoch in range(self.config.epochs):
             order = np.arange(len(batch))
             if self.config.minibatches > 1:
@@ -110,19 +112,15 @@ class Learner:
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
                     with recomputing(self.model) if self.config.recompute else nullcontext():
-                        self._one_update(batch, part.tolist(), old, totals)
-        return totals.metrics() | {
+                        done.append(self._one_update(batch, part.tolist(), old))
+        return _combined(done) | {
             "policy/lr": rate,
             "policy/skipped_updates": float(self.skipped_updates),
         }
 
     def _one_update(
-        self,
-        batch: Sequence[Experience],
-        part: list[int],
-        old: Mapping[int, Tensor] | None,
-        totals: "_Totals",
-    ) -> None:
+        self, batch: Sequence[Experience], part: list[int], old: Mapping[int, Tensor] | None
+    ) -> "_Update":
         config = self.loss_config
         tokens = sum(len(batch[i].response_ids) for i in part)
         denom = tokens if config.reduction == "token" else len(part)
@@ -176,24 +174,12 @@ class Learner:
                 error.batch = [batch[i] for i in part]
                 raise error
         self.optimizer.zero_grad(set_to_none=True)
-        totals.add(calls, loss, norm)
-
-    def _logprobs(
-        self, model: PreTrainedModel, packed: Packed, *, return_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        return response_logprobs(
-            model,
-            packed,
-            self.backend,
-            temperature=self.temperature,
-            return_entropy=return_entropy,
-        )
+        return calls, loss, norm
 
     @torch.no_grad()
     def _old_logprobs(self, batch: Sequence[Experience]) -> dict[int, Tensor]:
         old = {}
-        budget = self.config.micro_batch_tokens
-        for micro in micro_batches(batch, range(len(batch)), budget):
+        for micro in micro_batches(batch, range(len(batch)), self.config.micro_batch_tokens):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, _ = self._logprobs(self.model, packed)
             for row, i in enumerate(micro):
@@ -284,31 +270,23 @@ _NAMES = {
 }
 
 
-class _Totals:
-    """Combines the metrics of micro-batches and updates, weighted by their tokens."""
+_Update = tuple[list[dict[str, float]], float, float]
+"""What an update was: the metrics of its micro-batches, its loss, its gradient's norm."""
 
-    def __init__(self) -> None:
-        self.calls: list[dict[str, float]] = []
-        self.losses: list[float] = []
-        self.norms: list[float] = []
 
-    def add(self, calls: list[dict[str, float]], loss: float, norm: float) -> None:
-        self.calls += calls
-        self.losses.append(loss)
-        self.norms.append(norm)
-
-    def metrics(self) -> dict[str, float]:
-        weights = np.array([call["tokens"] for call in self.calls])
-        result = {
-            "policy/loss": float(np.mean(self.losses)),
-            "policy/grad_norm": float(np.mean(self.norms)),
-            "policy/updates": float(len(self.losses)),
-            "policy/tokens": float(weights.sum()),
-        }
-        for key, (name, how) in _NAMES.items():
-            if all(key in call for call in self.calls):
-                values = np.array([call[key] for call in self.calls])
-                result[name] = float(
-                    values.max() if how == "max" else np.average(values, weights=weights)
-                )
-        return result
+def _combined(updates: list[_Update]) -> dict[str, float]:
+    """Returns the metrics of all updates, those of micro-batches weighted by their tokens."""
+    calls = [call for metrics, _, _ in updates for call in metrics]
+    weights = np.array([call["tokens"] for call in calls])
+    result = {
+        "policy/loss": float(np.mean([loss for _, loss, _ in updates])),
+        "policy/grad_norm": float(np.mean([norm for _, _, norm in updates])),
+        "policy/updates": float(len(updates)),
+        "policy/tokens": float(weights.sum()),
+    }
+    for key, (name, how) in _NAMES.items():
+        if all(key in call for call in calls):
+            values = np.array([call[key] for call in calls])
+            combined = values.max() if how == "max" else np.average(values, weights=weights)
+            result[name] = float(combined)
+    return result

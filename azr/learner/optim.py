@@ -22,7 +22,6 @@ CHUNK = 2**24
 """Elements that the stochastic update holds in fp32 at a time: 64 MiB a temporary."""
 
 _STATE = "optimizer"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, seed: int) -> "AdamW | StochasticAdamW":
@@ -40,8 +39,38 @@ def make_optimizer(model: nn.Module, config: OptimConfig, seed: int) -> "AdamW |
     raise ValueError(f"weights of {sorted(map(str, dtypes))}: load them all in one of fp32, bf16")
 
 
-class AdamW(torch.optim.AdamW):
+class NamedState(torch.optim.Optimizer):
+    """An optimiser of named tensors whose state is named after them."""
+
+    named: dict[str, Tensor]
+    kinds: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    """What it keeps of each."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns copies on the CPU of everything that the next step depends on."""
+        return {
+            f"{_STATE}/{kind}/{name}": value.detach().to("cpu", copy=True)
+            for name, parameter in self.named.items()
+            for kind, value in self.state.get(parameter, {}).items()
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back `state_tensors`; a parameter without any is left as it is."""
+        for name, parameter in self.named.items():
+            own = {
+                kind: tensors[key].to(parameter.device, copy=True)
+                for kind in self.kinds
+                if (key := f"{_STATE}/{kind}/{name}") in tensors
+            }
+            if own:
+                self.state[parameter] = own
+
+
+class AdamW(NamedState, torch.optim.AdamW):
     """torch's fused AdamW over named fp32 tensors, with its state as named tensors."""
+
+    # It keeps its step count in fp32, on the device where it is fused.
+    kinds = ("step", *NamedState.kinds)
 
     def __init__(self, named: Mapping[str, Tensor], config: OptimConfig):
         self.named = dict(named)
@@ -56,37 +85,6 @@ class AdamW(torch.optim.AdamW):
     def clip(self, max_norm: float) -> Tensor:
         """Scales the gradients to at most `max_norm`; returns their norm before, fp32."""
         return nn.utils.clip_grad_norm_(self.named.values(), max_norm)
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Returns copies on the CPU of everything that the next step depends on."""
-        return _saved_state(self)
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back `state_tensors`."""
-        # AdamW keeps its step count in fp32, on the device where it is fused.
-        _load_state(self, tensors, ("step", *_MOMENTS))
-
-
-def _saved_state(optimizer: "AdamW | StochasticAdamW") -> dict[str, Tensor]:
-    return {
-        f"{_STATE}/{kind}/{name}": value.detach().to("cpu", copy=True)
-        for name, parameter in optimizer.named.items()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_state(
-    optimizer: "AdamW | StochasticAdamW", tensors: Mapping[str, Tensor], kinds: tuple[str, ...]
-) -> None:
-    """Gives every parameter its state of these kinds; one without any is left as it is."""
-    for name, parameter in optimizer.named.items():
-        own = {
-            kind: tensors[key].to(parameter.device, copy=True)
-            for kind in kinds
-            if (key := f"{_STATE}/{kind}/{name}") in tensors
-        }
-        if own:
-            optimizer.state[parameter] = own
 
 
 class MasterAdamW(AdamW):
@@ -139,7 +137,7 @@ def _collector(master: nn.Parameter):
     return collect
 
 
-class StochasticAdamW(torch.optim.Optimizer):
+class StochasticAdamW(NamedState):
     """AdamW on bf16 weights with bf16 moments, all rounded stochastically.
 
     The noise is a function of the seed, the number of updates so far and the weight's place, so
@@ -183,7 +181,7 @@ class StochasticAdamW(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             if not self.state[p]:
-                self.state[p] = {k: torch.zeros_like(p) for k in _MOMENTS}
+                self.state[p] = {kind: torch.zeros_like(p) for kind in self.kinds}
             noise = torch.Generator(p.device)
             noise.manual_seed(make_key(self.seed, "rounding", self.updates, place) >> 1)
             flat = [t.view(-1) for t in (p, p.grad, *self.state[p].values())]
@@ -205,12 +203,12 @@ class StochasticAdamW(torch.optim.Optimizer):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of the moments, and the number of updates."""
-        return {f"{_STATE}/updates": torch.tensor(self.updates)} | _saved_state(self)
+        return {f"{_STATE}/updates": torch.tensor(self.updates)} | super().state_tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back `state_tensors`."""
         self.updates = int(tensors[f"{_STATE}/updates"])
-        _load_state(self, tensors, _MOMENTS)
+        super().load_tensors(tensors)
 
 
 def round_stochastic_(stored: Tensor, exact: Tensor, noise: torch.Generator) -> None:

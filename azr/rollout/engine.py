@@ -211,9 +211,8 @@ class _Run:
         self.history = History(2 * slots.slots, plan.own_tokens)
         self.numbers = np.zeros(slots.slots, dtype=np.int64)
         """Number in the history of the row in each slot."""
-        self.graphs = None
-        if is_capturable(engine.device, engine.backend):
-            self.graphs = StepGraphs(slots)
+        is_captured = is_capturable(engine.device, engine.backend)
+        self.graphs = StepGraphs(slots) if is_captured else None
         self.lag = 1 if self.graphs else 0
         """Steps that run on the device while the host deals with an earlier one."""
 
