@@ -14,10 +14,11 @@ from pathlib import Path
 from azr.report.board import Board
 from azr.report.curve import CURVE, write_learning_curve
 from azr.report.record import RunRecord, read_run
-from azr.report.samples import SampleBook, ShownSample
+from azr.report.samples import SampleBook
 from azr.report.sections import sections
 from azr.report.summary import cards, headline
 from azr.report.words import duration
+from azr.run.db import SAMPLE_FIELDS
 from azr.run.files import write_whole
 
 NAME = "report.html"
@@ -181,11 +182,12 @@ def _book(name: str, book: SampleBook | None) -> dict[str, object]:
     prompts: dict[str, int] = {}
     samples = []
     for s in book.shown if book else ():
-        row = s._asdict() | {"prompt": prompts.setdefault(s.prompt, len(prompts))}
+        row = {name: getattr(s, name) for name in SAMPLE_FIELDS}
+        row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
         samples.append([_rounded(value) for value in row.values()])
     return {
         "name": name,
-        "fields": ShownSample._fields,
+        "fields": SAMPLE_FIELDS,
         "prompts": list(prompts),
         "samples": samples,
         "tasks": book.tasks if book else (),

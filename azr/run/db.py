@@ -12,12 +12,13 @@ NULL where a sample enters no statistic.
 
 import hashlib
 import json
+import operator
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ class SampleRow:
             is_estimate=episode.is_estimate,
         )
 
+
+SAMPLE_FIELDS = ("step", *(field.name for field in fields(SampleRow)), "count")
+"""What a row says of a sample, in the order of its columns."""
+_OWN_COLUMNS = tuple(field.name for field in fields(SampleRow) if field.name != "prompt")
+_own_values = operator.attrgetter(*_OWN_COLUMNS)
 
 BUSY_S = 5.0
 """Seconds that a step waits where another process has run.db locked."""
@@ -159,17 +165,9 @@ class RunDb:
         )
         self._add(
             step,
-            "samples (step, role, type, prompt_id, task_key, text, outcome, reason, solve_rate,"
-            " reward, advantage, tokens, finish, is_estimate, count)",
-            [
-                (
-                    step, s.role, s.type, prompts[s.prompt], s.task_key, s.text,
-                    s.outcome, s.reason, s.solve_rate, s.reward, s.advantage, s.tokens, s.finish,
-                    s.is_estimate, count,
-                )
-                for s, count in counted.items()
-            ],
-        )  # fmt: skip
+            f"samples (step, prompt_id, count, {', '.join(_OWN_COLUMNS)})",
+            [(step, prompts[s.prompt], n, *_own_values(s)) for s, n in counted.items()],
+        )
         self._flush()
 
     def _add(self, step: int, columns: str, rows: list[tuple]) -> None:
