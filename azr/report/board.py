@@ -40,9 +40,8 @@ class Board:
         figures: dict[str, list[Line]] = {}
         for task_type in self.types:
             lines = self._lines(pattern.replace("{type}", task_type), task_type, task_type, noisy)
-            figures.setdefault(title if self.is_single else f"{title}: {task_type}", []).extend(
-                lines
-            )
+            name = title if self.is_single else f"{title}: {task_type}"
+            figures[name] = figures.get(name, []) + lines
         return _drawn(figures, unit, note)
 
     def over_runs(
@@ -58,9 +57,8 @@ class Board:
         for split, dash in zip(splits, DASHES, strict=False):
             name = f"eval/{split}/{task_type}"
             label = "greedy" if is_alone else plain(split).removeprefix("held-out ")
-            for run, line in zip(
-                self.runs, self._lines(f"{name}/greedy_accuracy", label, task_type), strict=True
-            ):
+            greedy = self._lines(f"{name}/greedy_accuracy", label, task_type)
+            for run, line in zip(self.runs, greedy, strict=True):
                 low, high = _bounds(line.series, run.series(f"{name}/tasks"))
                 lines.append(replace(line, dash=dash, low=low, high=high))
             sampled = self._lines(f"{name}/sampled_accuracy", "sampled", task_type)
@@ -76,9 +74,9 @@ class Board:
         """Returns the mean reward of a cell, and with one run the band of its deviation."""
         name = f"reward/{role}/{task_type}"
         lines = self._lines(f"{name}/mean", "mean", task_type, noisy=True)
-        (std, *_) = self._lines(f"{name}/std")
-        if self.is_single and lines[0].series.steps == std.series.steps:
-            pairs = list(zip(lines[0].series.values, std.series.values, strict=True))
+        mean, std = lines[0].series, self._lines(f"{name}/std")[0].series
+        if self.is_single and mean.steps == std.steps:
+            pairs = list(zip(mean.values, std.values, strict=True))
             low, high = [m - s for m, s in pairs], [m + s for m, s in pairs]
             lines = [replace(lines[0], low=low, high=high)]
         return _drawn({f"{role} / {task_type}": lines})
@@ -86,7 +84,7 @@ class Board:
     def rest_by_type(self, role: str) -> list[str]:
         """Returns the figures of a role's metrics by type that have not been shown yet."""
         patterns: dict[str, None] = {}
-        for name in (n for run in self.runs for n in run.metrics if n not in self.shown):
+        for name in self._left():
             levels = name.split("/")
             if len(levels) == 3 and levels[0] == role and levels[1] in self.types:
                 patterns[f"{role}/{{type}}/{levels[2]}"] = None
@@ -99,12 +97,15 @@ class Board:
 
     def rest(self) -> dict[str, list[str]]:
         """Returns the figures of all metrics not shown yet, by the first level of their names."""
-        names = dict.fromkeys(n for run in self.runs for n in run.metrics if n not in self.shown)
         groups: dict[str, list[str]] = {}
-        for name in names:
+        for name in self._left():
             figures = self.over_runs(name, name)
             groups.setdefault(name.partition("/")[0], []).extend(figures)
         return groups
+
+    def _left(self) -> list[str]:
+        names = dict.fromkeys(name for run in self.runs for name in run.metrics)
+        return [name for name in names if name not in self.shown]
 
     def _lines(
         self, name: str, label: str = "", task_type: str = "", noisy: bool = False

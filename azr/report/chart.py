@@ -136,7 +136,7 @@ def draw_histogram(
 
 
 def draw_ladder(
-    before: float | None,
+    before: float,
     after: float,
     chance: float | None,
     bounds: Interval | None,
@@ -161,8 +161,7 @@ def draw_ladder(
             f'<line class="whisker {colour}" x1="{x(bounds.low):.1f}" x2="{x(bounds.high):.1f}" '
             'y1="9" y2="9"/>'
         )
-    if before is not None:
-        parts.append(f'<circle class="before {colour}" cx="{x(before):.1f}" cy="9" r="3.5"/>')
+    parts.append(f'<circle class="before {colour}" cx="{x(before):.1f}" cy="9" r="3.5"/>')
     parts.append(f'<circle class="after {colour}" cx="{x(after):.1f}" cy="9" r="5"/>')
     return (
         f'<svg class="ladder" viewBox="0 0 200 18" role="img" aria-label="{escape(label)}">'

@@ -174,10 +174,10 @@ def _reasons(board: Board) -> str:
             if len(levels) != 4 or levels[2] not in ("rejected", "failed"):
                 continue
             board.shown.add(name)
-            found = run.series(name)
-            half = run.step / 2
-            early = sum(v for s, v in zip(found.steps, found.sums, strict=True) if s <= half)
-            late = sum(v for s, v in zip(found.steps, found.sums, strict=True) if s > half)
+            found, half = run.series(name), run.step / 2
+            sums = list(zip(found.steps, found.sums, strict=True))
+            early = sum(v for s, v in sums if s <= half)
+            late = sum(v for s, v in sums if s > half)
             role, task_type, _, reason = levels
             rows.append([label, role, task_type, plain(reason), number(early), number(late)])
     table = _table(["run", "role", "type", "reason", "first half", "second half"], rows, 4)
@@ -192,13 +192,11 @@ def rewards(board: Board) -> str:
         note="such a (role, type) cell teaches nothing in its step",
     )  # fmt: skip
     cells += board.over_runs("Mean reward of all samples", "reward/mean")
-    parts = [_grid(cells)]
-    if cells:
-        parts.insert(
-            0,
-            "<p>Rewards are whitened inside each (role, type) cell: minus the mean, over the "
-            "standard deviation" + (", drawn as a band.</p>" if board.is_single else ".</p>"),
-        )
+    note = (
+        "<p>Rewards are whitened inside each (role, type) cell: minus the mean, over the "
+        "standard deviation" + (", drawn as a band.</p>" if board.is_single else ".</p>")
+    )
+    parts = [note, _grid(cells)] if cells else []
     for run, label, _ in board.legend:
         if run.samples and (histograms := _histograms(board, run.samples)):
             title = f"Distributions: {label}" if label else "Distributions"
@@ -220,13 +218,11 @@ def _histograms(board: Board, book: SampleBook) -> list[str]:
     figures = []
     for role in ROLES:
         for i, task_type in enumerate(board.types):
-            if (role, task_type) in book.rewards:
-                found = book.rewards[role, task_type]
+            if found := book.rewards.get((role, task_type)):
                 title = f"Reward: {role} / {task_type}"
                 figures.append(draw_histogram(title, found.early, found.late, f"k{i % 6}"))
     for role, found in book.tokens.items():
-        title = f"Length in tokens: {role}"
-        figures.append(draw_histogram(title, found.early, found.late, "grey"))
+        figures.append(draw_histogram(f"Length in tokens: {role}", found.early, found.late, "grey"))
     return [f for f in figures if f]
 
 
@@ -247,20 +243,17 @@ def time(board: Board) -> str:
     """Where the time went, throughput and memory."""
     parts = []
     for run, name, _ in board.legend:
-        spent = [(p, sum(run.series(f"time/{p}_s").sums)) for p in PHASES]
-        for phase in PHASES:
-            board.shown.add(f"time/{phase}_s")
-        total = sum(seconds for _, seconds in spent)
-        if total > 0:
+        spent = [(p, s) for p in PHASES if (s := sum(run.series(f"time/{p}_s").sums)) > 0]
+        if spent:
+            total = sum(seconds for _, seconds in spent)
             label = f"{run.series('time/step_s').count:,} steps in {duration(total)}"
             label += f": {name}" if name else ""
-            bar = draw_shares([(p, s) for p, s in spent if s > 0], label)
-            words = ", ".join(f"{p} {percent(s / total)}" for p, s in spent if s > 0)
+            words = ", ".join(f"{p} {percent(s / total)}" for p, s in spent)
             parts.append(
                 f'<div class="split"><p>{escape(label)}<small>{escape(words)}</small></p>'
-                f"{bar}</div>"
+                f"{draw_shares(spent, label)}</div>"
             )
-    board.shown.add("time/elapsed_s")
+    board.shown.update(f"time/{phase}_s" for phase in (*PHASES, "elapsed"))
     figures = board.over_runs("Time of a step", "time/step_s", note="seconds")
     figures += board.over_runs(
         "Generation", "perf/gen_tok_s", note="tokens per second of rollout and evaluation"
@@ -274,9 +267,7 @@ def time(board: Board) -> str:
 
 def setup(board: Board) -> str:
     """Options that differ from the preset, the whole configuration, and the machine."""
-    parts = []
-    if not board.is_single:
-        parts.append(_between_runs(board))
+    parts = [] if board.is_single else [_between_runs(board)]
     for run, label, _ in board.legend:
         against = f"the preset {run.preset}" if run.preset else "the library's defaults"
         if run.changed:
@@ -284,9 +275,7 @@ def setup(board: Board) -> str:
             changed = f"<p>Options that differ from {escape(against)}:</p>{table}"
         else:
             changed = f"<p>All options are those of {escape(against)}.</p>"
-        facts = "".join(
-            f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in run.facts
-        )
+        facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in run.facts)
         lines = "\n".join(f"{key} = {value}" for key, value in run.options.items())
         options = _folded("All options", f"<pre>{escape(lines)}</pre>")
         parts.append(f"{_heading(label)}{changed}<dl>{facts}</dl>{options}")
@@ -295,11 +284,8 @@ def setup(board: Board) -> str:
 
 def _between_runs(board: Board) -> str:
     options = dict.fromkeys(name for run in board.runs for name in run.options)
-    rows = []
-    for name in options:
-        values = [run.options.get(name, "not there") for run in board.runs]
-        if len(set(values)) > 1:
-            rows.append([name, *values])
+    table = {n: [run.options.get(n, "not there") for run in board.runs] for n in options}
+    rows = [[name, *values] for name, values in table.items() if len(set(values)) > 1]
     if not rows:
         return "<p>The runs have the same options.</p>"
     return f"<p>Where the runs differ:</p>{_table(['option', *board.names], rows, 1 + len(rows))}"
