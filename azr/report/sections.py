@@ -9,9 +9,9 @@ from azr.report.chart import draw_histogram, draw_shares
 from azr.report.samples import SampleBook
 from azr.report.summary import progress
 from azr.report.words import duration, number, percent, plain
+from azr.run.metrics import PHASES
 
 Section = tuple[str, str, str]
-PHASES = ("rollout", "verify", "update", "eval", "other")
 ROLES = ("propose", "solve")
 
 

@@ -19,8 +19,8 @@ from rich.text import Text
 from azr.accuracy import Accuracy, Interval, with_interval
 from azr.errors import naming_disk_errors
 from azr.plan import Part, by_phase, peak_bytes, readable
+from azr.run.metrics import PHASES
 
-PHASES = ("rollout", "verify", "update", "eval", "other")
 REFRESH_S = 0.25
 PLAIN_WIDTH = 110
 """Columns of tables where there is no terminal to ask."""
