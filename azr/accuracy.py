@@ -1,4 +1,4 @@
-"""Accuracy: its record during training, and the statistics of an evaluation.
+"""Accuracy: the record of a score, and the statistics of an evaluation.
 
 Every interval covers 95% and treats the tasks as drawn from a population of such tasks. None needs
 a random number.
@@ -13,8 +13,48 @@ Z = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Results on the tasks of one split and type."""
+class Interval:
+    """An estimate and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def with_interval(interval: Interval | None, signed: bool = False) -> str:
+    """Returns "0.975 [0.914, 0.993]", for a difference "+0.29 [+0.12, +0.47]", for None "-"."""
+    if interval is None:
+        return "-"
+    form = "+.2f" if signed else ".3f"
+    value, low, high = (f"{x:{form}}" for x in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Outcomes of the answers to one task, as those of `azr.tasks.Grade`."""
+
+    greedy: str
+    sampled: tuple[str, ...]
+    """In the order of their indices; as many for each task of an evaluation."""
+
+    @property
+    def right(self) -> int:
+        """How many of the sampled answers are correct."""
+        return self.sampled.count("correct")
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the verifier judged every answer; a task of which it did not counts nowhere."""
+        return "unjudged" not in (self.greedy, *self.sampled)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a model did on some tasks: accuracies, and rates of answers in the right form.
+
+    What is not known is NaN: all of the sampled answers where none were drawn.
+    """
 
     tasks: int
     samples: int
@@ -30,36 +70,56 @@ class Accuracy:
     sampled_high: float = math.nan
     """Where it ends."""
 
+    @property
+    def greedy_interval(self) -> Interval:
+        """The greedy accuracy with its interval."""
+        return wilson(self.greedy, self.tasks)
 
-def as_metrics(results: Mapping[tuple[str, str], Accuracy]) -> dict[str, float]:
-    """Returns the results by (split, type) under their names in the log."""
+    @property
+    def sampled_interval(self) -> Interval | None:
+        """The sampled accuracy, which is pass@1, with its interval; None without samples."""
+        drawn = Interval(self.sampled, self.sampled_low, self.sampled_high)
+        return drawn if self.samples else None
+
+
+Scores = Mapping[tuple[str, str], Score]
+"""By split and task type."""
+
+
+def score(answers: Sequence[Answers], chance: float = math.nan) -> Score:
+    """Returns the score of the answers to some tasks, at least one, all judged."""
+    n, samples = len(answers), len(answers[0].sampled)
+    drawn, drawn_format_rate = Interval(math.nan, math.nan, math.nan), math.nan
+    if samples:
+        drawn = wilson_clustered([a.right for a in answers], samples)
+        malformed = sum(a.sampled.count("malformed") for a in answers)
+        drawn_format_rate = 1 - malformed / (n * samples)
+    return Score(
+        tasks=n,
+        samples=samples,
+        greedy=sum(a.greedy == "correct" for a in answers) / n,
+        greedy_format_rate=1 - sum(a.greedy == "malformed" for a in answers) / n,
+        sampled=drawn.value,
+        sampled_format_rate=drawn_format_rate,
+        chance=chance,
+        sampled_low=drawn.low,
+        sampled_high=drawn.high,
+    )
+
+
+def as_metrics(scores: Scores) -> dict[str, float]:
+    """Returns scores under their names in the log."""
     metrics = {}
-    for (split, task_type), a in results.items():
+    for (split, task_type), s in scores.items():
         name = f"eval/{split}/{task_type}"
-        metrics[f"{name}/greedy_accuracy"] = a.greedy
-        metrics[f"{name}/greedy_format_rate"] = a.greedy_format_rate
-        metrics[f"{name}/sampled_accuracy"] = a.sampled
-        metrics[f"{name}/sampled_format_rate"] = a.sampled_format_rate
-        metrics[f"{name}/chance"] = a.chance
-        metrics[f"{name}/tasks"] = float(a.tasks)
-        metrics[f"{name}/samples"] = float(a.tasks * a.samples)
+        metrics[f"{name}/greedy_accuracy"] = s.greedy
+        metrics[f"{name}/greedy_format_rate"] = s.greedy_format_rate
+        metrics[f"{name}/sampled_accuracy"] = s.sampled
+        metrics[f"{name}/sampled_format_rate"] = s.sampled_format_rate
+        metrics[f"{name}/chance"] = s.chance
+        metrics[f"{name}/tasks"] = float(s.tasks)
+        metrics[f"{name}/samples"] = float(s.tasks * s.samples)
     return metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def with_interval(interval: Interval, signed: bool = False) -> str:
-    """Returns "0.975 [0.914, 0.993]", for a difference "+0.29 [+0.12, +0.47]"."""
-    form = "+.2f" if signed else ".3f"
-    value, low, high = (f"{x:{form}}" for x in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,37 +2,33 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from azr.accuracy import Interval, pass_at_k, wilson, wilson_clustered
+from azr.accuracy import Answers, Score, pass_at_k, score
 from azr.config import Config, ConfigError
+from azr.evaluation.answers import GREEDY, Response, ask
 from azr.evaluation.journal import Journal, Line
 from azr.evaluation.suite import Item, Kind, Suite
-from azr.evaluation.suite_grading import Graded, Runner, grade_answers
+from azr.evaluation.suite_grading import Runner, grade_answers
 from azr.evaluation.suite_prompts import (
     COMPLETION,
     STYLES,
-    Extract,
     extract,
     instruction,
     stop_strings,
 )
 from azr.keys import make_key
 from azr.rollout import Request, RolloutEngine, Sampling
-from azr.text import end_ids, prompt_ids, response_texts
-
-GREEDY = -1
-"""Index of the greedy answer among an item's samples."""
+from azr.tasks import Grade
+from azr.tasks.program.records import FormatError
+from azr.text import end_ids, prompt_ids
 
 GRADED_TOGETHER = 128
 """Finished samples that are graded and put on the disk together."""
-
-DEFAULT_MAX_NEW_TOKENS = 1024
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
@@ -42,18 +38,26 @@ class KindResult:
     """How a model did on the items of one kind."""
 
     kind: Kind
-    items: int
-    samples: int
-    """Sampled answers to each item."""
-    greedy: Interval
-    greedy_format_rate: float
-    sampled: Interval | None
-    """Accuracy of the sampled answers, which is pass@1."""
-    sampled_format_rate: float | None
+    score: Score
     pass_at: dict[int, float]
     """k -> mean over items of the unbiased estimate of pass@k, for each k up to the samples."""
     reasons: dict[str, int]
     """Why answers, greedy and sampled, were not correct."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as its file holds it; what is left are records of `azr.accuracy`."""
+        s = self.score
+        return {
+            "kind": self.kind,
+            "items": s.tasks,
+            "samples": s.samples,
+            "greedy": s.greedy_interval,
+            "greedy_format_rate": s.greedy_format_rate,
+            "sampled": s.sampled_interval,
+            "sampled_format_rate": s.sampled_format_rate,
+            "pass_at": self.pass_at,
+            "reasons": self.reasons,
+        }
 
 
 def suite_style(style: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -94,124 +98,101 @@ def run_suite(
     short is completed to the one that would have been.
     """
     n = config.eval.samples
-    wanted = [
-        (item, index) for index in (GREEDY, *range(n)) for item in suite.items
-    ]  # the greedy answers first
-    total, done = len(wanted), sum(_place(item, index) in journal.lines for item, index in wanted)
+    places = [place(item, index) for item in suite.items for index in range(GREEDY, n)]
+    done, total = sum(p in journal.lines for p in places), len(places)
     on_progress(done, total)
-    drawn = _draw(config, suite, style, engine, tokenizer, journal)
-    while batch := list(islice(drawn, GRADED_TOGETHER)):
-        journal.add(_graded(batch, style, sandbox))
-        done += len(batch)
+    for lines in _answered(config, suite, style, engine, tokenizer, sandbox, journal):
+        journal.add(lines)
+        done += len(lines)
         on_progress(done, total)
     kinds = dict.fromkeys(item.kind for item in suite.items)
-    return [_sum_up(kind, suite, n, journal.lines) for kind in kinds]
+    return [_sum_up(kind, suite, n, journal) for kind in kinds]
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """One response, not yet graded."""
-
-    item: Item
-    index: int
-    text: str
-    finished: bool
-    fits: bool = True
-    """False where the prompt alone fills the model's context: the text is empty then."""
-
-
-def _draw(
+def _answered(
     config: Config,
     suite: Suite,
     style: str,
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
+    sandbox: Runner,
     journal: Journal,
-) -> Iterator[_Drawn]:
-    """Yields every sample that the journal lacks."""
+) -> Iterator[list[Line]]:
+    """Yields the graded samples that the journal lacks, as they finish."""
+    r, n = config.rollout, config.eval.samples
     prompts = prompt_ids(tokenizer, [instruction(i, style) for i in suite.items], style)
-    ends = end_ids(tokenizer, engine.model)
     context = engine.model.config.get_text_config().max_position_embeddings
-    requests: list[Request] = []
-    asked: list[tuple[Item, tuple[int, ...]]] = []
-    for indices in ((GREEDY,), tuple(range(config.eval.samples))):
-        for item, prompt in zip(suite.items, prompts, strict=True):
-            if all(_place(item, index) in journal.lines for index in indices):
-                continue
-            room = context - len(prompt)
-            if room < 1:
-                yield from (_Drawn(item, i, "", False, fits=False) for i in indices)
-                continue
-            sampling = _sampling(config, item, style, ends, room, is_greedy=indices == (GREEDY,))
-            key = make_key(config.run.seed, "suite", item.id, item.kind)
-            n = len(indices)
-            requests.append(Request(token_ids=prompt, sampling=sampling, key=key, n=n))
-            asked.append((item, indices))
-    for sample in engine.generate(requests):
-        item, indices = asked[sample.request]
-        index = indices[sample.index]
-        if _place(item, index) not in journal.lines:
-            stops = stop_strings(item, style)
-            (text,) = response_texts(tokenizer, [sample.token_ids], ends, stops)
-            yield _Drawn(item, index, text, sample.finish_reason == "stop")
+    items: list[Item] = []
+    questions: list[Request] = []
+    too_long: list[Item] = []
+    for item, prompt in zip(suite.items, prompts, strict=True):
+        room = context - len(prompt)
+        if room < 1:
+            too_long.append(item)
+            continue
+        sampling = Sampling(
+            max_new_tokens=min(r.max_new_tokens, room),
+            temperature=r.temperature,
+            top_p=r.top_p,
+            top_k=r.top_k,
+            min_p=r.min_p,
+            stop_token_ids=end_ids(tokenizer, engine.model),
+            stop_strings=stop_strings(suite, style),
+        )
+        key = make_key(config.run.seed, "suite", item.id, item.kind)
+        items.append(item)
+        questions.append(Request(token_ids=prompt, sampling=sampling, key=key, n=n))
+
+    def is_wanted(question: int, index: int) -> bool:
+        return place(items[question], index) not in journal.lines
+
+    if left_out := [
+        Line(*p, "malformed", "prompt_too_long", "")
+        for item in too_long
+        for index in range(GREEDY, n)
+        if (p := place(item, index)) not in journal.lines
+    ]:
+        yield left_out
+    for batch in ask(engine, tokenizer, questions, is_wanted, GRADED_TOGETHER):
+        yield _graded([(items[r.question], r) for r in batch], style, sandbox)
 
 
-def _sampling(
-    config: Config, item: Item, style: str, ends: tuple[int, ...], room: int, *, is_greedy: bool
-) -> Sampling:
-    r = config.rollout
-    greedy = Sampling(
-        max_new_tokens=min(r.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room),
-        temperature=0.0,
-        stop_token_ids=ends,
-        stop_strings=stop_strings(item, style),
-    )
-    if is_greedy:
-        return greedy
-    return replace(greedy, temperature=r.temperature, top_p=r.top_p, top_k=r.top_k, min_p=r.min_p)
-
-
-def _graded(batch: Sequence[_Drawn], style: str, sandbox: Runner) -> list[Line]:
-    extracts = [
-        extract(d.item, style, d.text, d.finished) if d.fits else Extract(None, "prompt_too_long")
-        for d in batch
+def _graded(answered: Sequence[tuple[Item, Response]], style: str, sandbox: Runner) -> list[Line]:
+    answers: dict[int, tuple[Item, str]] = {}
+    grades: dict[int, Grade] = {}
+    for number, (item, response) in enumerate(answered):
+        try:
+            answer = extract(item, style, response.text, response.finished)
+            answers[number] = (item, answer)
+        except FormatError as error:
+            grades[number] = Grade(outcome="malformed", reason=str(error))
+    grades |= zip(answers, grade_answers(sandbox, list(answers.values())), strict=True)
+    return [
+        Line(*place(item, r.index), grades[number].outcome, grades[number].reason, r.text)
+        for number, (item, r) in enumerate(answered)
     ]
-    pairs = list(zip(batch, extracts, strict=True))
-    grades = iter(
-        grade_answers(sandbox, [(d.item, e.answer) for d, e in pairs if e.answer is not None])
-    )
-    lines = []
-    for d, e in pairs:
-        grade = Graded("malformed", e.reason or "") if e.answer is None else next(grades)
-        lines.append(Line(*_place(d.item, d.index), grade.outcome, grade.reason, d.text))
-    return lines
 
 
-def _place(item: Item, index: int) -> tuple[str, str, int]:
+def place(item: Item, index: int) -> tuple[str, str, int]:
+    """Returns where the journal has an item's answer."""
     return (item.id, item.kind, index)
 
 
-def _sum_up(
-    kind: Kind, suite: Suite, n: int, lines: Mapping[tuple[str, str, int], Line]
-) -> KindResult:
+def _answers(item: Item, n: int, journal: Journal) -> Answers:
+    greedy, *sampled = (journal.lines[place(item, i)].outcome for i in range(GREEDY, n))
+    return Answers(greedy, tuple(sampled))
+
+
+def _sum_up(kind: Kind, suite: Suite, n: int, journal: Journal) -> KindResult:
     items = [item for item in suite.items if item.kind == kind]
-    greedy = [lines[_place(item, GREEDY)] for item in items]
-    sampled = [[lines[_place(item, index)] for index in range(n)] for item in items]
-    right = [sum(line.outcome == "correct" for line in of_item) for of_item in sampled]
-    flat = [line for of_item in sampled for line in of_item]
-    reasons = Counter(line.reason for line in (*greedy, *flat) if line.outcome != "correct")
+    answers = [_answers(item, n, journal) for item in items]
+    lines = [journal.lines[place(item, index)] for item in items for index in range(GREEDY, n)]
+    reasons = Counter(line.reason for line in lines if line.outcome != "correct")
     ks = [k for k in KS if k < n] + ([n] if n else [])
     return KindResult(
         kind=kind,
-        items=len(items),
-        samples=n,
-        greedy=wilson(sum(g.outcome == "correct" for g in greedy) / len(items), len(items)),
-        greedy_format_rate=1 - sum(g.outcome == "malformed" for g in greedy) / len(items),
-        sampled=wilson_clustered(right, n) if n else None,
-        sampled_format_rate=1 - sum(x.outcome == "malformed" for x in flat) / len(flat)
-        if n
-        else None,
-        pass_at={k: sum(pass_at_k(n, c, k) for c in right) / len(items) for k in ks},
+        score=score(answers),
+        pass_at={k: sum(pass_at_k(n, a.right, k) for a in answers) / len(items) for k in ks},
         reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
     )
 
@@ -219,13 +200,7 @@ def _sum_up(
 def item_results(suite: Suite, n: int, journal: Journal) -> list[dict[str, Any]]:
     """Returns, item by item, the greedy outcome and how many of n sampled answers were right."""
     return [
-        {
-            "id": item.id,
-            "kind": item.kind,
-            "greedy": journal.lines[_place(item, GREEDY)].outcome,
-            "correct": sum(
-                journal.lines[_place(item, index)].outcome == "correct" for index in range(n)
-            ),
-        }
+        {"id": item.id, "kind": item.kind, "greedy": answers.greedy, "correct": answers.right}
         for item in suite.items
+        for answers in [_answers(item, n, journal)]
     ]
