@@ -81,6 +81,13 @@ class Score:
         drawn = Interval(self.sampled, self.sampled_low, self.sampled_high)
         return drawn if self.samples else None
 
+    def ways(self) -> list[tuple[str, Interval | None, float]]:
+        """Returns (name, accuracy, format rate) of each way of answering."""
+        return [
+            ("greedy", self.greedy_interval, self.greedy_format_rate),
+            ("sampled", self.sampled_interval, self.sampled_format_rate),
+        ]
+
 
 Scores = Mapping[tuple[str, str], Score]
 """By split and task type."""
@@ -174,18 +181,9 @@ def change(before: Sequence[bool], after: Sequence[bool]) -> Change:
     The interval is R. G. Newcombe's for paired proportions (1998, his method 10): Wilson's
     intervals of both accuracies, joined with their correlation.
     """
-    both, gained, lost, neither = (
-        sum((b, a) == cell for b, a in zip(before, after, strict=True))
-        for cell in ((True, True), (False, True), (True, False), (False, False))
-    )
-    n = len(before)
-    new, old = wilson((both + gained) / n, n), wilson((both + lost) / n, n)
-    product = both * neither - gained * lost
-    if product > 0:
-        product = max(product - n / 2, 0)  # his continuity correction
-    spread = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    correlation = product / math.sqrt(spread) if spread else 0.0
-    interval = _difference(old, new, (gained - lost) / n, correlation)
+    gained = sum(now and not was for was, now in zip(before, after, strict=True))
+    lost = sum(was and not now for was, now in zip(before, after, strict=True))
+    interval = sampled_difference(before, after, samples=1)
     return Change(interval, gained, lost, mcnemar(gained, lost))
 
 
@@ -194,8 +192,8 @@ def sampled_difference(before: Sequence[int], after: Sequence[int], samples: int
 
     Both give, task by task, how many of `samples` answers were right. The interval is that of
     `change` carried over (G. Y. Zou and A. Donner 2008): the intervals of `wilson_clustered`
-    joined with the correlation between tasks, with the same continuity correction, so that it has
-    a width where nothing changed. With one sample it is that of `change`.
+    joined with the correlation between tasks, with Newcombe's continuity correction, so that it
+    has a width where nothing changed.
     """
     old, new = wilson_clustered(before, samples), wilson_clustered(after, samples)
     b = [count / samples - old.value for count in before]
@@ -205,13 +203,11 @@ def sampled_difference(before: Sequence[int], after: Sequence[int], samples: int
         product = max(product - 0.5, 0.0)
     spread = math.fsum(x * x for x in b) * math.fsum(y * y for y in a)
     correlation = max(product / math.sqrt(spread), -1.0) if spread > 0 else 0.0
-    return _difference(old, new, new.value - old.value, correlation)
 
-
-def _difference(old: Interval, new: Interval, value: float, correlation: float) -> Interval:
     def joined(a: float, b: float) -> float:
         return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))
 
+    value = (sum(after) - sum(before)) / (len(before) * samples)
     low = value - joined(new.value - new.low, old.high - old.value)
     high = value + joined(new.high - new.value, old.value - old.low)
     return Interval(value, low, high)

@@ -1,6 +1,6 @@
 """Answers of a model, greedy and sampled, and their grading where the verifier fails at first."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
@@ -36,13 +36,13 @@ def ask(
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Request],
-    is_wanted: Callable[[int, int], bool] = lambda question, index: True,
+    answered: Collection[tuple[int, int]] = (),
     together: int | None = None,
 ) -> Iterator[list[Response]]:
     """Yields the answers, as they finish, to questions that all end by the same tokens and strings.
 
-    Each is asked once greedily and n times as it says, except for answers (question, index) that
-    are not wanted. `together` answers finish a list; None waits for all of them.
+    Each is asked once greedily and n times as it says; answers (question, index) that are there
+    already are left out. `together` of them make a list; with None all do.
     """
     greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
     rounds = [
@@ -53,7 +53,7 @@ def ask(
         (number, first, request)
         for first, requests in rounds
         for number, request in enumerate(requests)
-        if any(is_wanted(number, first + i) for i in range(request.n))
+        if any((number, first + i) not in answered for i in range(request.n))
     ]
     samples = engine.generate([request for _, _, request in asked])
     while batch := list(islice(samples, together)):
@@ -66,7 +66,7 @@ def ask(
             number, first, _ = asked[sample.request]
             is_finished = sample.finish_reason == "stop"
             responses.append(Response(number, first + sample.index, text, is_finished))
-        yield [r for r in responses if is_wanted(r.question, r.index)]
+        yield [r for r in responses if (r.question, r.index) not in answered]
 
 
 def insist(

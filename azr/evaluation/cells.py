@@ -33,29 +33,27 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the cell as the result holds it; what is left are records of `azr.accuracy`."""
-        s, a = self.score, self.against
+        against = self.against and {
+            **_rates(self.against.score),
+            "greedy_change": self.against.greedy_change,
+            "sampled_difference": self.against.sampled_difference,
+        }
         return {
             "split": self.split,
             "type": self.type,
             "stratum": self.stratum,
-            "tasks": s.tasks,
-            "samples": s.samples,
-            "chance": s.chance,
-            **_rates(s),
-            "against": a
-            and {
-                **_rates(a.score),
-                "greedy_change": a.greedy_change,
-                "sampled_difference": a.sampled_difference,
-            },
+            "tasks": self.score.tasks,
+            "samples": self.score.samples,
+            "chance": self.score.chance,
+            **_rates(self.score),
+            "against": against,
         }
 
 
-def _rates(s: Score) -> dict[str, Any]:
-    sampled = {"accuracy": s.sampled_interval, "format_rate": s.sampled_format_rate}
+def _rates(score: Score) -> dict[str, Any]:
     return {
-        "greedy": {"accuracy": s.greedy_interval, "format_rate": s.greedy_format_rate},
-        "sampled": sampled if s.samples else None,
+        way: accuracy and {"accuracy": accuracy, "format_rate": format_rate}
+        for way, accuracy, format_rate in score.ways()
     }
 
 

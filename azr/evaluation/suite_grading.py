@@ -7,7 +7,7 @@ runs with its test in one process, where only the absence of an exception can be
 `azr.evaluation.suite_program` keeps the two apart as far as one interpreter allows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -37,7 +37,6 @@ MODULES = ("hashlib", "random")
 """Imported by some of HumanEval's tests and solutions; no label is made here that they could
 spoil."""
 
-
 CORRECT = Grade(outcome="correct")
 NO_LITERAL = Grade(outcome="malformed", reason="no_literal")
 
@@ -62,28 +61,16 @@ def grade_answers(sandbox: Runner, answers: Sequence[tuple[Item, str]]) -> list[
     while steps:
         grades |= {pair: step for pair, step in steps.items() if isinstance(step, Grade)}
         jobs = {pair: step for pair, step in steps.items() if isinstance(step, Job)}
-        results = _run(sandbox, jobs)
-        steps = {pair: _next_step(*pair, jobs[pair], result) for pair, result in results.items()}
+        results = insist(
+            lambda asked: [future.result() for future in sandbox.submit_batch(asked)],
+            list(jobs.values()),
+            lambda result: result.status == "sandbox_failure",
+        )
+        steps = {
+            pair: _next_step(*pair, job, result)
+            for (pair, job), result in zip(jobs.items(), results, strict=True)
+        }
     return [grades[pair] for pair in answers]
-
-
-def _run(sandbox: Runner, jobs: Mapping[_Pair, Job]) -> dict[_Pair, Result]:
-    results = insist(
-        lambda asked: [future.result() for future in sandbox.submit_batch(asked)],
-        list(jobs.values()),
-        _is_failure,
-    )
-    for (item, _), result in zip(jobs, results, strict=True):
-        if _is_failure(result):
-            raise RunError(
-                f"the sandbox failed {1 + RETRIES} times on an answer to {item.id}; what was "
-                "graded before is kept, and the same command goes on from there"
-            )
-    return dict(zip(jobs, results, strict=True))
-
-
-def _is_failure(result: Result) -> bool:
-    return result.status == "sandbox_failure"
 
 
 def failing_references(sandbox: Runner, items: Sequence[Item]) -> dict[str, str]:
@@ -121,6 +108,11 @@ def _first_step(item: Item, answer: str) -> Job | Grade:
 
 def _next_step(item: Item, answer: str, job: Job, result: Result) -> Job | Grade:
     """Returns the grade; the next job for an argument list that is no list of literals."""
+    if result.status == "sandbox_failure":
+        raise RunError(
+            f"the sandbox failed {1 + RETRIES} times on an answer to {item.id}; what was graded "
+            "before is kept, and the same command goes on from there"
+        )
     if isinstance(item, Completion):
         return CORRECT if result.value == PASSED else _failed(result)
     if item.kind == "output":

@@ -2,8 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,18 +46,10 @@ class KindResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as its file holds it; what is left are records of `azr.accuracy`."""
-        s = self.score
-        return {
-            "kind": self.kind,
-            "items": s.tasks,
-            "samples": s.samples,
-            "greedy": s.greedy_interval,
-            "greedy_format_rate": s.greedy_format_rate,
-            "sampled": s.sampled_interval,
-            "sampled_format_rate": s.sampled_format_rate,
-            "pass_at": self.pass_at,
-            "reasons": self.reasons,
-        }
+        result = {"kind": self.kind, "items": self.score.tasks, "samples": self.score.samples}
+        for way, accuracy, format_rate in self.score.ways():
+            result |= {way: accuracy, f"{way}_format_rate": format_rate}
+        return result | {"pass_at": self.pass_at, "reasons": self.reasons}
 
 
 def suite_style(style: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -97,96 +89,82 @@ def run_suite(
     top-p, top-k, min-p), with noise keyed by (seed, item, kind, index): a journal that was cut
     short is completed to the one that would have been.
     """
-    n = config.eval.samples
-    places = [place(item, index) for item in suite.items for index in range(GREEDY, n)]
-    done, total = sum(p in journal.lines for p in places), len(places)
-    on_progress(done, total)
-    for lines in _answered(config, suite, style, engine, tokenizer, sandbox, journal):
-        journal.add(lines)
-        done += len(lines)
-        on_progress(done, total)
+    r, n = config.rollout, config.eval.samples
+    context = engine.model.config.get_text_config().max_position_embeddings
+    sampling = Sampling(
+        max_new_tokens=r.max_new_tokens,
+        temperature=r.temperature,
+        top_p=r.top_p,
+        top_k=r.top_k,
+        min_p=r.min_p,
+        stop_token_ids=end_ids(tokenizer, engine.model),
+        stop_strings=stop_strings(suite, style),
+    )
+    questions = []
+    prompts = prompt_ids(tokenizer, [instruction(i, style) for i in suite.items], style)
+    for item, prompt in zip(suite.items, prompts, strict=True):
+        room = max(1, min(r.max_new_tokens, context - len(prompt)))
+        fitting = replace(sampling, max_new_tokens=room)
+        key = make_key(config.run.seed, "suite", item.id, item.kind)
+        questions.append(Request(token_ids=prompt, sampling=fitting, key=key, n=n))
+
+    indices = range(GREEDY, n)
+    done = {
+        (number, index)
+        for number, item in enumerate(suite.items)
+        for index in indices
+        if _place(item, index) in journal.lines
+    }
+    too_long = [
+        (number, index)
+        for number, question in enumerate(questions)
+        for index in indices
+        if question.most_tokens > context and (number, index) not in done
+    ]
+    places = [_place(suite.items[number], index) for number, index in too_long]
+    journal.add([Line(*place, "malformed", "prompt_too_long", "") for place in places])
+    done.update(too_long)
+    count, total = len(done), len(questions) * len(indices)
+    on_progress(count, total)
+    for batch in ask(engine, tokenizer, questions, done, GRADED_TOGETHER):
+        journal.add(_graded(suite, style, sandbox, batch))
+        count += len(batch)
+        on_progress(count, total)
     kinds = dict.fromkeys(item.kind for item in suite.items)
     return [_sum_up(kind, suite, n, journal) for kind in kinds]
 
 
-def _answered(
-    config: Config,
-    suite: Suite,
-    style: str,
-    engine: RolloutEngine,
-    tokenizer: PreTrainedTokenizerBase,
-    sandbox: Runner,
-    journal: Journal,
-) -> Iterator[list[Line]]:
-    """Yields the graded samples that the journal lacks, as they finish."""
-    r, n = config.rollout, config.eval.samples
-    prompts = prompt_ids(tokenizer, [instruction(i, style) for i in suite.items], style)
-    context = engine.model.config.get_text_config().max_position_embeddings
-    items: list[Item] = []
-    questions: list[Request] = []
-    too_long: list[Item] = []
-    for item, prompt in zip(suite.items, prompts, strict=True):
-        room = context - len(prompt)
-        if room < 1:
-            too_long.append(item)
-            continue
-        sampling = Sampling(
-            max_new_tokens=min(r.max_new_tokens, room),
-            temperature=r.temperature,
-            top_p=r.top_p,
-            top_k=r.top_k,
-            min_p=r.min_p,
-            stop_token_ids=end_ids(tokenizer, engine.model),
-            stop_strings=stop_strings(suite, style),
-        )
-        key = make_key(config.run.seed, "suite", item.id, item.kind)
-        items.append(item)
-        questions.append(Request(token_ids=prompt, sampling=sampling, key=key, n=n))
-
-    def is_wanted(question: int, index: int) -> bool:
-        return place(items[question], index) not in journal.lines
-
-    if left_out := [
-        Line(*p, "malformed", "prompt_too_long", "")
-        for item in too_long
-        for index in range(GREEDY, n)
-        if (p := place(item, index)) not in journal.lines
-    ]:
-        yield left_out
-    for batch in ask(engine, tokenizer, questions, is_wanted, GRADED_TOGETHER):
-        yield _graded([(items[r.question], r) for r in batch], style, sandbox)
-
-
-def _graded(answered: Sequence[tuple[Item, Response]], style: str, sandbox: Runner) -> list[Line]:
-    answers: dict[int, tuple[Item, str]] = {}
-    grades: dict[int, Grade] = {}
-    for number, (item, response) in enumerate(answered):
-        try:
-            answer = extract(item, style, response.text, response.finished)
-            answers[number] = (item, answer)
-        except FormatError as error:
-            grades[number] = Grade(outcome="malformed", reason=str(error))
-    grades |= zip(answers, grade_answers(sandbox, list(answers.values())), strict=True)
-    return [
-        Line(*place(item, r.index), grades[number].outcome, grades[number].reason, r.text)
-        for number, (item, r) in enumerate(answered)
-    ]
-
-
-def place(item: Item, index: int) -> tuple[str, str, int]:
+def _place(item: Item, index: int) -> tuple[str, str, int]:
     """Returns where the journal has an item's answer."""
     return (item.id, item.kind, index)
 
 
+def _graded(suite: Suite, style: str, sandbox: Runner, batch: Sequence[Response]) -> list[Line]:
+    answers: dict[int, tuple[Item, str]] = {}
+    grades: dict[int, Grade] = {}
+    for number, r in enumerate(batch):
+        item = suite.items[r.question]
+        try:
+            answers[number] = (item, extract(item, style, r.text, r.finished))
+        except FormatError as error:
+            grades[number] = Grade(outcome="malformed", reason=str(error))
+    grades |= zip(answers, grade_answers(sandbox, list(answers.values())), strict=True)
+    places = [_place(suite.items[r.question], r.index) for r in batch]
+    return [
+        Line(*place, grades[number].outcome, grades[number].reason, batch[number].text)
+        for number, place in enumerate(places)
+    ]
+
+
 def _answers(item: Item, n: int, journal: Journal) -> Answers:
-    greedy, *sampled = (journal.lines[place(item, i)].outcome for i in range(GREEDY, n))
+    greedy, *sampled = (journal.lines[_place(item, i)].outcome for i in range(GREEDY, n))
     return Answers(greedy, tuple(sampled))
 
 
 def _sum_up(kind: Kind, suite: Suite, n: int, journal: Journal) -> KindResult:
     items = [item for item in suite.items if item.kind == kind]
     answers = [_answers(item, n, journal) for item in items]
-    lines = [journal.lines[place(item, index)] for item in items for index in range(GREEDY, n)]
+    lines = [journal.lines[_place(item, index)] for item in items for index in range(GREEDY, n)]
     reasons = Counter(line.reason for line in lines if line.outcome != "correct")
     ks = [k for k in KS if k < n] + ([n] if n else [])
     return KindResult(
@@ -199,8 +177,8 @@ def _sum_up(kind: Kind, suite: Suite, n: int, journal: Journal) -> KindResult:
 
 def item_results(suite: Suite, n: int, journal: Journal) -> list[dict[str, Any]]:
     """Returns, item by item, the greedy outcome and how many of n sampled answers were right."""
+    answers = [_answers(item, n, journal) for item in suite.items]
     return [
-        {"id": item.id, "kind": item.kind, "greedy": answers.greedy, "correct": answers.right}
-        for item in suite.items
-        for answers in [_answers(item, n, journal)]
+        {"id": item.id, "kind": item.kind, "greedy": a.greedy, "correct": a.right}
+        for item, a in zip(suite.items, answers, strict=True)
     ]

@@ -30,10 +30,9 @@ RATES = ("greedy", "well-formed", "sampled", "well-formed")
 
 def _rates(score: Score) -> list[str]:
     return [
-        with_interval(score.greedy_interval),
-        share(score.greedy_format_rate),
-        with_interval(score.sampled_interval),
-        share(score.sampled_format_rate),
+        text
+        for _, accuracy, format_rate in score.ways()
+        for text in (with_interval(accuracy), share(format_rate))
     ]
 
 
@@ -61,17 +60,13 @@ def _changes(cells: Sequence[Cell]) -> Table:
     )
     for cell in cells:
         if a := cell.against:
+            g = a.greedy_change
             table.add_row(
-                cell.split,
-                cell.type,
-                share(a.score.greedy),
-                with_interval(a.greedy_change.difference, signed=True),
-                str(a.greedy_change.gained),
-                str(a.greedy_change.lost),
-                f"{a.greedy_change.p_value:.2g}",
-                share(a.score.sampled),
-                with_interval(a.sampled_difference, signed=True),
-            )
+                cell.split, cell.type,
+                share(a.score.greedy), with_interval(g.difference, signed=True),
+                str(g.gained), str(g.lost), f"{g.p_value:.2g}",
+                share(a.score.sampled), with_interval(a.sampled_difference, signed=True),
+            )  # fmt: skip
     return table
 
 
