@@ -33,6 +33,9 @@ from azr.text import prompt_texts
 SUITE_TOKENS = 1024
 """Tokens of a response to an item where `rollout.max_new_tokens` says none."""
 
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")
+"""Options of `rollout` that are part of what a suite's samples are."""
+
 
 def evaluate_family(config: Config, subject: Subject, baseline: Subject | None, out: str) -> None:
     """Grades the family's tasks, prints the table and writes the result."""
@@ -102,11 +105,7 @@ def evaluate_suite(config: Config, subject: Subject, suite_path: Path, out: str)
         "style": style,
         "dressing": prompt_texts(tokenizer, [""], style)[0],  # a chat template may write the date
         "seed": config.run.seed,
-        "max_new_tokens": r.max_new_tokens,
-        "temperature": r.temperature,
-        "top_p": r.top_p,
-        "top_k": r.top_k,
-        "min_p": r.min_p,
+        **{name: getattr(r, name) for name in SAMPLING},
     }
     journal = Journal(path.with_suffix(".samples.jsonl"), identity)
     engine = make_engine(config, model, tokenizer)

@@ -107,29 +107,21 @@ def run_suite(
         fitting = replace(sampling, max_new_tokens=room)
         key = make_key(config.run.seed, "suite", item.id, item.kind)
         questions.append(Request(token_ids=prompt, sampling=fitting, key=key, n=n))
-
-    indices = range(GREEDY, n)
-    done = {
-        (number, index)
+    places = {
+        (number, index): _place(item, index)
         for number, item in enumerate(suite.items)
-        for index in indices
-        if _place(item, index) in journal.lines
+        for index in range(GREEDY, n)
     }
-    too_long = [
-        (number, index)
-        for number, question in enumerate(questions)
-        for index in indices
-        if question.most_tokens > context and (number, index) not in done
-    ]
-    places = [_place(suite.items[number], index) for number, index in too_long]
-    journal.add([Line(*place, "malformed", "prompt_too_long", "") for place in places])
+    done = {key for key, place in places.items() if place in journal.lines}
+    too_long = [k for k in places if k not in done and questions[k[0]].most_tokens > context]
+    journal.add([Line(*places[k], "malformed", "prompt_too_long", "") for k in too_long])
     done.update(too_long)
-    count, total = len(done), len(questions) * len(indices)
-    on_progress(count, total)
+    count = len(done)
+    on_progress(count, len(places))
     for batch in ask(engine, tokenizer, questions, done, GRADED_TOGETHER):
         journal.add(_graded(suite, style, sandbox, batch))
         count += len(batch)
-        on_progress(count, total)
+        on_progress(count, len(places))
     kinds = dict.fromkeys(item.kind for item in suite.items)
     return [_sum_up(kind, suite, n, journal) for kind in kinds]
 
