@@ -15,11 +15,11 @@ from suites import CRUX, HUMAN, PROMPT, TEST, wrapped, write
 
 from azr.config import ConfigError
 from azr.evaluate import main
-from azr.evaluation.journal import Journal
-from azr.evaluation.suite import Completion, load_suite
-from azr.evaluation.suite_grading import MODULES, grade_answers
-from azr.evaluation.suite_prompts import STYLES, extract, instruction
-from azr.evaluation.suite_run import item_results, run_suite, suite_style
+from azr.evaluation.suite.grading import MODULES, grade_answers
+from azr.evaluation.suite.items import Completion, load_suite
+from azr.evaluation.suite.journal import Journal
+from azr.evaluation.suite.prompts import STYLES, extract, instruction
+from azr.evaluation.suite.run import item_results, run_suite, suite_style
 from azr.sandbox import Limits, Sandbox
 
 pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")

@@ -14,10 +14,10 @@ from suites import CRUX, DOUBLE, HUMAN, PROMPT, TEST, wrapped, write
 
 from azr.config import ConfigError
 from azr.errors import RunError
-from azr.evaluation.suite import Completion, Prediction, load_suite
-from azr.evaluation.suite_bodies import complete
-from azr.evaluation.suite_grading import MODULES, failing_references, grade_answers
-from azr.evaluation.suite_prompts import STYLES, extract, instruction
+from azr.evaluation.suite.bodies import complete
+from azr.evaluation.suite.grading import MODULES, failing_references, grade_answers
+from azr.evaluation.suite.items import Completion, Prediction, load_suite
+from azr.evaluation.suite.prompts import STYLES, extract, instruction
 from azr.sandbox import Limits, Result, Sandbox
 from azr.tasks.program.records import FormatError
 

@@ -12,11 +12,11 @@ from azr.errors import RunError, naming_model
 from azr.evaluation import family
 from azr.evaluation.cells import make_cells
 from azr.evaluation.family import GradedTask, scores
-from azr.evaluation.journal import Journal
 from azr.evaluation.subject import Subject
-from azr.evaluation.suite import load_suite
-from azr.evaluation.suite_grading import LIMITS, MODULES, failing_references
-from azr.evaluation.suite_run import fingerprint, item_results, run_suite, suite_style
+from azr.evaluation.suite.grading import LIMITS, MODULES, failing_references
+from azr.evaluation.suite.items import load_suite
+from azr.evaluation.suite.journal import Journal
+from azr.evaluation.suite.run import fingerprint, item_results, run_suite, suite_style
 from azr.evaluation.table import (
     check_writable,
     print_family,

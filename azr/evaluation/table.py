@@ -16,8 +16,8 @@ from rich.table import Table
 from azr.accuracy import Score, with_interval
 from azr.config import ConfigError
 from azr.evaluation.cells import Cell
-from azr.evaluation.suite import Suite
-from azr.evaluation.suite_run import KindResult
+from azr.evaluation.suite.items import Suite
+from azr.evaluation.suite.run import KindResult
 from azr.run.files import beside, write_whole
 
 PLAIN_WIDTH = 120

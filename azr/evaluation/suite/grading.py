@@ -2,9 +2,9 @@
 
 A predicted output that is a literal runs nowhere. A predicted input is the argument list of one
 call of the item's own program; what the call returned is compared with the expected value here.
-What is an expression is evaluated first, see `azr.evaluation.suite_arguments`. A completed function
+What is an expression is evaluated first, see `azr.evaluation.suite.arguments`. A completed function
 runs with its test in one process, where only the absence of an exception can be told;
-`azr.evaluation.suite_program` keeps the two apart as far as one interpreter allows.
+`azr.evaluation.suite.program` keeps the two apart as far as one interpreter allows.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ from typing import Protocol
 
 from azr.errors import RunError
 from azr.evaluation.answers import RETRIES, insist
-from azr.evaluation.suite import Completion, Item, Prediction
-from azr.evaluation.suite_arguments import (
+from azr.evaluation.suite.arguments import (
     ARGUMENTS_PROGRAM,
     arguments_job,
     call_job,
@@ -23,9 +22,10 @@ from azr.evaluation.suite_arguments import (
     output_job,
     write_arguments,
 )
-from azr.evaluation.suite_bodies import complete
-from azr.evaluation.suite_completion import PASSED, completion_job
-from azr.evaluation.suite_names import is_harmless, reaches
+from azr.evaluation.suite.bodies import complete
+from azr.evaluation.suite.completion import PASSED, completion_job
+from azr.evaluation.suite.items import Completion, Item, Prediction
+from azr.evaluation.suite.names import is_harmless, reaches
 from azr.sandbox import Job, Limits, Result
 from azr.tasks import Grade
 from azr.tasks.program.values import NoLiteral, equal, parse_call, read_literal

@@ -9,9 +9,9 @@ answered by expressions. Style "completion" lets a base model go on writing the 
     completion   the prompt as it stands           its text, up to where the function ends
 """
 
-from azr.evaluation.suite import Completion, Item, Prediction, Suite
-from azr.evaluation.suite_arguments import is_expression, until_bracket
-from azr.evaluation.suite_bodies import BODY_ENDS, CONTROL, complete, until_end
+from azr.evaluation.suite.arguments import is_expression, until_bracket
+from azr.evaluation.suite.bodies import BODY_ENDS, CONTROL, complete, until_end
+from azr.evaluation.suite.items import Completion, Item, Prediction, Suite
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
 from azr.tasks.program import text_format
 from azr.tasks.program.records import (

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from azr.accuracy import Answers, Score, pass_at_k, score
 from azr.config import Config, ConfigError
 from azr.evaluation.answers import GREEDY, Response, ask
-from azr.evaluation.journal import Journal, Line
-from azr.evaluation.suite import Item, Kind, Suite
-from azr.evaluation.suite_grading import Runner, grade_answers
-from azr.evaluation.suite_prompts import (
+from azr.evaluation.suite.grading import Runner, grade_answers
+from azr.evaluation.suite.items import Item, Kind, Suite
+from azr.evaluation.suite.journal import Journal, Line
+from azr.evaluation.suite.prompts import (
     COMPLETION,
     STYLES,
     extract,
