@@ -11,6 +11,27 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field, the value and the fix."""
 
 
+class ModelError(ConfigError):
+    """A model that cannot be used. The option that names it goes before each part of the message,
+    "--model " where nothing else is said."""
+
+    def __str__(self) -> str:
+        return self.named("--model ")
+
+    def named(self, option: str) -> str:
+        """Returns the message to somebody who named the model by another option."""
+        return "".join(option + part for part in self.args)
+
+
+@contextmanager
+def naming_model(option: str) -> Iterator[None]:
+    """Lets an error in a model name the option by which it was named here."""
+    try:
+        yield
+    except ModelError as error:
+        raise ConfigError(error.named(option)) from error
+
+
 class RunError(RuntimeError):
     """A run that cannot go on; what is saved stands. The command ends with code 1."""
 

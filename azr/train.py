@@ -33,7 +33,7 @@ EXIT_ERROR, EXIT_USAGE = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run left; `before` and `after` map (split, task type) to its Accuracy."""
+    """What a run left; `before` and `after` map (split, task type) to its `azr.accuracy.Score`."""
 
     run_dir: Path
     checkpoint: Path

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from azr.accuracy import Accuracy, Interval, with_interval
+from azr.accuracy import Scores, with_interval
 from azr.errors import naming_disk_errors
 from azr.plan import Part, by_phase, peak_bytes, readable
 from azr.run.metrics import PHASES
@@ -35,7 +35,7 @@ class StepView:
     elapsed_s: float
     eta_s: float
     metrics: Mapping[str, float]
-    accuracy: Mapping[tuple[str, str], Accuracy]
+    accuracy: Scores
     """Of the last evaluation, by split and type."""
     types: Sequence[str]
     universe: Mapping[str, int]
@@ -108,17 +108,16 @@ class RunConsole:
         table.add_row(Text("memory plan", style="dim"), f"{readable(peak_bytes(plan))}; {parts}")
         self.print(table)
 
-    def start_table(self, results: Mapping[tuple[str, str], Accuracy], title: str) -> None:
+    def start_table(self, results: Scores, title: str) -> None:
         """Prints the sampled accuracy of the start model beside the chance level."""
         sampled = "sampled accuracy, 95% interval"
         table = _table(title, 1, "type", "tasks", "chance", sampled, "well-formed")
         for (_, task_type), a in results.items():
-            interval = Interval(a.sampled, a.sampled_low, a.sampled_high)
             table.add_row(
                 task_type,
                 str(a.tasks),
                 _share(a.chance, 3),
-                with_interval(interval) if a.samples else "not sampled",
+                with_interval(a.sampled_interval) if a.samples else "not sampled",
                 f"{a.sampled_format_rate if a.samples else a.greedy_format_rate:.3f}",
             )
         self.print(table)
@@ -221,8 +220,8 @@ class RunConsole:
 
     def end_table(
         self,
-        before: Mapping[tuple[str, str], Accuracy],
-        after: Mapping[tuple[str, str], Accuracy],
+        before: Scores,
+        after: Scores,
     ) -> None:
         """Prints the accuracy before and after, by split and type."""
         columns = ("tasks", "type", "n", "chance", "sampled before", "sampled after")
@@ -257,9 +256,7 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def _greedy(
-    accuracy: Mapping[tuple[str, str], Accuracy], task_type: str, is_train: bool
-) -> float | None:
+def _greedy(accuracy: Scores, task_type: str, is_train: bool) -> float | None:
     """Returns a type's greedy accuracy, of training or averaged over the hold-outs."""
     return _mean(
         [
@@ -288,7 +285,7 @@ def _distinct(m: Mapping[str, float]) -> str:
     return f"{m['propose/distinct_recent']:.0f} of {m['propose/recent']:.0f}"
 
 
-def _phase(accuracy: Mapping[tuple[str, str], Accuracy]) -> str:
+def _phase(accuracy: Scores) -> str:
     """Returns a word on what a newcomer sees: the first part of a run looks flat."""
     greedy = _mean([a.greedy for (s, _), a in accuracy.items() if s == "train"]) or 0.0
     if greedy < 0.35:
