@@ -17,9 +17,9 @@ the function alone: a helper elsewhere could change without the cache noticing.
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from azr.modular.jit import jit
+from azr.modular.jit import instruction, jit
 
 U64 = np.uint64
 
@@ -28,7 +28,7 @@ OK, WRONG, OUT_OF_RANGE, NOT_PRIME, UNPARSABLE, BAD_PROBLEM = range(6)
 # --- exact products ------------------------------------------------------------------------------
 
 
-@intrinsic
+@instruction
 def _mul_high_word(typing_context, a, b):
     """The upper 64 bits of a 64 x 64-bit product: one `mul` instruction."""
 
@@ -50,7 +50,7 @@ def _mul_high_compiled(a, b):
     return lambda a, b: _mul_high_word(a, b)
 
 
-@intrinsic
+@instruction
 def _fused(typing_context, a, b, c):
     """a * b + c, rounded once."""
 
