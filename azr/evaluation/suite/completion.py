@@ -6,7 +6,7 @@ from pathlib import Path
 
 from azr.evaluation.suite.items import Completion
 from azr.sandbox import Job
-from azr.tasks.program.syntax import parse_silently
+from azr.tasks.program.values import parse_silently
 
 PASSED = "passed"
 

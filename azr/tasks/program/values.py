@@ -44,6 +44,15 @@ def read_literal(text: str) -> object:
     return value
 
 
+def parse_silently(text: str) -> ast.Module:
+    """Returns what `ast.parse` does, and raises what it raises, without a word on the screen.
+
+    Python warns of an unknown escape or `is` beside a number, and nobody here could mend them.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        return ast.parse(text)
+
+
 def parse_expression(text: str) -> ast.expr:
     """Returns the syntax tree of one expression, which a comment may follow; raises NoLiteral."""
     if len(text) > MAX_CHARS:
