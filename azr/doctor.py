@@ -22,6 +22,7 @@ from typing import Literal
 
 from azr import __version__
 from azr.config import ConfigError, check_process
+from azr.errors import in_one_line
 from azr.run.machine import commit, processor
 from azr.streams import open_standard_streams
 
@@ -66,8 +67,8 @@ def examine() -> list[Finding]:
         try:
             found += look()
         except Exception as error:  # a broken part is a finding, whatever it raises
-            message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            found.append(Finding(part, part, "broken", message, "report it with this output"))
+            fix = "report it with this output"
+            found.append(Finding(part, part, "broken", in_one_line(error), fix))
     return found
 
 
@@ -116,14 +117,14 @@ def packages() -> Iterator[Finding]:
 def _version_finding(name: str, wanted: str) -> Finding:
     from packaging.specifiers import SpecifierSet
 
+    fix = f"pip install '{name}{wanted}'"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding("packages", name, "broken", "not installed", f"pip install '{name}{wanted}'")
+        return Finding("packages", name, "broken", "not installed", fix)
     # A local or development build of a version in the range is in the range.
     if SpecifierSet(wanted).contains(version.split("+")[0], prereleases=True):
         return Finding("packages", name, "ok", version)
-    fix = f"pip install '{name}{wanted}'"
     return Finding("packages", name, "broken", f"{version}, which is not {wanted}", fix)
 
 
@@ -227,12 +228,10 @@ def families() -> Iterator[Finding]:
 
 def variables() -> Iterator[Finding]:
     """Environment variables that change a run; of secrets only whether they are set."""
-    for name in VARIABLES:
+    for name in (*VARIABLES, *SECRETS):
         if name in os.environ:
-            yield Finding("variables", name, "note", os.environ[name])
-    for name in SECRETS:
-        if name in os.environ:
-            yield Finding("variables", name, "note", "is set")
+            shown = "is set" if name in SECRETS else os.environ[name]
+            yield Finding("variables", name, "note", shown)
 
 
 PARTS: dict[str, Callable[[], Iterator[Finding]]] = {
@@ -258,17 +257,14 @@ def table(found: Sequence[Finding]) -> str:
         lines += [
             f" {marks[f.status]} {f.name:{width}s}  {f.detail}" for f in found if f.part == part
         ]
-    broken = [f for f in found if f.status == "broken"]
-    missing = [f for f in found if f.status == "missing"]
     lines.append("")
-    if not broken and not missing:
+    if all(f.status in ("ok", "note") for f in found):
         lines.append("Nothing is broken and nothing is missing.")
-    for title, group in (("Broken:", broken), ("Missing:", missing)):
+    titles = {"broken": "Broken:", "missing": "Missing:", "note": "To have more:"}
+    for status, title in titles.items():
+        group = [f for f in found if f.status == status and (f.fix or status != "note")]
         lines += [title] if group else []
         lines += [f"   {f.name}: {f.fix or f.detail}" for f in group]
-    could = [f for f in found if f.status == "note" and f.fix]
-    lines += ["To have more:"] if could else []
-    lines += [f"   {f.name}: {f.fix}" for f in could]
     return "\n".join(lines)
 
 

@@ -36,6 +36,11 @@ class RunError(RuntimeError):
     """A run that cannot go on; what is saved stands. The command ends with code 1."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """Returns the kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
 @contextmanager
 def naming_disk_errors(path: Path) -> Iterator[None]:
     """Turns a failed write into a RunError that names the file and how to go on.

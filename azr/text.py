@@ -19,10 +19,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import Config, ConfigError
+from azr.errors import in_one_line
 from azr.tasks import Environment, Role
 from azr.tasks.envelope import CHAT, FRAME, R1, THINK
 
@@ -53,21 +55,16 @@ def prompt_ids(
     dressing = _dressing(tokenizer, style)
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     plain = [i for i in distinct if not any(name in i for name in control)]
+    encode = partial(tokenizer, add_special_tokens=False)
     ids = {}
     if plain:
-        texts = [f"{dressing.head}{i}{dressing.tail}" for i in plain]
-        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = encode([f"{dressing.head}{i}{dressing.tail}" for i in plain])["input_ids"]
         ids = {i: (*dressing.start, *e) for i, e in zip(plain, encoded, strict=True)}
     for instruction in distinct:
         if instruction not in ids:
-            parts = (
-                tokenizer(dressing.head, add_special_tokens=False)["input_ids"],
-                tokenizer(instruction, add_special_tokens=False, split_special_tokens=True)[
-                    "input_ids"
-                ],
-                tokenizer(dressing.tail, add_special_tokens=False)["input_ids"],
-            )
-            ids[instruction] = (*dressing.start, *(token for part in parts for token in part))
+            head, tail = (encode(text)["input_ids"] for text in (dressing.head, dressing.tail))
+            body = encode(instruction, split_special_tokens=True)["input_ids"]
+            ids[instruction] = (*dressing.start, *head, *body, *tail)
     return [ids[instruction] for instruction in instructions]
 
 
@@ -148,10 +145,9 @@ def _render_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
             for asked in (True, False)
         )
     except Exception as error:  # a template is a program of somebody else's
-        first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise ConfigError(
             f"--task.style chat: the tokenizer's chat template fails on one user message: "
-            f"{first_line}; {advice}"
+            f"{in_one_line(error)}; {advice}"
         ) from error
     head, found, tail = text.partition(_CONTENT)
     if not found or _CONTENT in tail or FRAME not in tail:

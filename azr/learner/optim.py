@@ -11,6 +11,7 @@ smaller than that, so that plain AdamW on bf16 weights changes most of them neve
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ class MasterAdamW(AdamW):
             name: nn.Parameter(weight.detach().float()) for name, weight in self.weights.items()
         }
         for name, weight in self.weights.items():
-            weight.register_post_accumulate_grad_hook(_collector(masters[name]))
+            weight.register_post_accumulate_grad_hook(partial(_collect, masters[name]))
         super().__init__(masters, config)
 
     @torch.no_grad()
@@ -125,16 +126,14 @@ class MasterAdamW(AdamW):
             master.copy_(tensors[f"{_STATE}/master/{name}"])
 
 
-def _collector(master: nn.Parameter):
-    def collect(weight: Tensor) -> None:
-        grad, weight.grad = weight.grad, None
-        assert grad is not None  # or autograd would not call
-        if master.grad is None:
-            master.grad = grad.float()
-        else:
-            master.grad.add_(grad)
-
-    return collect
+def _collect(master: nn.Parameter, weight: Tensor) -> None:
+    """Moves the gradient of a weight into its copy's."""
+    grad, weight.grad = weight.grad, None
+    assert grad is not None  # or autograd would not call
+    if master.grad is None:
+        master.grad = grad.float()
+    else:
+        master.grad.add_(grad)
 
 
 class StochasticAdamW(NamedState):

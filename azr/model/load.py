@@ -24,7 +24,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from azr.config import ModelConfig
-from azr.errors import ModelError
+from azr.errors import ModelError, in_one_line
 from azr.model.attention import embedding_weight, head_weight, use_azr_attention
 from azr.model.path import check_model_path
 
@@ -288,7 +288,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _unreadable(path: str, error: Exception) -> ModelError:
-    first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    first_line = in_one_line(error)
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{path}: its code comes with it (trust_remote_code), and is not run; give a "

@@ -97,7 +97,6 @@ class Meter:
         """Of the steps alone, on the device."""
         self.phase_s = 0.0
         """Of the rollouts, on the host: what stands between the steps is in it."""
-        self.tokens = 0
         self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, int, int]] = []
 
     def start(self) -> torch.cuda.Event:
@@ -124,6 +123,5 @@ class Meter:
             stop.synchronize()
             self.step_s += start.elapsed_time(stop) / 1e3
             self.floor_s += self.floor.seconds(rows, tokens)
-            self.tokens += rows
         self._open = []
         return self.floor_s

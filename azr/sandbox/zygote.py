@@ -238,12 +238,9 @@ def fix_encodings(refuse):
 
 def exception_names(modules):
     """Returns {class: name} of the exceptions that are known by their address."""
-    names = {}
-    for module in (*modules, builtins):
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, BaseException):
-                names[value] = value.__name__
-    return names
+    values = (value for module in (*modules, builtins) for value in vars(module).values())
+    classes = (value for value in values if isinstance(value, type))
+    return {kind: kind.__name__ for kind in classes if issubclass(kind, BaseException)}
 
 
 def rehearsal():
@@ -324,7 +321,7 @@ def serve_zygote(sandbox, config):
         config["socket_fd"],
         config["tokens_fd"],
         config["held_fd"],
-        config["held_index"],
+        config["seed"],
         config["slots"],
     )
     gc.disable()
