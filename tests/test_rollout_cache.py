@@ -20,9 +20,9 @@ from azr.model.attention import flash
 from azr.rollout import Progress, Request, RequestError, RolloutEngine, Sampling
 from azr.rollout.cache import Geometry
 from azr.rollout.graphs import bucket
-from azr.rollout.history import Outcome
 from azr.rollout.pages import PageCache, Pages
 from azr.rollout.roofline import Meter, Rates
+from azr.rollout.rows import Outcome
 
 PAGE = 4
 SMALL = plain_model(seed=3, hidden_size=16, num_hidden_layers=2, intermediate_size=16)

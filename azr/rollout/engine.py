@@ -30,12 +30,11 @@ from azr.model.attention import (
 )
 from azr.rollout.cache import FEWEST_ROWS, Geometry
 from azr.rollout.graphs import StepGraphs, bucket, is_capturable
-from azr.rollout.history import History, Outcome
 from azr.rollout.memory import Plan, cache_limit, in_groups, new_cache
 from azr.rollout.request import Progress, Request, RequestError, Sample, Waiting
 from azr.rollout.roofline import Floor, Meter, measure_rates
+from azr.rollout.rows import GOES_ON, STOPPED, History, Outcome, Slots
 from azr.rollout.sampler import Mix
-from azr.rollout.slots import GOES_ON, STOPPED, Slots
 from azr.rollout.stops import StopStrings
 
 PREFILL_TOKENS = 16384

@@ -13,8 +13,8 @@ from functools import cache
 import torch
 
 from azr.model.attention import Backend
+from azr.rollout.rows import Slots
 from azr.rollout.sampler import Mix
-from azr.rollout.slots import Slots
 
 Step = Callable[[int, Mix], None]
 """`step(rows, mix)` enqueues one decode step of the first `rows` slots and asks the device nothing.

@@ -15,7 +15,7 @@ from azr.rollout.cache import FEWEST_ROWS, Geometry, KVCache
 from azr.rollout.dense import DenseCache
 from azr.rollout.pages import PageCache, pages_for
 from azr.rollout.request import Request, RequestError
-from azr.rollout.slots import Slots
+from azr.rollout.rows import Slots
 
 USABLE_FRAC = 0.85
 """Share of the free memory that the cache may take; logits and activations need the rest."""

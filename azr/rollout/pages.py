@@ -19,7 +19,7 @@ from azr.model.attention import Backend, PackedAttend, PackedRows
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
 from azr.rollout.cache import Geometry, KVCache, Prompt, memories
 from azr.rollout.request import Waiting
-from azr.rollout.slots import Slots
+from azr.rollout.rows import Slots
 
 
 def pages_for(tokens: int) -> int:

@@ -12,7 +12,7 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
-from rlvr_kernels import sample_tokens
+from rlvr_kernels.sample import SampledTokens, sample_tokens
 from torch import Tensor
 
 from azr.config import TEMPERATURE_MAX, TEMPERATURE_MIN, TEMPERATURES
@@ -136,18 +136,8 @@ class Mix:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """One drawn token per row."""
-
-    ids: Tensor
-    """int64 [R]"""
-    logprobs: Tensor
-    """fp32 [R], natural, under the row's temperature, before any truncation."""
-
-
-def draw(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix) -> Drawn:
-    """Returns one drawn token per row.
+def draw(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix) -> SampledTokens:
+    """Returns one drawn token per row, and its log-prob before any truncation.
 
     At temperature 0 the most likely token is taken and its log-prob is that at temperature 1. On
     CUDA a row without truncation is drawn by the fused kernel, from noise of its own kind: there
@@ -157,11 +147,11 @@ def draw(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix) ->
         return _draw_by_inversion(logits_RV, positions_R, rows, mix)
     fused = sample_tokens(logits_RV, rows.keys, positions_R, rows.temperature)
     if not mix.is_truncated:
-        return Drawn(fused.ids, fused.logprobs)
+        return fused
     inverted = _draw_by_inversion(logits_RV, positions_R, rows, mix)
     # A row's token may not depend on the rows beside it: each goes its own way.
     plain_R = (rows.top_p >= 1) & (rows.top_k == 0) & (rows.min_p == 0)
-    return Drawn(
+    return SampledTokens(
         torch.where(plain_R, fused.ids, inverted.ids),
         torch.where(plain_R, fused.logprobs, inverted.logprobs),
     )
@@ -169,7 +159,7 @@ def draw(logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix) ->
 
 def _draw_by_inversion(
     logits_RV: Tensor, positions_R: Tensor, rows: RowSampling, mix: Mix
-) -> Drawn:
+) -> SampledTokens:
     """Draws by inverting the cumulative distribution, with one uniform number a row."""
     logits_RV = logits_RV.float()
     greedy_R = rows.temperature == 0
@@ -191,7 +181,7 @@ def _draw_by_inversion(
         ids_R = ids_R.clamp(max=logits_RV.shape[1] - 1)
         if greedy_ids_R is not None:
             ids_R = torch.where(greedy_R, greedy_ids_R, ids_R)
-    return Drawn(ids_R, logprobs_RV.gather(1, ids_R[:, None]).squeeze(1))
+    return SampledTokens(ids_R, logprobs_RV.gather(1, ids_R[:, None]).squeeze(1))
 
 
 def _truncated(probs_RV: Tensor, rows: RowSampling) -> Tensor:

@@ -12,8 +12,7 @@ from fake_models import SHAPES, fake_model, usable
 
 import azr.rollout.engine
 from azr.rollout import Request, RolloutEngine, Sampling
-from azr.rollout.history import History, Outcome
-from azr.rollout.slots import AT_LIMIT, GOES_ON, STOPPED, DrawnParts
+from azr.rollout.rows import AT_LIMIT, GOES_ON, STOPPED, DrawnParts, History, Outcome
 
 FLASH = ("flash-attn", "torch-varlen", "torch-aten")
 DRAWN = Sampling(max_new_tokens=40)
