@@ -59,7 +59,7 @@ def test_before_the_first_step_the_main_thread_hears_of_it_and_closes_its_files(
     time.sleep(0.2)  # into the block
     process.send_signal(signal.SIGTERM)
     status, said = finish(process)
-    assert status == 0 and said.endswith("closed 75\n")
+    assert status == 0 and "closed 75\n" in said  # before or after what the thread says
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
