@@ -70,11 +70,10 @@ class CheckpointWriter:
         RunError where the save before failed.
         """
         self.wait()
-        if snapshot.step == self._saved_step:
-            return checkpoint_path(self.folder, snapshot.step)
-        self._saved_step = snapshot.step
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
-        self._thread.start()
+        if snapshot.step != self._saved_step:
+            self._saved_step = snapshot.step
+            self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
+            self._thread.start()
         return checkpoint_path(self.folder, snapshot.step)
 
     def wait(self) -> None:

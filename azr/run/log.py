@@ -18,7 +18,7 @@ from azr.run.console import RunConsole, StepView
 from azr.run.dashboards import Dashboards
 from azr.run.db import RunDb, SampleRow
 from azr.run.diagnosis import Diagnosis
-from azr.run.directory import RunLock, create_run_dir, write_json
+from azr.run.directory import RunLock, create_run_dir
 from azr.run.files import write_whole
 from azr.run.first_samples import FIRST_STEPS, FirstSamples
 from azr.run.machine import describe_machine
@@ -118,7 +118,7 @@ class RunLog:
             }
             path = self.run_dir / "env.json"
             with naming_disk_errors(path):
-                write_json(path, environment)
+                write_whole(path, json.dumps(environment, indent=2) + "\n")
         versions = " ".join(f"{name} {m[name]}" for name in ("torch", "transformers", "numba"))
         hardware = f"{m['processor']}, {m['cores']} cores" + (f", {m['gpu']}" if m["gpu"] else "")
         lines = [
