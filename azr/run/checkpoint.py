@@ -267,8 +267,7 @@ def _read_marker(path: Path, expected: Collection[str]) -> dict[str, list] | str
 
 def newest_marked_step(run_dir: Path) -> int:
     """Returns the step of the newest checkpoint with a marker, -1 where there is none."""
-    marked = _marked(run_dir / "checkpoints")
-    return step_of(marked[-1]) if marked else -1
+    return max(map(step_of, _marked(run_dir / "checkpoints")), default=-1)
 
 
 def _marked(folder: Path) -> list[Path]:

@@ -21,6 +21,9 @@ from azr.errors import naming_disk_errors
 from azr.plan import Part, by_phase, peak_bytes, readable
 from azr.run.metrics import PHASES
 
+Accuracies = Mapping[tuple[str, str], Accuracy]
+"""By split and type."""
+
 REFRESH_S = 0.25
 PLAIN_WIDTH = 110
 """Columns of tables where there is no terminal to ask."""
@@ -35,8 +38,8 @@ class StepView:
     elapsed_s: float
     eta_s: float
     metrics: Mapping[str, float]
-    accuracy: Mapping[tuple[str, str], Accuracy]
-    """Of the last evaluation, by split and type."""
+    accuracy: Accuracies
+    """Of the last evaluation."""
     types: Sequence[str]
     universe: Mapping[str, int]
     """Training tasks by type, where they are counted."""
@@ -108,7 +111,7 @@ class RunConsole:
         table.add_row(Text("memory plan", style="dim"), f"{readable(peak_bytes(plan))}; {parts}")
         self.print(table)
 
-    def start_table(self, results: Mapping[tuple[str, str], Accuracy], title: str) -> None:
+    def start_table(self, results: Accuracies, title: str) -> None:
         """Prints the sampled accuracy of the start model beside the chance level."""
         sampled = "sampled accuracy, 95% interval"
         table = _table(title, 1, "type", "tasks", "chance", sampled, "well-formed")
@@ -219,11 +222,7 @@ class RunConsole:
 
     # At the end
 
-    def end_table(
-        self,
-        before: Mapping[tuple[str, str], Accuracy],
-        after: Mapping[tuple[str, str], Accuracy],
-    ) -> None:
+    def end_table(self, before: Accuracies, after: Accuracies) -> None:
         """Prints the accuracy before and after, by split and type."""
         columns = ("tasks", "type", "n", "chance", "sampled before", "sampled after")
         table = _table("Before and after self-play", 2, *columns, "greedy after")
@@ -257,9 +256,7 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def _greedy(
-    accuracy: Mapping[tuple[str, str], Accuracy], task_type: str, is_train: bool
-) -> float | None:
+def _greedy(accuracy: Accuracies, task_type: str, is_train: bool) -> float | None:
     """Returns a type's greedy accuracy, of training or averaged over the hold-outs."""
     return _mean(
         [
@@ -288,7 +285,7 @@ def _distinct(m: Mapping[str, float]) -> str:
     return f"{m['propose/distinct_recent']:.0f} of {m['propose/recent']:.0f}"
 
 
-def _phase(accuracy: Mapping[tuple[str, str], Accuracy]) -> str:
+def _phase(accuracy: Accuracies) -> str:
     """Returns a word on what a newcomer sees: the first part of a run looks flat."""
     greedy = _mean([a.greedy for (s, _), a in accuracy.items() if s == "train"]) or 0.0
     if greedy < 0.35:

@@ -14,7 +14,7 @@ from azr.accuracy import Accuracy, as_metrics
 from azr.config import Config, to_toml
 from azr.errors import naming_disk_errors
 from azr.plan import GIB, Part, peak_bytes, resident_bytes
-from azr.run.console import RunConsole, StepView
+from azr.run.console import Accuracies, RunConsole, StepView
 from azr.run.dashboards import Dashboards
 from azr.run.db import RunDb, SampleRow
 from azr.run.diagnosis import Diagnosis
@@ -25,8 +25,6 @@ from azr.run.machine import describe_machine
 from azr.run.metrics import MetricsLog
 from azr.run.stage import Stage
 from azr.streams import take_losses
-
-Accuracies = Mapping[tuple[str, str], Accuracy]
 
 
 class RunLog:
@@ -119,11 +117,11 @@ class RunLog:
             path = self.run_dir / "env.json"
             with naming_disk_errors(path):
                 write_whole(path, json.dumps(environment, indent=2) + "\n")
-        versions = " ".join(f"{name} {m[name]}" for name in ("torch", "transformers", "numba"))
+        versions = ("python", "torch", "transformers", "numba")
         hardware = f"{m['processor']}, {m['cores']} cores" + (f", {m['gpu']}" if m["gpu"] else "")
         lines = [
             ("run directory", str(self.run_dir)),
-            ("versions", f"python {m['python']} {versions}"),
+            ("versions", " ".join(f"{name} {m[name]}" for name in versions)),
             ("machine", hardware),
             *facts,
         ]
@@ -157,10 +155,7 @@ class RunLog:
         self._loop_started = time.monotonic()
 
     def samples(
-        self,
-        step: int,
-        tasks: Iterable[tuple[str, str, object]],
-        episodes: Iterable[object],
+        self, step: int, tasks: Iterable[tuple[str, str, object]], episodes: Iterable[object]
     ) -> None:
         """Records the tasks that entered the buffers, and the samples, of a step."""
         rows = [SampleRow.of(e) for e in episodes]
