@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -62,14 +62,13 @@ class RunLog:
         self.eval_s = state.get("eval_s", 0.0)
         """Seconds of the last evaluation."""
         with ExitStack() as opened:
-            lock = RunLock(self.run_dir)
-            opened.callback(lock.release)
+            opened.callback(RunLock(self.run_dir).release)
             self.console = RunConsole(self.run_dir / "log.txt", every=config.log.every)
             opened.callback(self.console.close)
             self._metrics = MetricsLog(
                 self.run_dir / "metrics.jsonl", state.get("metrics_bytes"), state.get("step", -1)
             )
-            opened.callback(self._close_metrics)
+            opened.callback(self._metrics.close)
             self._db = None
             if config.log.samples:
                 path = self.run_dir / "run.db"
@@ -245,10 +244,6 @@ class RunLog:
     def close(self) -> None:
         """Closes every file and lets go of the run directory."""
         self._opened.close()
-
-    def _close_metrics(self) -> None:
-        with suppress(OSError):  # what a full disk did not take, and said so
-            self._metrics.close()
 
     def _note_losses(self) -> None:
         for message in take_losses():
