@@ -122,10 +122,9 @@ def _read(db: sqlite3.Connection) -> SampleBook:
 
 def _affordable(db: sqlite3.Connection, scanned: Sequence[sqlite3.Row]) -> int:
     """Returns how many samples fit on the page, from the lengths of some of them."""
-    probe = [row["id"] for row in scanned[:: max(1, len(scanned) // 64)]]
-    if not probe:
+    texts = _fetch(db, [row["id"] for row in scanned[:: max(1, len(scanned) // 64)]])
+    if not texts:
         return 0
-    texts = _fetch(db, probe)
     mean = sum(len(s.prompt) + len(s.text) for s in texts) / len(texts)
     return min(SHOWN, max(50, round(SHOWN_CHARS / max(1.0, mean))))
 
