@@ -182,7 +182,7 @@ def _book(name: str, book: SampleBook | None) -> dict[str, object]:
     for s in book.shown if book else ():
         row = {name: getattr(s, name) for name in SAMPLE_FIELDS}
         row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
-        samples.append([_rounded(value) for value in row.values()])
+        samples.append([float(f"{v:.4g}") if isinstance(v, float) else v for v in row.values()])
     return {
         "name": name,
         "fields": SAMPLE_FIELDS,
@@ -190,7 +190,3 @@ def _book(name: str, book: SampleBook | None) -> dict[str, object]:
         "samples": samples,
         "tasks": book.tasks if book else (),
     }
-
-
-def _rounded(value: object) -> object:
-    return float(f"{value:.4g}") if isinstance(value, float) else value

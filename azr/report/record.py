@@ -97,8 +97,8 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
         state=state,
         step=step,
         target=target,
-        types=_distinct([*options.get("task.types", []), *(t for _, t in evaluated)]),
-        splits=_distinct(["train", *(split for split, _ in evaluated)]),
+        types=tuple(dict.fromkeys([*options.get("task.types", []), *(t for _, t in evaluated)])),
+        splits=tuple(dict.fromkeys(["train", *(split for split, _ in evaluated)])),
         metrics=metrics,
         events=_events(folder / "events.jsonl", problems),
         facts=_facts(env),
@@ -109,10 +109,6 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
         samples=read_samples(folder / "run.db", problems) if samples else None,
         problems=problems,
     )
-
-
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
 
 
 def _read(path: Path, parse: Callable[[str], dict], problems: list[str]) -> dict:

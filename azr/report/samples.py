@@ -6,9 +6,10 @@ A run may hold millions of samples. At most `SCANNED` evenly spaced rows are loo
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -114,19 +115,16 @@ def _read(db: sqlite3.Connection) -> SampleBook:
         shown=_fetch(db, chosen),
         tasks_total=tasks_total,
         tasks=[ShownTask(step, t, _cut(key), _cut(data)) for step, t, key, data in tasks],
-        rewards=_distributions(
-            [((r["role"], r["type"]), r["reward"], r) for r in scanned if r["reward"] is not None]
-        ),
-        tokens=_distributions([(r["role"], float(r["tokens"]), r) for r in scanned]),
+        rewards=_distributions(scanned, itemgetter("role", "type"), "reward"),
+        tokens=_distributions(scanned, itemgetter("role"), "tokens"),
     )
 
 
 def _affordable(db: sqlite3.Connection, scanned: Sequence[sqlite3.Row]) -> int:
     """Returns how many samples fit on the page, from the lengths of some of them."""
-    probe = [row["id"] for row in scanned[:: max(1, len(scanned) // 64)]]
-    if not probe:
+    texts = _fetch(db, [row["id"] for row in scanned[:: max(1, len(scanned) // 64)]])
+    if not texts:
         return 0
-    texts = _fetch(db, probe)
     mean = sum(len(s.prompt) + len(s.text) for s in texts) / len(texts)
     return min(SHOWN, max(50, round(SHOWN_CHARS / max(1.0, mean))))
 
@@ -138,9 +136,8 @@ def _choose(scanned: Sequence[sqlite3.Row], n: int) -> list[int]:
         kinds[row["role"], row["type"], row["outcome"], row["reason"]].append(row["id"])
     chosen: list[int] = []
     # The smallest kinds first: what they leave of their part goes to the larger ones.
-    for left, ids in enumerate(sorted(kinds.values(), key=len)):
-        part = min(len(ids), (n - len(chosen)) // (len(kinds) - left))
-        chosen += _spread(ids, part)
+    for done, ids in enumerate(sorted(kinds.values(), key=len)):
+        chosen += _spread(ids, min(len(ids), (n - len(chosen)) // (len(kinds) - done)))
     return chosen
 
 
@@ -152,21 +149,15 @@ def _spread(ids: Sequence[int], n: int) -> list[int]:
 
 
 def _fetch(db: sqlite3.Connection, ids: Sequence[int]) -> list[ShownSample]:
+    one = (
+        "SELECT s.*, p.text AS prompt FROM samples s LEFT JOIN prompts p ON p.id = prompt_id"
+        " WHERE s.id = ?"
+    )
     shown = []
-    for start in range(0, len(ids), 500):
-        part = ids[start : start + 500]
-        marks = ",".join("?" * len(part))
-        rows = db.execute(
-            "SELECT s.*, p.text AS prompt FROM samples s LEFT JOIN prompts p ON p.id = prompt_id"
-            f" WHERE s.id IN ({marks}) ORDER BY s.id",
-            part,
-        )
-        for row in rows:
-            values = {name: row[name] for name in SAMPLE_FIELDS}
-            for name in ("prompt", "task_key", "text"):
-                values[name] = _cut(values[name] or "")
-            values["is_estimate"] = bool(values["is_estimate"])
-            shown.append(ShownSample(**values))
+    for row in (row for number in ids for row in db.execute(one, (number,))):
+        values = {name: row[name] for name in SAMPLE_FIELDS}
+        texts = {name: _cut(row[name] or "") for name in ("prompt", "task_key", "text")}
+        shown.append(ShownSample(**values | texts | {"is_estimate": bool(row["is_estimate"])}))
     return shown
 
 
@@ -177,13 +168,17 @@ def _cut(text: str) -> str:
     return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
 
 
-def _distributions(rows: Sequence[tuple[Name, float, sqlite3.Row]]) -> dict[Name, Distribution]:
-    last = max((row["step"] for _, _, row in rows), default=0)
+def _distributions(
+    scanned: Sequence[sqlite3.Row], name: Callable[[sqlite3.Row], Name], column: str
+) -> dict[Name, Distribution]:
+    """Returns the distributions of a column by the name of a row; NULL is no value."""
+    rows = [row for row in scanned if row[column] is not None]
+    last = max((row["step"] for row in rows), default=0)
     found: dict[Name, Distribution] = {}
-    for name, value, row in rows:
-        part = found.setdefault(name, Distribution(Counter(), Counter()))
+    for row in rows:
+        part = found.setdefault(name(row), Distribution(Counter(), Counter()))
         if row["step"] <= PART * last:
-            part.early[value] += row["count"]
+            part.early[row[column]] += row["count"]
         if row["step"] >= (1 - PART) * last:
-            part.late[value] += row["count"]
+            part.late[row[column]] += row["count"]
     return found

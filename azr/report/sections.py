@@ -72,14 +72,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -
 def learning(board: Board) -> str:
     """Learning and held-out curves, and the table of results."""
     held_out = [s for s in board.splits if s != "train"]
+    figures = [([split], plain(split)) for split in held_out]
+    if board.is_single and 1 < len(held_out) <= 3:
+        figures = [(held_out, "held out")]
     trained, unseen = [], []
     for task_type in board.types:
         trained += board.accuracy(task_type, ["train"], f"{task_type}: training tasks")
-        if board.is_single and 1 < len(held_out) <= 3:
-            unseen += board.accuracy(task_type, held_out, f"{task_type}: held out")
-        else:
-            for split in held_out:
-                unseen += board.accuracy(task_type, [split], f"{task_type}: {plain(split)}")
+        for splits, words in figures:
+            unseen += board.accuracy(task_type, splits, f"{task_type}: {words}")
     if not trained and not unseen:
         return ""
     note = (

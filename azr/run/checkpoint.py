@@ -70,11 +70,10 @@ class CheckpointWriter:
         RunError where the save before failed.
         """
         self.wait()
-        if snapshot.step == self._saved_step:
-            return checkpoint_path(self.folder, snapshot.step)
-        self._saved_step = snapshot.step
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
-        self._thread.start()
+        if snapshot.step != self._saved_step:
+            self._saved_step = snapshot.step
+            self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
+            self._thread.start()
         return checkpoint_path(self.folder, snapshot.step)
 
     def wait(self) -> None:
@@ -112,8 +111,16 @@ class CheckpointWriter:
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     """Writes one checkpoint now; returns its path. Raises RunError where the disk refuses."""
+    from safetensors.torch import save_file  # and with it torch, which nobody else here needs
+
+    def write(temporary: Path) -> None:
+        snapshot.write_model(temporary / "hf")
+        save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
+        with open(temporary / "state.json", "w") as file:
+            file.writelines(json_parts(snapshot.state))
+
     final = checkpoint_path(folder, snapshot.step)
-    write_marked(final, lambda temporary: _write_all(temporary, snapshot))
+    write_marked(final, write)
     return final
 
 
@@ -171,15 +178,6 @@ def _write(write: Callable[[Path], None], temporary: Path) -> None:
     except Exception as error:
         # safetensors and tokenizers have exceptions of their own for a full disk.
         raise OSError(None, str(error)) from error
-
-
-def _write_all(temporary: Path, snapshot: Snapshot) -> None:
-    from safetensors.torch import save_file  # and with it torch, which nobody else here needs
-
-    snapshot.write_model(temporary / "hf")
-    save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
-    with open(temporary / "state.json", "w") as file:
-        file.writelines(json_parts(snapshot.state))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +266,7 @@ def _read_marker(path: Path, expected: Collection[str]) -> dict[str, list] | str
 
 def newest_marked_step(run_dir: Path) -> int:
     """Returns the step of the newest checkpoint with a marker, -1 where there is none."""
-    marked = _marked(run_dir / "checkpoints")
-    return step_of(marked[-1]) if marked else -1
+    return max(map(step_of, _marked(run_dir / "checkpoints")), default=-1)
 
 
 def _marked(folder: Path) -> list[Path]:

@@ -36,7 +36,7 @@ class StepView:
     eta_s: float
     metrics: Mapping[str, float]
     accuracy: Scores
-    """Of the last evaluation, by split and type."""
+    """Of the last evaluation."""
     types: Sequence[str]
     universe: Mapping[str, int]
     """Training tasks by type, where they are counted."""
@@ -218,11 +218,7 @@ class RunConsole:
 
     # At the end
 
-    def end_table(
-        self,
-        before: Scores,
-        after: Scores,
-    ) -> None:
+    def end_table(self, before: Scores, after: Scores) -> None:
         """Prints the accuracy before and after, by split and type."""
         columns = ("tasks", "type", "n", "chance", "sampled before", "sampled after")
         table = _table("Before and after self-play", 2, *columns, "greedy after")

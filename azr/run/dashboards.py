@@ -11,96 +11,76 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 from azr.config import DASHBOARDS, Config, ConfigError
 
 
-class Dashboard(Protocol):
+class Dashboard(NamedTuple):
     """One of them, open for one run."""
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a step; every value is finite."""
-        ...
-
-    def close(self) -> None:
-        """Hands over what is left, and ends."""
-        ...
+    write: Callable[[int, Mapping[str, float]], None]
+    """Adds a step; every value is finite."""
+    close: Callable[[], None]
+    """Hands over what is left, and ends."""
 
 
-class TensorBoard:
-    """Event files in the run directory's `tensorboard/`."""
+def open_tensorboard(config: Config, run_dir: Path, first_step: int) -> Dashboard:
+    """Returns event files in the run directory's `tensorboard/`."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, config: Config, run_dir: Path, first_step: int):
-        from torch.utils.tensorboard import SummaryWriter
+    # A resumed run writes a file of its own; what the earlier ones hold after it is hidden.
+    purge = first_step + 1 if first_step else None
+    writer = SummaryWriter(run_dir / "tensorboard", purge_step=purge)
 
-        # A resumed run writes a file of its own; what the earlier ones hold after it is hidden.
-        purge = first_step + 1 if first_step else None
-        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=purge)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            writer.add_scalar(name, value, step)
+        writer.flush()
 
-    def close(self) -> None:
-        self._writer.close()
+    return Dashboard(write, writer.close)
 
 
-class Wandb:
-    """A wandb run whose id stays in the run directory, so that a resumed run goes on in it.
+def open_wandb(config: Config, run_dir: Path, first_step: int) -> Dashboard:
+    """Returns a wandb run whose id stays in the run directory, so that a resumed run goes on in it.
 
     WANDB_MODE, WANDB_PROJECT and the login are wandb's own. wandb keeps the steps that it has:
     those between the last checkpoint and a kill are not replaced.
     """
+    import wandb
 
-    def __init__(self, config: Config, run_dir: Path, first_step: int):
-        import wandb
-
-        kept = run_dir / "wandb_id"
-        if not kept.exists():
-            kept.write_text(secrets.token_hex(4))
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "azr"),
-            name=run_dir.name,
-            id=kept.read_text(),
-            resume="allow",
-            dir=run_dir,
-            config=dataclasses.asdict(config),
-            settings=wandb.Settings(console="off"),  # it would break into the live table
-        )
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    kept = run_dir / "wandb_id"
+    if not kept.exists():
+        kept.write_text(secrets.token_hex(4))
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "azr"),
+        name=run_dir.name,
+        id=kept.read_text(),
+        resume="allow",
+        dir=run_dir,
+        config=dataclasses.asdict(config),
+        settings=wandb.Settings(console="off"),  # it would break into the live table
+    )
+    return Dashboard(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
 
 
-class Trackio:
-    """A Trackio run: a local data base, without an account. See TRACKIO_DIR, `trackio show`."""
+def open_trackio(config: Config, run_dir: Path, first_step: int) -> Dashboard:
+    """Returns a Trackio run: a local data base, without an account. See TRACKIO_DIR."""
+    import trackio
 
-    def __init__(self, config: Config, run_dir: Path, first_step: int):
-        import trackio
-
-        self._run = trackio.init(
-            project="azr",
-            name=run_dir.name,
-            config=dataclasses.asdict(config),
-            resume="allow",
-            embed=False,
-            auto_log_cpu=False,
-            auto_log_gpu=False,
-        )
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    run = trackio.init(
+        project="azr",
+        name=run_dir.name,
+        config=dataclasses.asdict(config),
+        resume="allow",
+        embed=False,
+        auto_log_cpu=False,
+        auto_log_gpu=False,
+    )
+    return Dashboard(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
 
 
-KINDS = dict(zip(DASHBOARDS, (TensorBoard, Wandb, Trackio), strict=True))
+KINDS = dict(zip(DASHBOARDS, (open_tensorboard, open_wandb, open_trackio), strict=True))
 
 
 class Dashboards:

@@ -1,7 +1,6 @@
 """The run directory: where it is, and what is written to it at the start of a run."""
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -118,8 +117,3 @@ class RunLock:
         with suppress(OSError):  # what is left of it locks nothing
             Path(self._file.name).unlink()
         self._file.close()
-
-
-def write_json(path: Path, data: dict) -> None:
-    """Writes a JSON object, indented."""
-    write_whole(path, json.dumps(data, indent=2) + "\n")

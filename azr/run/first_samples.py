@@ -9,6 +9,8 @@ from azr.run.db import SampleRow
 FEW = 16
 """So many samples that are all of no use are enough for a warning; fewer in FIRST_STEPS are."""
 FIRST_STEPS = 3
+USEFUL = {"propose": ("valid",), "solve": ("correct", "wrong")}
+"""The outcomes that are of use, by role."""
 SHOWN_CHARS = 300
 
 
@@ -23,29 +25,22 @@ class FirstSamples:
         """A resumed run goes on after `first_step`; the roles `useful` were of use before."""
         self._config, self._end = config, first_step + FIRST_STEPS
         self._since = f" after step {first_step}" if first_step else ""
-        self._watched = {"propose": ("valid",), "solve": ("correct", "wrong")}
-        """The roles that have brought nothing of use so far, and the outcomes that are."""
-        for role in useful:
-            del self._watched[role]
-        self._seen: dict[str, list[SampleRow]] = {role: [] for role in self._watched}
+        self._seen: dict[str, list[SampleRow]] = {r: [] for r in USEFUL if r not in useful}
+        """The samples of the roles that have brought nothing of use so far."""
 
     def observe(self, step: int, rows: Iterable[SampleRow]) -> list[str]:
         """Returns the warnings that these samples are the first to call for."""
-        if not self._watched:
-            return []
         for row in rows:
             if row.outcome not in ("unjudged", "held_out") and row.role in self._seen:
                 self._seen[row.role].append(row)
         found = []
-        for role, good in list(self._watched.items()):
-            seen = self._seen[role]
-            if any(row.outcome in good for row in seen):
-                del self._watched[role], self._seen[role]
-            elif len(seen) >= FEW or (seen and step >= self._end):
+        for role, seen in list(self._seen.items()):
+            is_useful = any(row.outcome in USEFUL[role] for row in seen)
+            is_useless = not is_useful and len(seen) >= (1 if step >= self._end else FEW)
+            if is_useless:
                 found.append(self._warning(role, seen))
-                del self._watched[role], self._seen[role]
-        if step >= self._end:
-            self._watched.clear()
+            if is_useful or is_useless or step >= self._end:
+                del self._seen[role]
         return found
 
     def _warning(self, role: str, rows: Sequence[SampleRow]) -> str:

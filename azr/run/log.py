@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from azr.run.console import RunConsole, StepView
 from azr.run.dashboards import Dashboards
 from azr.run.db import RunDb, SampleRow
 from azr.run.diagnosis import Diagnosis
-from azr.run.directory import RunLock, create_run_dir, write_json
+from azr.run.directory import RunLock, create_run_dir
 from azr.run.files import write_whole
 from azr.run.first_samples import FIRST_STEPS, FirstSamples
 from azr.run.machine import describe_machine
@@ -62,14 +62,13 @@ class RunLog:
         self.eval_s = state.get("eval_s", 0.0)
         """Seconds of the last evaluation."""
         with ExitStack() as opened:
-            lock = RunLock(self.run_dir)
-            opened.callback(lock.release)
+            opened.callback(RunLock(self.run_dir).release)
             self.console = RunConsole(self.run_dir / "log.txt", every=config.log.every)
             opened.callback(self.console.close)
             self._metrics = MetricsLog(
                 self.run_dir / "metrics.jsonl", state.get("metrics_bytes"), state.get("step", -1)
             )
-            opened.callback(self._close_metrics)
+            opened.callback(self._metrics.close)
             self._db = None
             if config.log.samples:
                 path = self.run_dir / "run.db"
@@ -116,12 +115,12 @@ class RunLog:
             }
             path = self.run_dir / "env.json"
             with naming_disk_errors(path):
-                write_json(path, environment)
-        versions = " ".join(f"{name} {m[name]}" for name in ("torch", "transformers", "numba"))
+                write_whole(path, json.dumps(environment, indent=2) + "\n")
+        versions = ("python", "torch", "transformers", "numba")
         hardware = f"{m['processor']}, {m['cores']} cores" + (f", {m['gpu']}" if m["gpu"] else "")
         lines = [
             ("run directory", str(self.run_dir)),
-            ("versions", f"python {m['python']} {versions}"),
+            ("versions", " ".join(f"{name} {m[name]}" for name in versions)),
             ("machine", hardware),
             *facts,
         ]
@@ -155,10 +154,7 @@ class RunLog:
         self._loop_started = time.monotonic()
 
     def samples(
-        self,
-        step: int,
-        tasks: Iterable[tuple[str, str, object]],
-        episodes: Iterable[object],
+        self, step: int, tasks: Iterable[tuple[str, str, object]], episodes: Iterable[object]
     ) -> None:
         """Records the tasks that entered the buffers, and the samples, of a step."""
         rows = [SampleRow.of(e) for e in episodes]
@@ -248,10 +244,6 @@ class RunLog:
     def close(self) -> None:
         """Closes every file and lets go of the run directory."""
         self._opened.close()
-
-    def _close_metrics(self) -> None:
-        with suppress(OSError):  # what a full disk did not take, and said so
-            self._metrics.close()
 
     def _note_losses(self) -> None:
         for message in take_losses():

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from azr import __version__
@@ -20,10 +21,7 @@ def describe_machine() -> dict:
         "azr": __version__,
         "commit": commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-        "numba": numba.__version__,
+        **{m.__name__: m.__version__ for m in (torch, transformers, numpy, numba)},
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -48,10 +46,8 @@ def commit() -> str:
 
 def processor() -> str:
     """Returns the name of the processor."""
-    try:
+    with suppress(OSError):  # not Linux
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
     return platform.processor() or platform.machine()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take, and said so
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -67,12 +67,8 @@ class StopRequest:
             signal.signal(number, handler)
         os.close(self._write)  # the thread reads to the end
 
-    def _note(self, number: int) -> None:
-        if self.signal is None:
-            self.signal = signal.Signals(number)
-
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._note(number)
+        self.signal = self.signal or signal.Signals(number)
         if self._is_early and not self._is_raised:
             self._is_raised = True
             raise StoppedEarly
@@ -90,7 +86,7 @@ class StopRequest:
                 leave(EXIT_CODES[signal.SIGINT])
             return
         self._is_heard = True
-        self._note(number)
+        self.signal = self.signal or signal.Signals(number)
         if self._is_early:
             _say("stopping before the first step; there is nothing to save yet\n")
             threading.Thread(target=self._leave_soon, daemon=True).start()
