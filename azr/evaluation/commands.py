@@ -49,7 +49,8 @@ def evaluate_family(config: Config, subject: Subject, baseline: Subject | None, 
     with closing(environment):
         check_writable(path)
         check_family(environment, config.task.types)
-        after, before = _graded(config, tokenizer, environment, subject.step), None
+        after = _graded(config, tokenizer, environment, subject.step)
+        before = None
         if baseline and other:
             with naming_model("--baseline "):
                 before = _graded(*other, environment, baseline.step)

@@ -166,7 +166,7 @@ def _finite(value: Any) -> Any:
     """Returns JSON values with None in place of NaN and Inf."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
