@@ -174,11 +174,11 @@ def _distributions(
     """Returns the distributions of a column by the name of a row; NULL is no value."""
     rows = [row for row in scanned if row[column] is not None]
     last = max((row["step"] for row in rows), default=0)
-    found: dict[Name, Distribution] = {}
+    found: dict[Name, Distribution] = defaultdict(lambda: Distribution(Counter(), Counter()))
     for row in rows:
-        part = found.setdefault(name(row), Distribution(Counter(), Counter()))
+        part = found[name(row)]
         if row["step"] <= PART * last:
             part.early[row[column]] += row["count"]
         if row["step"] >= (1 - PART) * last:
             part.late[row[column]] += row["count"]
-    return found
+    return dict(found)
