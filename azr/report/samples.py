@@ -156,8 +156,10 @@ def _fetch(db: sqlite3.Connection, ids: Sequence[int]) -> list[ShownSample]:
     shown = []
     for row in (row for number in ids for row in db.execute(one, (number,))):
         values = {name: row[name] for name in SAMPLE_FIELDS}
-        texts = {name: _cut(row[name] or "") for name in ("prompt", "task_key", "text")}
-        shown.append(ShownSample(**values | texts | {"is_estimate": bool(row["is_estimate"])}))
+        for name in ("prompt", "task_key", "text"):
+            values[name] = _cut(values[name] or "")
+        values["is_estimate"] = bool(values["is_estimate"])
+        shown.append(ShownSample(**values))
     return shown
 
 
