@@ -84,7 +84,7 @@ class Board:
     def rest_by_type(self, role: str) -> list[str]:
         """Returns the figures of a role's metrics by type that have not been shown yet."""
         patterns: dict[str, None] = {}
-        for name in self._left():
+        for name in self._unshown():
             levels = name.split("/")
             if len(levels) == 3 and levels[0] == role and levels[1] in self.types:
                 patterns[f"{role}/{{type}}/{levels[2]}"] = None
@@ -98,12 +98,13 @@ class Board:
     def rest(self) -> dict[str, list[str]]:
         """Returns the figures of all metrics not shown yet, by the first level of their names."""
         groups: dict[str, list[str]] = {}
-        for name in self._left():
+        for name in self._unshown():
             figures = self.over_runs(name, name)
             groups.setdefault(name.partition("/")[0], []).extend(figures)
         return groups
 
-    def _left(self) -> list[str]:
+    def _unshown(self) -> list[str]:
+        """Returns the metrics that no figure has shown yet."""
         names = dict.fromkeys(name for run in self.runs for name in run.metrics)
         return [name for name in names if name not in self.shown]
 

@@ -156,8 +156,9 @@ def _fetch(db: sqlite3.Connection, ids: Sequence[int]) -> list[ShownSample]:
     shown = []
     for row in (row for number in ids for row in db.execute(one, (number,))):
         values = {name: row[name] for name in SAMPLE_FIELDS}
-        values.update({name: _cut(row[name] or "") for name in ("prompt", "task_key", "text")})
-        values["is_estimate"] = bool(row["is_estimate"])
+        for name in ("prompt", "task_key", "text"):
+            values[name] = _cut(values[name] or "")
+        values["is_estimate"] = bool(values["is_estimate"])
         shown.append(ShownSample(**values))
     return shown
 
@@ -175,11 +176,11 @@ def _distributions(
     """Returns the distributions of a column by the name of a row; NULL is no value."""
     rows = [row for row in scanned if row[column] is not None]
     last = max((row["step"] for row in rows), default=0)
-    found: dict[Name, Distribution] = {}
+    found: dict[Name, Distribution] = defaultdict(lambda: Distribution(Counter(), Counter()))
     for row in rows:
-        part = found.setdefault(name(row), Distribution(Counter(), Counter()))
+        part = found[name(row)]
         if row["step"] <= PART * last:
             part.early[row[column]] += row["count"]
         if row["step"] >= (1 - PART) * last:
             part.late[row[column]] += row["count"]
-    return found
+    return dict(found)
