@@ -172,7 +172,7 @@ def test_every_length_of_tail(bits):
 def test_the_twins_in_plain_python_compute_the_same(bits, monkeypatch):
     x, p = random_pairs(bits, simd.BLOCK + 5, np.random.default_rng(2))
     x, p = x + [0, 6, 1], p + [9, 9, 2]
-    monkeypatch.setattr(simd, "_invert_doubles", simd._invert_doubles.py_func)
+    monkeypatch.setattr(simd, "invert_medium", simd.invert_medium.py_func)
     for path, (kernel, dtype, limit) in PATHS.items():
         if 2**bits > limit:
             continue
@@ -186,27 +186,19 @@ def test_the_twins_in_plain_python_compute_the_same(bits, monkeypatch):
 def test_the_compiled_loops_step_like_their_twins(element):
     rng = np.random.default_rng(3)
     limit, lanes = (2**22, simd.LANES_F32) if element == np.float32 else (2**50, simd.LANES_F64)
-    compiled = compiled_finish if element == np.float32 else compiled_shrink
-    twin = simd.finish if element == np.float32 else simd.shrink
     for _ in range(50):
-        a = rng.integers(limit // 2, limit, 3 * lanes).astype(element)
-        b = np.floor(a * rng.random(3 * lanes)).astype(element)
-        columns = [a, b] if element == np.float32 else [a, b, a * 0, a * 0]
-        ours, theirs = [c.copy() for c in columns], [c.copy() for c in columns]
-        compiled(*ours, lanes)
-        twin(*theirs, lanes)
-        for left, right in zip(ours, theirs, strict=True):
-            assert (left == right).all()
+        a = rng.integers(limit // 2, limit, simd.BLOCK).astype(element)
+        b = np.floor(a * rng.random(simd.BLOCK)).astype(element)
+        ours = np.stack([a, b, a * 0, a * 0])
+        theirs = ours.copy()
+        compiled_euclid(ours, lanes)
+        simd.euclid(theirs, lanes)
+        assert (ours == theirs).all()
 
 
 @simd.jit
-def compiled_finish(a, b, first):
-    simd.finish(a, b, first)
-
-
-@simd.jit
-def compiled_shrink(a, b, s, t, first):
-    simd.shrink(a, b, s, t, first)
+def compiled_euclid(state, first):
+    simd.euclid(state, first)
 
 
 # --- arrays of every kind -----------------------------------------------------------------------
