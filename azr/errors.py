@@ -41,19 +41,13 @@ def naming_memory_errors(phase: str, option: str) -> Iterator[None]:
     """Turns running out of memory into a RunError that names the phase and its option."""
     try:
         yield
-    except MemoryError as error:
-        raise RunError(_out_of_memory(phase, option, str(error))) from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         # torch.OutOfMemoryError on a GPU; the CPU allocator raises a plain RuntimeError.
-        kind = type(error).__name__
-        if kind != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not named and "can't allocate memory" not in str(error):
             raise
-        raise RunError(_out_of_memory(phase, option, str(error))) from error
-
-
-def _out_of_memory(phase: str, option: str, detail: str) -> str:
-    first = detail.strip().splitlines()[0] if detail.strip() else "no memory"
-    return (
-        f"out of memory during {phase} ({first}): lower {option}, then go on with --resume RUN, or "
-        "start anew where it has no checkpoint yet"
-    )
+        first = (str(error).strip() or "no memory").splitlines()[0]
+        raise RunError(
+            f"out of memory during {phase} ({first}): lower {option}, then go on with --resume "
+            "RUN, or start anew where it has no checkpoint yet"
+        ) from error

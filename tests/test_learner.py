@@ -230,9 +230,9 @@ def test_every_sample_is_in_one_minibatch_of_each_pass(count, minibatches, epoch
     seen = []
 
     class Watched(Learner):
-        def _one_update(self, batch, part, old, totals):
+        def _one_update(self, batch, part, old):
             seen.append(part)
-            totals.add([{"tokens": 1.0}], 0.0, 0.0)
+            return [{"tokens": 1.0}], 0.0, 0.0
 
     learner = make_learner(optim=replace(OPTIM, minibatches=minibatches, epochs=epochs))
     learner.__class__ = Watched
@@ -248,7 +248,7 @@ def test_every_sample_is_in_one_minibatch_of_each_pass(count, minibatches, epoch
 def test_minibatches_are_drawn_anew_for_each_pass_step_and_seed(monkeypatch):
     drawn = []
     monkeypatch.setattr(Learner, "_one_update", lambda self, batch, part, *_: drawn.append(part))
-    monkeypatch.setattr(azr.learner._Totals, "metrics", lambda self: {})
+    monkeypatch.setattr(azr.learner, "_combined", lambda updates: {})
     optim = replace(OPTIM, minibatches=2, epochs=2)
     for seed, step in ((0, 1), (0, 2), (1, 1), (0, 1)):
         make_learner(optim=optim, seed=seed).update(make_batch(count=12), step)

@@ -318,13 +318,7 @@ def value_of(config: Any, dotted: str) -> Any:
     return config
 
 
-def differences(config: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+def differences(config: Config, other: Config) -> list[tuple[str, Any, Any]]:
     """Returns (dotted name, value, other value) for every option in which two configs differ."""
-    found: list[tuple[str, Any, Any]] = []
-    for f in dataclasses.fields(config):
-        a, b = getattr(config, f.name), getattr(other, f.name)
-        if dataclasses.is_dataclass(a):
-            found += differences(a, b, f"{where}{f.name}.")
-        elif a != b:
-            found.append((where + f.name, a, b))
-    return found
+    both = ((name, value_of(config, name), value_of(other, name)) for name in field_names())
+    return [(name, value, before) for name, value, before in both if value != before]

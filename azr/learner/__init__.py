@@ -6,11 +6,13 @@ the loss still counts every sample.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
 from rlvr_kernels import linear_token_logprobs, policy_loss
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from azr.config import LossConfig, OptimConfig
@@ -72,9 +74,10 @@ class Learner:
         """
         self.model, self.reference = model, reference
         self.loss_config, self.config = loss, optim
-        self.temperature, self.seed = temperature, seed
+        self.seed = seed
         weight, (_, head_size) = head_weight(model), head_shape(model.config)
-        self.backend = choose(attention, weight.device, weight.dtype, head_size)
+        backend = choose(attention, weight.device, weight.dtype, head_size)
+        self._logprobs = partial(response_logprobs, backend=backend, temperature=temperature)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0
@@ -100,9 +103,9 @@ class Learner:
         rate = scheduled_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        updates = self.config.epochs * self.config.minibatches
-        old = self._old_logprobs(batch) if updates > 1 else None
-        totals = _Totals()
+        once = self.config.epochs * self.config.minibatches == 1
+        old = None if once else self._old_logprobs(batch)
+        updates = []
         for epoch in range(self.config.epochs):
             order = np.arange(len(batch))
             if self.config.minibatches > 1:
@@ -110,19 +113,16 @@ class Learner:
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
                     with recomputing(self.model) if self.config.recompute else nullcontext():
-                        self._one_update(batch, part.tolist(), old, totals)
-        return totals.metrics() | {
+                        updates.append(self._one_update(batch, part.tolist(), old))
+        return _combined(updates) | {
             "policy/lr": rate,
             "policy/skipped_updates": float(self.skipped_updates),
         }
 
     def _one_update(
-        self,
-        batch: Sequence[Experience],
-        part: list[int],
-        old: Mapping[int, Tensor] | None,
-        totals: "_Totals",
-    ) -> None:
+        self, batch: Sequence[Experience], part: list[int], old: Mapping[int, Tensor] | None
+    ) -> tuple[list[dict[str, float]], float, float]:
+        """Returns the metrics of each micro-batch, the loss, and the gradient's norm."""
         config = self.loss_config
         tokens = sum(len(batch[i].response_ids) for i in part)
         denom = tokens if config.reduction == "token" else len(part)
@@ -134,7 +134,7 @@ class Learner:
             if old is None:
                 old_logprobs = logprobs.detach()
             else:
-                old_logprobs = _stack([old[i] for i in micro], packed.mask.shape[1])
+                old_logprobs = pad_sequence([old[i] for i in micro], batch_first=True)
             reference = None
             if self.reference is not None:
                 with torch.no_grad():
@@ -176,18 +176,7 @@ class Learner:
                 error.batch = [batch[i] for i in part]
                 raise error
         self.optimizer.zero_grad(set_to_none=True)
-        totals.add(calls, loss, norm)
-
-    def _logprobs(
-        self, model: PreTrainedModel, packed: Packed, *, return_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        return response_logprobs(
-            model,
-            packed,
-            self.backend,
-            temperature=self.temperature,
-            return_entropy=return_entropy,
-        )
+        return calls, loss, norm
 
     @torch.no_grad()
     def _old_logprobs(self, batch: Sequence[Experience]) -> dict[int, Tensor]:
@@ -196,8 +185,8 @@ class Learner:
         for micro in micro_batches(batch, range(len(batch)), budget):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, _ = self._logprobs(self.model, packed)
-            for row, i in enumerate(micro):
-                old[i] = logprobs[row, : len(batch[i].response_ids)]
+            for row, i in zip(logprobs, micro, strict=True):
+                old[i] = row[: len(batch[i].response_ids)]
         return old
 
 
@@ -263,10 +252,6 @@ def _read(metrics: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[dict[str
     return [dict(zip(values, left, strict=False)) for values in metrics], norm_number
 
 
-def _stack(rows: list[Tensor], width: int) -> Tensor:
-    return torch.stack([torch.nn.functional.pad(r, (0, width - len(r))) for r in rows])
-
-
 # Names in the log of the loss's own metrics, and how calls combine: token mean, max or min.
 _NAMES = {
     "pg_loss": ("policy/pg_loss", "mean"),
@@ -284,31 +269,19 @@ _NAMES = {
 }
 
 
-class _Totals:
-    """Combines the metrics of micro-batches and updates, weighted by their tokens."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, float]] = []
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-
-    def add(self, calls: list[dict[str, float]], loss: float, norm: float) -> None:
-        self.calls += calls
-        self.losses.append(loss)
-        self.norms.append(norm)
-
-    def metrics(self) -> dict[str, float]:
-        weights = np.array([call["tokens"] for call in self.calls])
-        result = {
-            "policy/loss": float(np.mean(self.losses)),
-            "policy/grad_norm": float(np.mean(self.norms)),
-            "policy/updates": float(len(self.losses)),
-            "policy/tokens": float(weights.sum()),
-        }
-        for key, (name, how) in _NAMES.items():
-            if all(key in call for call in self.calls):
-                values = np.array([call[key] for call in self.calls])
-                result[name] = float(
-                    values.max() if how == "max" else np.average(values, weights=weights)
-                )
-        return result
+def _combined(updates: list[tuple[list[dict[str, float]], float, float]]) -> dict[str, float]:
+    """Returns the metrics of what `_one_update` returned, micro-batches weighted by tokens."""
+    calls = [call for micro, _, _ in updates for call in micro]
+    weights = np.array([call["tokens"] for call in calls])
+    result = {
+        "policy/loss": float(np.mean([loss for _, loss, _ in updates])),
+        "policy/grad_norm": float(np.mean([norm for _, _, norm in updates])),
+        "policy/updates": float(len(updates)),
+        "policy/tokens": float(weights.sum()),
+    }
+    for key, (name, how) in _NAMES.items():
+        if all(key in call for call in calls):
+            values = np.array([call[key] for call in calls])
+            combined = values.max() if how == "max" else np.average(values, weights=weights)
+            result[name] = float(combined)
+    return result

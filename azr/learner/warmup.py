@@ -77,16 +77,13 @@ def warmup_samples(
     def plain(texts: Sequence[str]) -> list[tuple[int, ...]]:
         return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    prompts, responses = zip(*rows, strict=True)
-    samples = []
-    for prompt, response in zip(
-        (encode or plain)(list(prompts)), plain(list(responses)), strict=True
-    ):
-        ids = (*response, tokenizer.eos_token_id)
-        drawn = np.zeros(len(ids), dtype=np.float32)
-        samples.append(
-            Experience(
-                prompt_ids=tuple(prompt), response_ids=ids, rollout_logprobs=drawn, advantage=1.0
-            )
+    prompts, responses = (list(column) for column in zip(*rows, strict=True))
+    return [
+        Experience(
+            prompt_ids=tuple(prompt),
+            response_ids=(*response, tokenizer.eos_token_id),
+            rollout_logprobs=np.zeros(len(response) + 1, dtype=np.float32),
+            advantage=1.0,
         )
-    return samples
+        for prompt, response in zip((encode or plain)(prompts), plain(responses), strict=True)
+    ]
