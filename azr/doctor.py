@@ -59,6 +59,13 @@ class Finding:
     fix: str = ""
 
 
+def _judged(
+    part: str, name: str, is_good: object, detail: str, otherwise: Status = "broken", fix: str = ""
+) -> Finding:
+    """Returns what is ok, and has no fix, where it is good, and has another status otherwise."""
+    return Finding(part, name, "ok" if is_good else otherwise, detail, "" if is_good else fix)
+
+
 def examine() -> list[Finding]:
     """Returns what was found, part by part; raises nothing."""
     found: list[Finding] = []
@@ -73,10 +80,9 @@ def examine() -> list[Finding]:
 
 def system() -> Iterator[Finding]:
     """The interpreter and the machine."""
-    version = platform.python_version()
+    version = f"{platform.python_version()} {sys.prefix}"
     fits = (3, 11) <= sys.version_info[:2] < (3, 14)
-    fix = "" if fits else "use Python 3.11, 3.12 or 3.13"
-    yield Finding("system", "python", "ok" if fits else "broken", f"{version} {sys.prefix}", fix)
+    yield _judged("system", "python", fits, version, fix="use Python 3.11, 3.12 or 3.13")
     yield Finding("system", "platform", "ok", platform.platform())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = f"{os.cpu_count()} cores, {usable} for this process"
@@ -85,46 +91,42 @@ def system() -> Iterator[Finding]:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield Finding("system", "memory", "ok", f"{total / 2**30:.1f} GiB")
     free = shutil.disk_usage(Path.cwd()).free
-    short = free < 2**30
-    fix = "free some space, or --run.root elsewhere" if short else ""
-    yield Finding(
-        "system", "disk", "missing" if short else "ok", f"{free / 2**30:.1f} GiB free here", fix
-    )
+    fix = "free some space, or --run.root elsewhere"
+    room = f"{free / 2**30:.1f} GiB free here"
+    yield _judged("system", "disk", free >= 2**30, room, "missing", fix)
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    yield Finding(
-        "system", "C compiler", "ok" if compiler else "missing",
-        compiler or "none: the sandbox cannot be built, nor Triton's launchers",
-        "" if compiler else "apt-get install gcc, or your system's equivalent",
-    )  # fmt: skip
+    detail = compiler or "none: the sandbox cannot be built, nor Triton's launchers"
+    fix = "apt-get install gcc, or your system's equivalent"
+    yield _judged("system", "C compiler", compiler, detail, "missing", fix)
 
 
 def packages() -> Iterator[Finding]:
     """azr itself, and every package that it needs or can use."""
     here = commit()
     yield Finding("packages", "azr", "ok", __version__ + (f" ({here})" if here else ""))
-    for requirement in _required():
-        name = re.findall(r"[\w.-]+", requirement)[0]
-        yield _version_finding(name, requirement.removeprefix(name).strip())
-    for name, (purpose, fix) in OPTIONAL.items():
-        try:
-            version = importlib.metadata.version(name)
-            yield Finding("packages", name, "ok", version)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("packages", name, "note", f"not installed; for {purpose}", fix)
-
-
-def _version_finding(name: str, wanted: str) -> Finding:
     from packaging.specifiers import SpecifierSet
 
+    for requirement in _required():
+        name = re.findall(r"[\w.-]+", requirement)[0]
+        wanted = requirement.removeprefix(name).strip()
+        version = _installed(name)
+        detail, fits = version or "not installed", bool(version)
+        # A local or development build of a version in the range is in the range.
+        if version and not SpecifierSet(wanted).contains(version.split("+")[0], prereleases=True):
+            detail, fits = f"{version}, which is not {wanted}", False
+        yield _judged("packages", name, fits, detail, fix=f"pip install '{name}{wanted}'")
+    for name, (purpose, fix) in OPTIONAL.items():
+        version = _installed(name)
+        detail = version or f"not installed; for {purpose}"
+        yield _judged("packages", name, version, detail, "note", fix)
+
+
+def _installed(name: str) -> str:
+    """Returns the version of a package, "" where it is not installed."""
     try:
-        version = importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding("packages", name, "broken", "not installed", f"pip install '{name}{wanted}'")
-    # A local or development build of a version in the range is in the range.
-    if SpecifierSet(wanted).contains(version.split("+")[0], prereleases=True):
-        return Finding("packages", name, "ok", version)
-    fix = f"pip install '{name}{wanted}'"
-    return Finding("packages", name, "broken", f"{version}, which is not {wanted}", fix)
+        return ""
 
 
 def _required() -> list[str]:
@@ -174,12 +176,11 @@ def attention() -> Iterator[Finding]:
     """The attention backends, the first usable one being what "auto" takes."""
     from azr.model.attention import backends
 
-    is_taken = False
-    for probe in backends():
-        taken = " (taken by auto)" if probe.usable and not is_taken else ""
-        is_taken = is_taken or probe.usable
-        status: Status = "ok" if probe.usable else "note"
-        yield Finding("attention", probe.name, status, f"{probe.reason}{taken}")
+    probes = backends()
+    taken = next((probe for probe in probes if probe.usable), None)
+    for probe in probes:
+        detail = probe.reason + (" (taken by auto)" if probe is taken else "")
+        yield _judged("attention", probe.name, probe.usable, detail, "note")
 
 
 def sandbox() -> Iterator[Finding]:
@@ -196,9 +197,9 @@ def sandbox() -> Iterator[Finding]:
         return
     works = result.status == "ok" and result.value == 42
     detail = "runs a program" if works else f"a program that adds 1 ended as {result.status}"
-    yield Finding("sandbox", "azr.sandbox", "ok" if works else "broken", detail)
+    yield _judged("sandbox", "azr.sandbox", works, detail)
     for name, value in layers.items():
-        yield Finding("sandbox", name, "ok" if value else "note", _layer(name, value))
+        yield _judged("sandbox", name, value, _layer(name, value), "note")
 
 
 def _layer(name: str, value: bool | int | str) -> str:
@@ -215,8 +216,7 @@ def arithmetic() -> Iterator[Finding]:
 
     right = modular.invert(3, 7) == 5
     detail = "3 * 5 = 1 (mod 7), compiled" if right else "the inverse of 3 modulo 7 is not 5"
-    fix = "" if right else "report it with this output"
-    yield Finding("arithmetic", "azr.modular", "ok" if right else "broken", detail, fix)
+    yield _judged("arithmetic", "azr.modular", right, detail, fix="report it with this output")
 
 
 def families() -> Iterator[Finding]:
@@ -227,25 +227,16 @@ def families() -> Iterator[Finding]:
 
 def variables() -> Iterator[Finding]:
     """Environment variables that change a run; of secrets only whether they are set."""
-    for name in VARIABLES:
+    for name in VARIABLES + SECRETS:
         if name in os.environ:
-            yield Finding("variables", name, "note", os.environ[name])
-    for name in SECRETS:
-        if name in os.environ:
-            yield Finding("variables", name, "note", "is set")
+            detail = "is set" if name in SECRETS else os.environ[name]
+            yield Finding("variables", name, "note", detail)
 
 
-PARTS: dict[str, Callable[[], Iterator[Finding]]] = {
-    "system": system,
-    "packages": packages,
-    "device": device,
-    "kernels": kernels,
-    "attention": attention,
-    "sandbox": sandbox,
-    "arithmetic": arithmetic,
-    "families": families,
-    "variables": variables,
-}
+_LOOKS = (
+    system, packages, device, kernels, attention, sandbox, arithmetic, families, variables
+)  # fmt: skip
+PARTS: dict[str, Callable[[], Iterator[Finding]]] = {look.__name__: look for look in _LOOKS}
 
 
 def table(found: Sequence[Finding]) -> str:
@@ -258,17 +249,15 @@ def table(found: Sequence[Finding]) -> str:
         lines += [
             f" {marks[f.status]} {f.name:{width}s}  {f.detail}" for f in found if f.part == part
         ]
-    broken = [f for f in found if f.status == "broken"]
-    missing = [f for f in found if f.status == "missing"]
     lines.append("")
-    if not broken and not missing:
+    if not any(f.status in ("broken", "missing") for f in found):
         lines.append("Nothing is broken and nothing is missing.")
-    for title, group in (("Broken:", broken), ("Missing:", missing)):
+    titles = {"broken": "Broken:", "missing": "Missing:", "note": "To have more:"}
+    for status, title in titles.items():
+        # A note without a fix is no more than that.
+        group = [f for f in found if f.status == status and (f.fix or status != "note")]
         lines += [title] if group else []
         lines += [f"   {f.name}: {f.fix or f.detail}" for f in group]
-    could = [f for f in found if f.status == "note" and f.fix]
-    lines += ["To have more:"] if could else []
-    lines += [f"   {f.name}: {f.fix}" for f in could]
     return "\n".join(lines)
 
 
