@@ -1,4 +1,4 @@
-"""Accuracy: its record during training, and the statistics of an evaluation.
+"""Accuracy: the record of a score, and the statistics of an evaluation.
 
 Every interval covers 95% and treats the tasks as drawn from a population of such tasks. None needs
 a random number.
@@ -13,8 +13,48 @@ Z = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Results on the tasks of one split and type."""
+class Interval:
+    """An estimate and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def with_interval(interval: Interval | None, signed: bool = False) -> str:
+    """Returns "0.975 [0.914, 0.993]", for a difference "+0.29 [+0.12, +0.47]", for None "-"."""
+    if interval is None:
+        return "-"
+    form = "+.2f" if signed else ".3f"
+    value, low, high = (f"{x:{form}}" for x in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Outcomes of the answers to one task, as those of `azr.tasks.Grade`."""
+
+    greedy: str
+    sampled: tuple[str, ...]
+    """In the order of their indices; as many for each task of an evaluation."""
+
+    @property
+    def right(self) -> int:
+        """How many of the sampled answers are correct."""
+        return self.sampled.count("correct")
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the verifier judged every answer; a task of which it did not counts nowhere."""
+        return "unjudged" not in (self.greedy, *self.sampled)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a model did on some tasks: accuracies, and rates of answers in the right form.
+
+    What is not known is NaN: all of the sampled answers where none were drawn.
+    """
 
     tasks: int
     samples: int
@@ -30,36 +70,63 @@ class Accuracy:
     sampled_high: float = math.nan
     """Where it ends."""
 
+    @property
+    def greedy_interval(self) -> Interval:
+        """The greedy accuracy with its interval."""
+        return wilson(self.greedy, self.tasks)
 
-def as_metrics(results: Mapping[tuple[str, str], Accuracy]) -> dict[str, float]:
-    """Returns the results by (split, type) under their names in the log."""
+    @property
+    def sampled_interval(self) -> Interval | None:
+        """The sampled accuracy, which is pass@1, with its interval; None without samples."""
+        drawn = Interval(self.sampled, self.sampled_low, self.sampled_high)
+        return drawn if self.samples else None
+
+    def ways(self) -> list[tuple[str, Interval | None, float]]:
+        """Returns (name, accuracy, format rate) of each way of answering."""
+        return [
+            ("greedy", self.greedy_interval, self.greedy_format_rate),
+            ("sampled", self.sampled_interval, self.sampled_format_rate),
+        ]
+
+
+Scores = Mapping[tuple[str, str], Score]
+"""By split and task type."""
+
+
+def score(answers: Sequence[Answers], chance: float = math.nan) -> Score:
+    """Returns the score of the answers to some tasks, at least one, all judged."""
+    n, samples = len(answers), len(answers[0].sampled)
+    drawn, drawn_format_rate = Interval(math.nan, math.nan, math.nan), math.nan
+    if samples:
+        drawn = wilson_clustered([a.right for a in answers], samples)
+        malformed = sum(a.sampled.count("malformed") for a in answers)
+        drawn_format_rate = 1 - malformed / (n * samples)
+    return Score(
+        tasks=n,
+        samples=samples,
+        greedy=sum(a.greedy == "correct" for a in answers) / n,
+        greedy_format_rate=1 - sum(a.greedy == "malformed" for a in answers) / n,
+        sampled=drawn.value,
+        sampled_format_rate=drawn_format_rate,
+        chance=chance,
+        sampled_low=drawn.low,
+        sampled_high=drawn.high,
+    )
+
+
+def as_metrics(scores: Scores) -> dict[str, float]:
+    """Returns scores under their names in the log."""
     metrics = {}
-    for (split, task_type), a in results.items():
+    for (split, task_type), s in scores.items():
         name = f"eval/{split}/{task_type}"
-        metrics[f"{name}/greedy_accuracy"] = a.greedy
-        metrics[f"{name}/greedy_format_rate"] = a.greedy_format_rate
-        metrics[f"{name}/sampled_accuracy"] = a.sampled
-        metrics[f"{name}/sampled_format_rate"] = a.sampled_format_rate
-        metrics[f"{name}/chance"] = a.chance
-        metrics[f"{name}/tasks"] = float(a.tasks)
-        metrics[f"{name}/samples"] = float(a.tasks * a.samples)
+        metrics[f"{name}/greedy_accuracy"] = s.greedy
+        metrics[f"{name}/greedy_format_rate"] = s.greedy_format_rate
+        metrics[f"{name}/sampled_accuracy"] = s.sampled
+        metrics[f"{name}/sampled_format_rate"] = s.sampled_format_rate
+        metrics[f"{name}/chance"] = s.chance
+        metrics[f"{name}/tasks"] = float(s.tasks)
+        metrics[f"{name}/samples"] = float(s.tasks * s.samples)
     return metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def with_interval(interval: Interval, signed: bool = False) -> str:
-    """Returns "0.975 [0.914, 0.993]", for a difference "+0.29 [+0.12, +0.47]"."""
-    form = "+.2f" if signed else ".3f"
-    value, low, high = (f"{x:{form}}" for x in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +181,9 @@ def change(before: Sequence[bool], after: Sequence[bool]) -> Change:
     The interval is R. G. Newcombe's for paired proportions (1998, his method 10): Wilson's
     intervals of both accuracies, joined with their correlation.
     """
-    both, gained, lost, neither = (
-        sum((b, a) == cell for b, a in zip(before, after, strict=True))
-        for cell in ((True, True), (False, True), (True, False), (False, False))
-    )
-    n = len(before)
-    new, old = wilson((both + gained) / n, n), wilson((both + lost) / n, n)
-    product = both * neither - gained * lost
-    if product > 0:
-        product = max(product - n / 2, 0)  # his continuity correction
-    spread = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    correlation = product / math.sqrt(spread) if spread else 0.0
-    interval = _difference(old, new, (gained - lost) / n, correlation)
+    gained = sum(now and not was for was, now in zip(before, after, strict=True))
+    lost = sum(was and not now for was, now in zip(before, after, strict=True))
+    interval = sampled_difference(before, after, samples=1)
     return Change(interval, gained, lost, mcnemar(gained, lost))
 
 
@@ -134,8 +192,8 @@ def sampled_difference(before: Sequence[int], after: Sequence[int], samples: int
 
     Both give, task by task, how many of `samples` answers were right. The interval is that of
     `change` carried over (G. Y. Zou and A. Donner 2008): the intervals of `wilson_clustered`
-    joined with the correlation between tasks, with the same continuity correction, so that it has
-    a width where nothing changed. With one sample it is that of `change`.
+    joined with the correlation between tasks, with Newcombe's continuity correction, so that it
+    has a width where nothing changed.
     """
     old, new = wilson_clustered(before, samples), wilson_clustered(after, samples)
     b = [count / samples - old.value for count in before]
@@ -145,13 +203,11 @@ def sampled_difference(before: Sequence[int], after: Sequence[int], samples: int
         product = max(product - 0.5, 0.0)
     spread = math.fsum(x * x for x in b) * math.fsum(y * y for y in a)
     correlation = max(product / math.sqrt(spread), -1.0) if spread > 0 else 0.0
-    return _difference(old, new, new.value - old.value, correlation)
 
-
-def _difference(old: Interval, new: Interval, value: float, correlation: float) -> Interval:
     def joined(a: float, b: float) -> float:
         return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))
 
+    value = (sum(after) - sum(before)) / (len(before) * samples)
     low = value - joined(new.value - new.low, old.high - old.value)
     high = value + joined(new.high - new.value, old.value - old.low)
     return Interval(value, low, high)

@@ -22,6 +22,7 @@ from typing import Literal
 
 from azr import __version__
 from azr.config import ConfigError, check_process
+from azr.errors import in_one_line
 from azr.run.machine import commit, processor
 from azr.streams import open_standard_streams
 
@@ -59,13 +60,6 @@ class Finding:
     fix: str = ""
 
 
-def _judged(
-    part: str, name: str, is_good: object, detail: str, otherwise: Status = "broken", fix: str = ""
-) -> Finding:
-    """Returns what is ok, and has no fix, where it is good, and has another status otherwise."""
-    return Finding(part, name, "ok" if is_good else otherwise, detail, "" if is_good else fix)
-
-
 def examine() -> list[Finding]:
     """Returns what was found, part by part; raises nothing."""
     found: list[Finding] = []
@@ -73,16 +67,17 @@ def examine() -> list[Finding]:
         try:
             found += look()
         except Exception as error:  # a broken part is a finding, whatever it raises
-            message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            found.append(Finding(part, part, "broken", message, "report it with this output"))
+            fix = "report it with this output"
+            found.append(Finding(part, part, "broken", in_one_line(error), fix))
     return found
 
 
 def system() -> Iterator[Finding]:
     """The interpreter and the machine."""
-    version = f"{platform.python_version()} {sys.prefix}"
+    version = platform.python_version()
     fits = (3, 11) <= sys.version_info[:2] < (3, 14)
-    yield _judged("system", "python", fits, version, fix="use Python 3.11, 3.12 or 3.13")
+    fix = "" if fits else "use Python 3.11, 3.12 or 3.13"
+    yield Finding("system", "python", "ok" if fits else "broken", f"{version} {sys.prefix}", fix)
     yield Finding("system", "platform", "ok", platform.platform())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = f"{os.cpu_count()} cores, {usable} for this process"
@@ -91,42 +86,46 @@ def system() -> Iterator[Finding]:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield Finding("system", "memory", "ok", f"{total / 2**30:.1f} GiB")
     free = shutil.disk_usage(Path.cwd()).free
-    fix = "free some space, or --run.root elsewhere"
-    room = f"{free / 2**30:.1f} GiB free here"
-    yield _judged("system", "disk", free >= 2**30, room, "missing", fix)
+    short = free < 2**30
+    fix = "free some space, or --run.root elsewhere" if short else ""
+    yield Finding(
+        "system", "disk", "missing" if short else "ok", f"{free / 2**30:.1f} GiB free here", fix
+    )
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    detail = compiler or "none: the sandbox cannot be built, nor Triton's launchers"
-    fix = "apt-get install gcc, or your system's equivalent"
-    yield _judged("system", "C compiler", compiler, detail, "missing", fix)
+    yield Finding(
+        "system", "C compiler", "ok" if compiler else "missing",
+        compiler or "none: the sandbox cannot be built, nor Triton's launchers",
+        "" if compiler else "apt-get install gcc, or your system's equivalent",
+    )  # fmt: skip
 
 
 def packages() -> Iterator[Finding]:
     """azr itself, and every package that it needs or can use."""
     here = commit()
     yield Finding("packages", "azr", "ok", __version__ + (f" ({here})" if here else ""))
-    from packaging.specifiers import SpecifierSet
-
     for requirement in _required():
         name = re.findall(r"[\w.-]+", requirement)[0]
-        wanted = requirement.removeprefix(name).strip()
-        version = _installed(name)
-        detail, fits = version or "not installed", bool(version)
-        # A local or development build of a version in the range is in the range.
-        if version and not SpecifierSet(wanted).contains(version.split("+")[0], prereleases=True):
-            detail, fits = f"{version}, which is not {wanted}", False
-        yield _judged("packages", name, fits, detail, fix=f"pip install '{name}{wanted}'")
+        yield _version_finding(name, requirement.removeprefix(name).strip())
     for name, (purpose, fix) in OPTIONAL.items():
-        version = _installed(name)
-        detail = version or f"not installed; for {purpose}"
-        yield _judged("packages", name, version, detail, "note", fix)
+        try:
+            version = importlib.metadata.version(name)
+            yield Finding("packages", name, "ok", version)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("packages", name, "note", f"not installed; for {purpose}", fix)
 
 
-def _installed(name: str) -> str:
-    """Returns the version of a package, "" where it is not installed."""
+def _version_finding(name: str, wanted: str) -> Finding:
+    from packaging.specifiers import SpecifierSet
+
+    fix = f"pip install '{name}{wanted}'"
     try:
-        return importlib.metadata.version(name)
+        version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return ""
+        return Finding("packages", name, "broken", "not installed", fix)
+    # A local or development build of a version in the range is in the range.
+    if SpecifierSet(wanted).contains(version.split("+")[0], prereleases=True):
+        return Finding("packages", name, "ok", version)
+    return Finding("packages", name, "broken", f"{version}, which is not {wanted}", fix)
 
 
 def _required() -> list[str]:
@@ -176,11 +175,12 @@ def attention() -> Iterator[Finding]:
     """The attention backends, the first usable one being what "auto" takes."""
     from azr.model.attention import backends
 
-    probes = backends()
-    taken = next((probe for probe in probes if probe.usable), None)
-    for probe in probes:
-        detail = probe.reason + (" (taken by auto)" if probe is taken else "")
-        yield _judged("attention", probe.name, probe.usable, detail, "note")
+    is_taken = False
+    for probe in backends():
+        taken = " (taken by auto)" if probe.usable and not is_taken else ""
+        is_taken = is_taken or probe.usable
+        status: Status = "ok" if probe.usable else "note"
+        yield Finding("attention", probe.name, status, f"{probe.reason}{taken}")
 
 
 def sandbox() -> Iterator[Finding]:
@@ -197,9 +197,9 @@ def sandbox() -> Iterator[Finding]:
         return
     works = result.status == "ok" and result.value == 42
     detail = "runs a program" if works else f"a program that adds 1 ended as {result.status}"
-    yield _judged("sandbox", "azr.sandbox", works, detail)
+    yield Finding("sandbox", "azr.sandbox", "ok" if works else "broken", detail)
     for name, value in layers.items():
-        yield _judged("sandbox", name, value, _layer(name, value), "note")
+        yield Finding("sandbox", name, "ok" if value else "note", _layer(name, value))
 
 
 def _layer(name: str, value: bool | int | str) -> str:
@@ -216,7 +216,8 @@ def arithmetic() -> Iterator[Finding]:
 
     right = modular.invert(3, 7) == 5
     detail = "3 * 5 = 1 (mod 7), compiled" if right else "the inverse of 3 modulo 7 is not 5"
-    yield _judged("arithmetic", "azr.modular", right, detail, fix="report it with this output")
+    fix = "" if right else "report it with this output"
+    yield Finding("arithmetic", "azr.modular", "ok" if right else "broken", detail, fix)
 
 
 def families() -> Iterator[Finding]:
@@ -227,10 +228,10 @@ def families() -> Iterator[Finding]:
 
 def variables() -> Iterator[Finding]:
     """Environment variables that change a run; of secrets only whether they are set."""
-    for name in VARIABLES + SECRETS:
+    for name in (*VARIABLES, *SECRETS):
         if name in os.environ:
-            detail = "is set" if name in SECRETS else os.environ[name]
-            yield Finding("variables", name, "note", detail)
+            shown = "is set" if name in SECRETS else os.environ[name]
+            yield Finding("variables", name, "note", shown)
 
 
 _LOOKS = (
@@ -250,11 +251,10 @@ def table(found: Sequence[Finding]) -> str:
             f" {marks[f.status]} {f.name:{width}s}  {f.detail}" for f in found if f.part == part
         ]
     lines.append("")
-    if not any(f.status in ("broken", "missing") for f in found):
+    if all(f.status in ("ok", "note") for f in found):
         lines.append("Nothing is broken and nothing is missing.")
     titles = {"broken": "Broken:", "missing": "Missing:", "note": "To have more:"}
     for status, title in titles.items():
-        # A note without a fix is no more than that.
         group = [f for f in found if f.status == status and (f.fix or status != "note")]
         lines += [title] if group else []
         lines += [f"   {f.name}: {f.fix or f.detail}" for f in group]

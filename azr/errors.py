@@ -11,8 +11,34 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field, the value and the fix."""
 
 
+class ModelError(ConfigError):
+    """A model that cannot be used. The option that names it goes before each part of the message,
+    "--model " where nothing else is said."""
+
+    def __str__(self) -> str:
+        return self.named("--model ")
+
+    def named(self, option: str) -> str:
+        """Returns the message to somebody who named the model by another option."""
+        return "".join(option + part for part in self.args)
+
+
+@contextmanager
+def naming_model(option: str) -> Iterator[None]:
+    """Lets an error in a model name the option by which it was named here."""
+    try:
+        yield
+    except ModelError as error:
+        raise ConfigError(error.named(option)) from error
+
+
 class RunError(RuntimeError):
     """A run that cannot go on; what is saved stands. The command ends with code 1."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns the kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 @contextmanager
@@ -43,11 +69,11 @@ def naming_memory_errors(phase: str, option: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         # torch.OutOfMemoryError on a GPU; the CPU allocator raises a plain RuntimeError.
-        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if not named and "can't allocate memory" not in str(error):
+        is_out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        detail = str(error).strip() or "no memory"
+        if not is_out and "can't allocate memory" not in detail:
             raise
-        first = (str(error).strip() or "no memory").splitlines()[0]
         raise RunError(
-            f"out of memory during {phase} ({first}): lower {option}, then go on with --resume "
-            "RUN, or start anew where it has no checkpoint yet"
+            f"out of memory during {phase} ({detail.splitlines()[0]}): lower {option}, then go on "
+            "with --resume RUN, or start anew where it has no checkpoint yet"
         ) from error

@@ -63,7 +63,8 @@ def memory_plan(
     tokens = min(
         config.optim.micro_batch_tokens, (solved + types * c.proposals_per_type) * context_tokens
     )
-    is_reference_kept = config.loss.kl != "none"
+    reference = parameters * width * (config.loss.kl != "none")
+    activations = _activations(config, text, tokens, tokens) * width
     # Rollout: fp32 logits, and where tokens are drawn by inversion fp32 log-probs and two fp64
     # tensors beside them. The fused kernel of CUDA, which does not truncate, holds nothing more.
     is_fused = config.run.device == "cuda" and not config.rollout.is_truncated
@@ -73,18 +74,8 @@ def memory_plan(
         Part("weights", parameters * width, "--model.path, --run.dtype"),
         *(_warmup_parts(config, text, parameters, warmup) if warmup else ()),
         *_optimizer_parts(config, parameters),
-        Part(
-            "frozen start model",
-            parameters * width * is_reference_kept,
-            "--loss.kl none",
-            "self-play",
-        ),
-        Part(
-            "activations about",
-            _activations(config, text, tokens, tokens) * width,
-            "--optim.micro-batch-tokens",
-            "update",
-        ),
+        Part("frozen start model", reference, "--loss.kl none", "self-play"),
+        Part("activations about", activations, "--optim.micro-batch-tokens", "update"),
         Part("logits peak about", logits, "--rollout.slots", "rollouts"),
     ]
     kept = rows * context_tokens * cache

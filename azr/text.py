@@ -23,6 +23,7 @@ from functools import partial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import Config, ConfigError
+from azr.errors import in_one_line
 from azr.tasks import Environment, Role
 from azr.tasks.envelope import CHAT, FRAME, R1, THINK
 
@@ -50,10 +51,10 @@ def prompt_ids(
     distinct = list(dict.fromkeys(instructions))
     if not distinct:
         return []
-    encode = partial(tokenizer, add_special_tokens=False)
     start, head, tail = _dressing(tokenizer, style)
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     plain = [i for i in distinct if not any(name in i for name in control)]
+    encode = partial(tokenizer, add_special_tokens=False)
     ids = {}
     if plain:
         encoded = encode([f"{head}{i}{tail}" for i in plain])["input_ids"]
@@ -133,10 +134,9 @@ def _render_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
             for asked in (True, False)
         )
     except Exception as error:  # a template is a program of somebody else's
-        first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise ConfigError(
             f"--task.style chat: the tokenizer's chat template fails on one user message: "
-            f"{first_line}; {advice}"
+            f"{in_one_line(error)}; {advice}"
         ) from error
     head, found, tail = text.partition(_CONTENT)
     if not found or _CONTENT in tail or FRAME not in tail:

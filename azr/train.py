@@ -33,7 +33,7 @@ EXIT_ERROR, EXIT_USAGE = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run left; `before` and `after` map (split, task type) to its Accuracy."""
+    """What a run left; `before` and `after` map (split, task type) to its `azr.accuracy.Score`."""
 
     run_dir: Path
     checkpoint: Path
@@ -128,11 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGTERM or SIGHUP, 130 by Ctrl-C.
     """
     open_standard_streams()
-    started = time.monotonic()
+    started, stop = time.monotonic(), StopRequest()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         check_process()
-        with StopRequest() as stop:
+        with stop:
             command = parse_command_line(arguments)
             if command.dry_run:
                 return _dry_run(command.config)

@@ -34,8 +34,8 @@ GPU = Scale("cuda", torch.bfloat16, V, 8192, 1024)
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def backward_of(outputs, inputs, upstream):
-    return torch.autograd.grad(outputs, inputs, upstream[: len(outputs)])
+def backward_of(outputs, inputs, upstream, **options):
+    return torch.autograd.grad(outputs, inputs, upstream[: len(outputs)], **options)
 
 
 def with_backward(function, inputs, upstream):
@@ -280,7 +280,7 @@ def bench_gpu_row_backward(compare):
         items=2 * logits.numel() * logits.element_size(),
     )(
         f"row backward with entropy T={GPU.n_tokens} V={GPU.n_vocab} bf16",
-        lambda: torch.autograd.grad(found, logits, upstream, retain_graph=True),
+        lambda: backward_of(found, logits, upstream, retain_graph=True),
         copy=without_grad(lambda: target.copy_(logits)),
     )  # fmt: skip
     result.bar("copy", must=0.85, reach=0.95)

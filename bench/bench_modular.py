@@ -16,7 +16,9 @@ def problems(bits: int, rows: int = ROWS) -> modular.Problems:
     primes = modular.sample(500, 2**bits - 1, min_p=2 ** (bits - 1), seed=bits).p
     p = rng.choice(primes, rows)
     x = (1 + rng.integers(0, p - 1)).astype(p.dtype)
-    return modular.Problems(p, x, modular.invert(x, p))
+    y = modular.invert(x, p)
+    assert isinstance(y, np.ndarray)  # no status beside it
+    return modular.Problems(p, x, y)
 
 
 def galois_peer(x: np.ndarray, bits: int):

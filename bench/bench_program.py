@@ -57,6 +57,13 @@ class Replayer(Recorder):
         return done([self._grades[a] for a in answers])
 
 
+def player(config, environment, trainee):
+    """Returns self-play in an environment, in the state of the trainee's own."""
+    selfplay = SelfPlay(config, environment, trainee.engine, trainee.tokenizer)
+    selfplay.load_state(trainee.selfplay.state())
+    return selfplay
+
+
 @pytest.fixture(scope="module")
 def sides():
     """Self-play with the sandbox, recording and replaying; a learner of a copy of the model."""
@@ -73,14 +80,9 @@ def sides():
     trained = copy.deepcopy(model)
     learner = assemble(config, live, trained, tokenizer, frozen_copy(model)).learner
     verdicts, grades = {}, {}
-    players = []
-    for environment in (
-        live,
-        Recorder(recorded, verdicts, grades),
-        Replayer(recorded, verdicts, grades),
-    ):
-        players.append(SelfPlay(config, environment, trainee.engine, tokenizer))
-        players[-1].load_state(trainee.selfplay.state())
+    recording = Recorder(recorded, verdicts, grades)
+    replaying = Replayer(recorded, verdicts, grades)
+    players = [player(config, e, trainee) for e in (live, recording, replaying)]
     yield (*players, learner)
     live.close()
     recorded.close()

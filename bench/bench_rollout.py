@@ -95,15 +95,23 @@ def generate(model: PreTrainedModel, work: Work) -> Callable[[], torch.Tensor]:
     return lambda: generate_all(model, work)
 
 
+def generated(model, ids, **options):
+    """What `generate` returns, sampled from the model's own distribution, with all logits."""
+    return model.generate(
+        ids, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0, output_logits=True,
+        return_dict_in_generate=True, **options,
+    )  # fmt: skip
+
+
 def generate_all(model: PreTrainedModel, work: Work) -> torch.Tensor:
     width, device = max(map(len, work.prompts)), model.device
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in work.prompts], device=device)
     stop = Planned(width, torch.tensor(work.lengths.reshape(-1), device=device))
-    out = model.generate(
-        ids, attention_mask=(ids != 0).long(), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+    out = generated(
+        model, ids, attention_mask=(ids != 0).long(), top_p=1.0,
         num_return_sequences=work.lengths.shape[1], max_new_tokens=int(work.lengths.max()),
-        stopping_criteria=StoppingCriteriaList([stop]), eos_token_id=NEVER, pad_token_id=0,
-        suppress_tokens=[NEVER], output_logits=True, return_dict_in_generate=True,
+        stopping_criteria=StoppingCriteriaList([stop]), eos_token_id=NEVER,
+        suppress_tokens=[NEVER],
     )  # fmt: skip
     new = out.sequences[:, width:]
     # A step at a time, as they lie: stacked, they would be copied once more.
@@ -114,7 +122,7 @@ def generate_all(model: PreTrainedModel, work: Work) -> torch.Tensor:
     return torch.cat(steps, dim=1)
 
 
-def continuous(model: PreTrainedModel, work: Work) -> Callable[[], object] | Absent:
+def continuous(model, work: Work) -> Callable[[], object] | Absent:
     """transformers' continuous batching, equal lengths (it takes one limit for all): the mean."""
     if not hasattr(model, "generate_batch"):
         return absent("this transformers has no generate_batch")

@@ -87,7 +87,7 @@ def fork_floor(count: int) -> tuple[float, float, int]:
     tokens, held = os.eventfd(1, os.EFD_NONBLOCK), os.memfd_create("bench")
     os.ftruncate(held, 4096)
     setting = Setting(limits=Limits(), workers=1, tokens_fd=tokens, held_fd=held, floor=count)
-    process = Process(setting, "zygote", 0, 0)
+    process = Process(setting, "zygote", 0)
     process.socket.setblocking(True)
     while process.floor is None and process.receive():
         list(process.frames())

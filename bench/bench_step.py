@@ -23,6 +23,7 @@ from azr.start.model import build_model, make_family_tokenizer
 from azr.start.trainee import frozen_copy, warm_up
 from azr.tasks import load_environment
 from azr.text import prompt_ids
+from bench.bench_rollout import generated
 
 LEARNED_STEPS = 30
 
@@ -74,10 +75,9 @@ def hf_rollout(setting: Setting, requests: list) -> int:
     """Samples the requests through `generate` with log-probs; returns the number of samples."""
     eos = setting.tokenizer.eos_token_id
     ids = torch.tensor([r.token_ids for r in requests], device=setting.device)
-    out = setting.hf.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
-        num_return_sequences=4, max_new_tokens=2, eos_token_id=eos, pad_token_id=0,
-        output_logits=True, return_dict_in_generate=True,
+    out = generated(
+        setting.hf, ids, attention_mask=torch.ones_like(ids), num_return_sequences=4,
+        max_new_tokens=2, eos_token_id=eos,
     )  # fmt: skip
     logprobs = torch.log_softmax(torch.stack(out.logits, dim=1).float(), dim=-1)
     new = out.sequences[:, ids.shape[1] :]

@@ -177,6 +177,7 @@ def table(results: Iterable[Result]) -> list[str]:
             if row.status != "ok":
                 cells.append((row.name, row.status, "", "", row.reason or "", _bar(row)))
                 continue
+            assert row.median_s is not None  # an ok row has its times
             spread = f"[{row.ratio_q1:.3g}, {row.ratio_q3:.3g}]" if row.name != OURS else ""
             speed = "" if row.items_per_s is None else si(row.items_per_s, result.unit + "/s")
             said = [_bar(row), *(_fact(k, v) for k, v in row.facts.items())]

@@ -193,7 +193,7 @@ static int parse_limits(PyObject *args, struct sbx_limits *limits)
 {
     long long cpu_ns, wall_ns, memory_bytes;
     if (!PyArg_ParseTuple(args, "LLLIIIII:limits", &cpu_ns, &wall_ns, &memory_bytes,
-                          &limits->job_bytes, &limits->output_bytes, &limits->input_count,
+                          &limits->run_bytes, &limits->output_bytes, &limits->input_count,
                           &limits->depth, &limits->node_count))
         return -1;
     limits->cpu_ns = cpu_ns;
@@ -331,12 +331,12 @@ static PyObject *py_rehearse(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "no room, or not prepared");
         return NULL;
     }
-    slot->job.code_bytes = (uint32_t)PyBytes_GET_SIZE(bytes);
-    slot->job.input_count = 1;
+    slot->run.code_bytes = (uint32_t)PyBytes_GET_SIZE(bytes);
+    slot->run.input_count = 1;
     slot->output_offset = ROOM_BYTES / 2;
     slot->output_capacity = ROOM_BYTES / 2;
-    memcpy(slot->job_bytes, PyBytes_AS_STRING(bytes), slot->job.code_bytes);
-    input = slot->job_bytes + slot->job.code_bytes;
+    memcpy(slot->body, PyBytes_AS_STRING(bytes), slot->run.code_bytes);
+    input = slot->body + slot->run.code_bytes;
     memcpy(input, &size, sizeof size);
     memcpy(input + sizeof size, text, size);
     sbx_run_program(slot, sbx_runtime_get());

@@ -13,7 +13,7 @@
  *             page, or its part of one, as one entry. Of the text, only what a rehearsal has just
  *             touched stays mapped. A fork does not copy the entries of a mapping that only shows
  *             a file, unless a page of it was written to; so one is (unchanged), and the densest
- *             runs of text move into huge pages as well.
+ *             stretches of text move into huge pages as well.
  *
  * All of it is for speed alone: where the host refuses a step, the rest works as before.
  */
@@ -32,7 +32,7 @@
 #define PAGE_BYTES ((size_t)4096)
 #define HUGE_BYTES ((size_t)2 << 20)
 /* Fewer pages in a row are not worth a mapping of their own. */
-#define RUN_BYTES_MIN (256 << 10)
+#define STRETCH_BYTES_MIN (256 << 10)
 #define GAP_BYTES_MAX (64 << 10)
 #define MAPPINGS_MAX 512
 /* A sanitizer takes the move of what it has given out for an overflow. */
@@ -202,23 +202,23 @@ static bool is_present(int pagemap, const unsigned char *page)
     return pread(pagemap, &entry, sizeof entry, at) == sizeof entry && entry >> 63;
 }
 
-/* Moves the runs of pages in use, if long enough; a short gap between two is taken along. */
+/* Moves the stretches of pages in use, if long enough; a short gap between two is taken along. */
 static void settle_mapping(int pagemap, const struct mapping *m)
 {
-    unsigned char *run = NULL, *run_end = NULL, *page;
+    unsigned char *stretch = NULL, *stretch_end = NULL, *page;
 
     for (page = m->start; page < m->end; page += PAGE_BYTES) {
         if (!is_present(pagemap, page))
             continue;
-        if (run == NULL || page - run_end > GAP_BYTES_MAX) {
-            if (run_end - run >= RUN_BYTES_MIN)
-                move_into_huge_pages(run, run_end, m->protection);
-            run = page;
+        if (stretch == NULL || page - stretch_end > GAP_BYTES_MAX) {
+            if (stretch_end - stretch >= STRETCH_BYTES_MIN)
+                move_into_huge_pages(stretch, stretch_end, m->protection);
+            stretch = page;
         }
-        run_end = page + PAGE_BYTES;
+        stretch_end = page + PAGE_BYTES;
     }
-    if (run_end - run >= RUN_BYTES_MIN)
-        move_into_huge_pages(run, run_end, m->protection);
+    if (stretch_end - stretch >= STRETCH_BYTES_MIN)
+        move_into_huge_pages(stretch, stretch_end, m->protection);
 }
 
 void sbx_settle(void)
@@ -233,7 +233,7 @@ void sbx_settle(void)
     for (size_t i = 0; i < count; i++) {
         const struct mapping *m = &mappings[i];
         size_t resident_bytes = m->resident_kib << 10;
-        if (m->stays || resident_bytes < RUN_BYTES_MIN)
+        if (m->stays || resident_bytes < STRETCH_BYTES_MIN)
             continue;
         if (!(m->protection & PROT_WRITE))
             write_once(m);

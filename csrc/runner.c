@@ -110,7 +110,7 @@ static void commit_entry(struct sbx_slot *slot, enum sbx_outcome outcome, uint32
     entry->outcome = outcome | (sbx_may_differ || sbx_memory_ran_out ? SBX_MAY_DIFFER : 0);
     entry->payload_bytes = payload_bytes;
     entry->cpu_ns = 0;
-    if (slot->job.input_count > 1) {
+    if (slot->run.input_count > 1) {
         int64_t now_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
         entry->cpu_ns = now_cpu_ns - slot->input_start_cpu_ns;
         slot->input_start_cpu_ns = now_cpu_ns;
@@ -246,7 +246,7 @@ static PyObject *load(const struct sbx_slot *slot, const struct sbx_runtime *run
 {
     PyObject *code = NULL, *globals = NULL, *done = NULL, *function = NULL;
 
-    code = PyMarshal_ReadObjectFromString((const char *)slot->job_bytes, slot->job.code_bytes);
+    code = PyMarshal_ReadObjectFromString((const char *)slot->body, slot->run.code_bytes);
     if (code == NULL)
         goto end;
     if ((globals = open_globals(runtime)) == NULL)
@@ -265,12 +265,12 @@ end:
 
 void sbx_run_program(struct sbx_slot *slot, const struct sbx_runtime *runtime)
 {
-    const unsigned char *input = slot->job_bytes + slot->job.code_bytes;
-    uint32_t input_count = slot->job.input_count;
+    const unsigned char *input = slot->body + slot->run.code_bytes;
+    uint32_t input_count = slot->run.input_count;
     PyObject *function;
 
-    if (slot->job.shake_seed)
-        shake_allocator(slot->job.shake_seed);
+    if (slot->run.shake_seed)
+        shake_allocator(slot->run.shake_seed);
     function = load(slot, runtime);
     /* What was refused while it loaded is refused to every input, for each depends on it. */
     if (function == NULL || *sbx_refused) {

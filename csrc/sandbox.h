@@ -14,14 +14,14 @@
  * Channels
  *   client <-> zygote, client <-> compiler   a stream socket with length-prefixed frames.
  *   zygote <-> child                         a slot: shared memory that only these two map. The
- *       zygote writes the job before the fork, the child appends results, and the zygote reads
+ *       zygote writes the run before the fork, the child appends results, and the zygote reads
  *       them after it has reaped the child: nobody can then change what is being read. Before the
  *       next program the slot is wiped, wherever in it the child may have written.
  *   zygotes together                         an eventfd holding `workers` tokens: a token is taken
  *       before a fork and put back after the reap, so that all zygotes together run no more
  *       children than that. A page shared with the client says how many tokens a zygote holds, so
  *       that the tokens of a zygote that was killed are not lost. In the same page the client says
- *       up to which job it takes back what has not begun, when callers have given up waiting.
+ *       up to which run it takes back what has not begun, when callers have given up waiting.
  *
  * Trust
  *   Nobody trusts a child: it may hold any native state. A slot is read with every length checked,
@@ -39,7 +39,7 @@
  *   again: the filter allows no mapping to become executable, nor to be moved.
  *
  * Words: an outcome is data about a program. A failure of the sandbox itself is never an outcome of
- * a program: the process says why in place of its greeting, answers a job with "sandbox_failure"
+ * a program: the process says why in place of its greeting, answers a run with "sandbox_failure"
  * where the host gives it no child, or dies; the client then tries once more.
  */
 #ifndef AZR_SANDBOX_H
@@ -84,16 +84,17 @@ struct sbx_limits {
     int64_t cpu_ns;       /* CPU time of one input; loading the program counts to the first */
     int64_t wall_ns;      /* elapsed time of one input */
     int64_t memory_bytes; /* address space beyond the zygote's own */
-    uint32_t job_bytes;   /* code and argument texts of one job */
+    uint32_t run_bytes;   /* code and argument texts of one run */
     uint32_t output_bytes; /* one encoded result */
-    uint32_t input_count; /* inputs of one job */
+    uint32_t input_count; /* inputs of one run */
     uint32_t depth;       /* nesting of a value, and of an argument text */
     uint32_t node_count;  /* values inside one value */
 };
 
 /* ---- Frames on the socket, little-endian as both supported architectures are ----------------- */
 
-struct sbx_job {
+/* One program on inputs of its own, for one child. */
+struct sbx_run {
     uint32_t frame_bytes; /* this header, the code and the inputs, padded to 8 */
     uint32_t id;
     uint32_t code_bytes;
@@ -130,7 +131,7 @@ struct sbx_entry {
 
 struct sbx_slot {
     /* Written by the zygote before the fork. */
-    struct sbx_job job;
+    struct sbx_run run;
     uint32_t output_offset; /* from the start of the slot */
     uint32_t output_capacity;
     /* Written by the child. */
@@ -138,7 +139,7 @@ struct sbx_slot {
     uint32_t output_used;
     int64_t input_start_cpu_ns;  /* CPU clock of the child when the current input began */
     int64_t input_start_wall_ns; /* CLOCK_MONOTONIC at that time */
-    unsigned char job_bytes[];   /* the code, then the inputs; then the output */
+    unsigned char body[];        /* the code, then the inputs; then the output */
 };
 
 /* ---- codec.c: canonical bytes of plain values ------------------------------------------------- */
@@ -239,7 +240,7 @@ struct sbx_zygote_config {
     int socket_fd;
     int tokens_fd;      /* eventfd in semaphore mode */
     int held_fd;        /* a page with two uint32_t per zygote: tokens it holds, and, from the
-                         * middle on, the last job that is recalled */
+                         * middle on, the last run that is recalled */
     uint32_t held_index;
     uint32_t slot_count;
     struct sbx_limits limits;

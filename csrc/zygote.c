@@ -1,4 +1,4 @@
-/* The zygote's loop: jobs in, one child each, reports out. */
+/* The zygote's loop: runs in, one child each, reports out. */
 #define _GNU_SOURCE
 #include "sandbox.h"
 
@@ -19,25 +19,26 @@
 #define SECOND_NS 1000000000LL
 /* The shortest time between two looks at a child's clocks. */
 #define CHECK_MIN_NS 1000000LL
-/* What a small job touches of its slot. It is zeroed in place, the rest is given back. */
+/* What a small run touches of its slot. It is zeroed in place, the rest is given back. */
 #define SLOT_HOT_BYTES 16384u
-/* Reports wait for each other up to this size while more jobs are at hand. */
+/* Reports wait for each other up to this size while more runs are at hand. */
 #define OUTBOX_FLUSH_BYTES 16384u
 /* ... and for this long. */
 #define OUTBOX_FLUSH_NS 5000000LL
-#define INBOX_JOBS 8
+#define INBOX_RUNS 8
 /* A zygote was started with a handful of descriptors, and its limit is 16. */
 #define FD_MAX 1024
 /* Where the host refuses a process: the pause before the next try, ... */
 #define FORK_PAUSE_NS 20000000LL
-/* ... and how long a job waits while no child of this zygote is about to make room. */
+/* ... and how long a run waits while no child of this zygote is about to make room. */
 #define FORK_PATIENCE_NS 2000000000LL
 
-struct run {
+/* A child at its run, or the room for one. */
+struct child {
     struct sbx_slot *slot;
     pid_t pid; /* 0: the slot is free */
     /* Kept here, for the child can write its slot. */
-    uint32_t job_id, input_count, output_offset;
+    uint32_t run_id, input_count, output_offset;
     int64_t start_ns;
     int64_t next_check_ns;
     enum sbx_outcome killed_for; /* OK: nobody killed it */
@@ -52,8 +53,8 @@ struct zone {
 struct sbx_zygote {
     struct sbx_zygote_config config;
     volatile uint32_t *held; /* tokens in this zygote's hands, for the client to read */
-    uint32_t *recalled; /* the client's: jobs up to this id go back unless begun; 0: none */
-    struct run *runs;
+    uint32_t *recalled; /* the client's: runs up to this id go back unless begun; 0: none */
+    struct child *children;
     size_t slot_bytes;
     struct zone inbox, outbox;
     int64_t flush_by_ns;       /* when the oldest report in the outbox must be on its way */
@@ -121,7 +122,7 @@ static size_t output_bytes(const struct sbx_limits *limits, uint32_t input_count
 static size_t slot_size(const struct sbx_limits *limits)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t bytes = sizeof(struct sbx_slot) + limits->job_bytes + 8 + SLOT_HOT_BYTES +
+    size_t bytes = sizeof(struct sbx_slot) + limits->run_bytes + 8 + SLOT_HOT_BYTES +
                    output_bytes(limits, limits->input_count);
     return (bytes + page - 1) / page * page;
 }
@@ -134,22 +135,22 @@ int64_t sbx_zygote_own_bytes(const struct sbx_zygote *z)
 
 struct sbx_zygote *sbx_zygote_open(const struct sbx_zygote_config *config)
 {
-    struct sbx_zygote *z = map_private(sizeof *z + config->slot_count * sizeof *z->runs);
+    struct sbx_zygote *z = map_private(sizeof *z + config->slot_count * sizeof *z->children);
     uint32_t *held;
 
     if (z == NULL)
         goto fail;
     z->config = *config;
     z->slot_bytes = slot_size(&config->limits);
-    z->inbox.capacity = (size_t)config->limits.job_bytes * 2 + 65536 * INBOX_JOBS;
+    z->inbox.capacity = (size_t)config->limits.run_bytes * 2 + 65536 * INBOX_RUNS;
     z->outbox.capacity = z->slot_bytes + 2 * OUTBOX_FLUSH_BYTES;
     z->inbox.bytes = map_private(z->inbox.capacity);
     z->outbox.bytes = map_private(z->outbox.capacity);
-    z->runs = (struct run *)(z + 1);
+    z->children = (struct child *)(z + 1);
     if (z->inbox.bytes == NULL || z->outbox.bytes == NULL)
         goto fail;
     for (uint32_t i = 0; i < config->slot_count; i++)
-        if ((z->runs[i].slot = map_slot(z->slot_bytes)) == NULL)
+        if ((z->children[i].slot = map_slot(z->slot_bytes)) == NULL)
             goto fail;
     held = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, config->held_fd, 0);
     if (held == MAP_FAILED || madvise(held, 4096, MADV_DONTFORK) < 0)
@@ -209,13 +210,13 @@ static void enter_child(pid_t zygote, int64_t cpu_ns)
 
 static pid_t fork_child(void) { return (pid_t)gate(SYS_clone, SIGCHLD, 0, 0, 0, 0); }
 
-/* ---- Jobs ------------------------------------------------------------------------------------- */
+/* ---- Runs ------------------------------------------------------------------------------------- */
 
-static struct run *free_run(struct sbx_zygote *z)
+static struct child *spare_child(struct sbx_zygote *z)
 {
     for (uint32_t i = 0; i < z->config.slot_count; i++)
-        if (z->runs[i].pid == 0)
-            return &z->runs[i];
+        if (z->children[i].pid == 0)
+            return &z->children[i];
     return NULL;
 }
 
@@ -223,42 +224,42 @@ static size_t running_count(const struct sbx_zygote *z)
 {
     size_t count = 0;
     for (uint32_t i = 0; i < z->config.slot_count; i++)
-        count += z->runs[i].pid != 0;
+        count += z->children[i].pid != 0;
     return count;
 }
 
 /* The complete frame at the head of the inbox, NULL if there is none yet. */
-static const struct sbx_job *next_job(const struct sbx_zygote *z)
+static const struct sbx_run *next_run(const struct sbx_zygote *z)
 {
     const struct zone *in = &z->inbox;
-    const struct sbx_job *job = (const struct sbx_job *)(in->bytes + in->start);
-    if (in->end - in->start < sizeof *job || in->end - in->start < job->frame_bytes)
+    const struct sbx_run *run = (const struct sbx_run *)(in->bytes + in->start);
+    if (in->end - in->start < sizeof *run || in->end - in->start < run->frame_bytes)
         return NULL;
-    return job;
+    return run;
 }
 
-static bool is_sound(const struct sbx_zygote *z, const struct sbx_job *job)
+static bool is_sound(const struct sbx_zygote *z, const struct sbx_run *run)
 {
     const struct sbx_limits *limits = &z->config.limits;
-    return job->frame_bytes >= sizeof *job && job->frame_bytes % 8 == 0 &&
-           job->frame_bytes - sizeof *job <= limits->job_bytes && job->input_count > 0 &&
-           job->input_count <= limits->input_count &&
-           job->code_bytes <= job->frame_bytes - sizeof *job;
+    return run->frame_bytes >= sizeof *run && run->frame_bytes % 8 == 0 &&
+           run->frame_bytes - sizeof *run <= limits->run_bytes && run->input_count > 0 &&
+           run->input_count <= limits->input_count &&
+           run->code_bytes <= run->frame_bytes - sizeof *run;
 }
 
-/* Copies the head of the inbox into the run's slot, which has been wiped. */
-static void fill_slot(struct sbx_zygote *z, struct run *run, const struct sbx_job *job)
+/* Copies the head of the inbox into the child's slot, which has been wiped. */
+static void fill_slot(struct sbx_zygote *z, struct child *child, const struct sbx_run *run)
 {
-    struct sbx_slot *slot = run->slot;
-    size_t body_bytes = job->frame_bytes - sizeof *job;
-    run->job_id = job->id;
-    run->input_count = job->input_count;
-    run->output_offset = (uint32_t)SBX_ALIGN8(sizeof *slot + body_bytes);
-    slot->job = *job;
-    memcpy(slot->job_bytes, job + 1, body_bytes);
-    slot->output_offset = run->output_offset;
-    slot->output_capacity = (uint32_t)output_bytes(&z->config.limits, job->input_count);
-    slot->input_start_wall_ns = run->start_ns;
+    struct sbx_slot *slot = child->slot;
+    size_t body_bytes = run->frame_bytes - sizeof *run;
+    child->run_id = run->id;
+    child->input_count = run->input_count;
+    child->output_offset = (uint32_t)SBX_ALIGN8(sizeof *slot + body_bytes);
+    slot->run = *run;
+    memcpy(slot->body, run + 1, body_bytes);
+    slot->output_offset = child->output_offset;
+    slot->output_capacity = (uint32_t)output_bytes(&z->config.limits, run->input_count);
+    slot->input_start_wall_ns = child->start_ns;
 }
 
 /* No program finds anything of another one in its slot. */
@@ -270,19 +271,20 @@ static void wipe(struct sbx_zygote *z, struct sbx_slot *slot)
 
 /* Takes the head of the inbox, or leaves it there and returns false where the system gives no
  * process. What the child needs to know stands in locals, for `z` is not mapped in it. */
-static bool start_run(struct sbx_zygote *z, struct run *run, const struct sbx_runtime *runtime)
+static bool start_child(struct sbx_zygote *z, struct child *child,
+                        const struct sbx_runtime *runtime)
 {
     const struct sbx_limits *limits = &z->config.limits;
-    const struct sbx_job *job = next_job(z);
-    struct sbx_slot *slot = run->slot;
+    const struct sbx_run *run = next_run(z);
+    struct sbx_slot *slot = child->slot;
     int64_t first_limit_ns = limits->cpu_ns < limits->wall_ns ? limits->cpu_ns : limits->wall_ns;
-    int64_t cpu_ns = limits->cpu_ns * job->input_count;
+    int64_t cpu_ns = limits->cpu_ns * run->input_count;
     pid_t zygote = z->pid, pid;
 
-    run->killed_for = SBX_OK;
-    run->start_ns = clock_ns(CLOCK_MONOTONIC);
-    fill_slot(z, run, job);
-    run->next_check_ns = run->start_ns + first_limit_ns;
+    child->killed_for = SBX_OK;
+    child->start_ns = clock_ns(CLOCK_MONOTONIC);
+    fill_slot(z, child, run);
+    child->next_check_ns = child->start_ns + first_limit_ns;
     madvise(slot, z->slot_bytes, MADV_DOFORK);
     pid = fork_child();
     if (pid == 0) {
@@ -295,8 +297,8 @@ static bool start_run(struct sbx_zygote *z, struct run *run, const struct sbx_ru
         wipe(z, slot);
         return false;
     }
-    run->pid = pid;
-    z->inbox.start += job->frame_bytes;
+    child->pid = pid;
+    z->inbox.start += run->frame_bytes;
     return true;
 }
 
@@ -318,13 +320,13 @@ static int flush(struct sbx_zygote *z)
     return 0;
 }
 
-static enum sbx_outcome how_it_ended(const struct sbx_zygote *z, const struct run *run, int status,
-                                     const struct sbx_report *report)
+static enum sbx_outcome how_it_ended(const struct sbx_zygote *z, const struct child *child,
+                                     int status, const struct sbx_report *report)
 {
-    if (run->killed_for != SBX_OK)
-        return run->killed_for;
+    if (child->killed_for != SBX_OK)
+        return child->killed_for;
     if (!WIFSIGNALED(status))
-        return report->committed < run->input_count ? SBX_NO_RESULT : SBX_OK;
+        return report->committed < child->input_count ? SBX_NO_RESULT : SBX_OK;
     switch (WTERMSIG(status)) {
     case SIGSYS:
         return SBX_VIOLATION;
@@ -356,40 +358,40 @@ static int post(struct sbx_zygote *z, struct sbx_report *frame, const void *entr
 }
 
 /* The child is dead, so the slot does not change any more; what it holds may be anything. */
-static int report(struct sbx_zygote *z, struct run *run, int status, const struct rusage *usage)
+static int report(struct sbx_zygote *z, struct child *child, int status, const struct rusage *usage)
 {
-    const struct sbx_slot *slot = run->slot;
+    const struct sbx_slot *slot = child->slot;
     size_t used = SBX_ALIGN8((size_t)slot->output_used);
     struct sbx_report frame = {
-        .id = run->job_id,
+        .id = child->run_id,
         .signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0,
         .committed = slot->committed,
         .faults = (uint32_t)usage->ru_minflt,
         .cpu_ns = timeval_ns(usage->ru_utime) + timeval_ns(usage->ru_stime),
-        .wall_ns = clock_ns(CLOCK_MONOTONIC) - run->start_ns,
+        .wall_ns = clock_ns(CLOCK_MONOTONIC) - child->start_ns,
     };
 
-    bool is_forged = used > output_bytes(&z->config.limits, run->input_count) ||
-                     frame.committed > run->input_count;
+    bool is_forged = used > output_bytes(&z->config.limits, child->input_count) ||
+                     frame.committed > child->input_count;
     if (is_forged)
         used = frame.committed = 0;
-    frame.ended = is_forged ? SBX_VIOLATION : how_it_ended(z, run, status, &frame);
-    return post(z, &frame, (const unsigned char *)slot + run->output_offset, used);
+    frame.ended = is_forged ? SBX_VIOLATION : how_it_ended(z, child, status, &frame);
+    return post(z, &frame, (const unsigned char *)slot + child->output_offset, used);
 }
 
-/* Answers the head of the inbox without a run: the sandbox's failure, not the program's. */
+/* Answers the head of the inbox without a child: the sandbox's failure, not the program's. */
 static int refuse(struct sbx_zygote *z)
 {
-    struct sbx_report frame = {.id = next_job(z)->id, .ended = SBX_SANDBOX_FAILURE};
-    z->inbox.start += next_job(z)->frame_bytes;
+    struct sbx_report frame = {.id = next_run(z)->id, .ended = SBX_SANDBOX_FAILURE};
+    z->inbox.start += next_run(z)->frame_bytes;
     return post(z, &frame, NULL, 0);
 }
 
-static struct run *run_of(struct sbx_zygote *z, pid_t pid)
+static struct child *child_of(struct sbx_zygote *z, pid_t pid)
 {
     for (uint32_t i = 0; i < z->config.slot_count; i++)
-        if (z->runs[i].pid == pid)
-            return &z->runs[i];
+        if (z->children[i].pid == pid)
+            return &z->children[i];
     return NULL;
 }
 
@@ -401,13 +403,13 @@ static int reap(struct sbx_zygote *z, bool reporting)
     pid_t pid;
 
     while ((pid = (pid_t)gate(SYS_wait4, -1, (long)&status, WNOHANG, (long)&usage, 0)) > 0) {
-        struct run *run = run_of(z, pid);
-        if (run == NULL)
+        struct child *child = child_of(z, pid);
+        if (child == NULL)
             continue;
-        if (reporting && report(z, run, status, &usage) < 0)
+        if (reporting && report(z, child, status, &usage) < 0)
             failed = -1;
-        wipe(z, run->slot);
-        run->pid = 0;
+        wipe(z, child->slot);
+        child->pid = 0;
         z->fork_again_ns = 0;
         give_token(z);
     }
@@ -416,22 +418,22 @@ static int reap(struct sbx_zygote *z, bool reporting)
 
 /* ---- Limits ----------------------------------------------------------------------------------- */
 
-static void kill_run(const struct run *run)
+static void kill_child(const struct child *child)
 {
-    if (run->pid > 0) /* 0 and below are groups */
-        gate(SYS_kill, run->pid, SIGKILL, 0, 0, 0);
+    if (child->pid > 0) /* 0 and below are groups */
+        gate(SYS_kill, child->pid, SIGKILL, 0, 0, 0);
 }
 
 /* Kills a child whose current input is over a limit. What the child says about when that input
  * began is believed only as far as all inputs together stay within their limits. */
-static void check_run(struct sbx_zygote *z, struct run *run, int64_t now_ns)
+static void check_child(struct sbx_zygote *z, struct child *child, int64_t now_ns)
 {
     const struct sbx_limits *limits = &z->config.limits;
-    const struct sbx_slot *slot = run->slot;
-    int64_t inputs = run->input_count;
-    int64_t cpu_ns = clock_ns(cpu_clock(run->pid)), wall_ns = now_ns - run->start_ns;
+    const struct sbx_slot *slot = child->slot;
+    int64_t inputs = child->input_count;
+    int64_t cpu_ns = clock_ns(cpu_clock(child->pid)), wall_ns = now_ns - child->start_ns;
     int64_t cpu_begin_ns = slot->input_start_cpu_ns;
-    int64_t wall_begin_ns = slot->input_start_wall_ns - run->start_ns;
+    int64_t wall_begin_ns = slot->input_start_wall_ns - child->start_ns;
     int64_t cpu_left_ns, wall_left_ns;
 
     if (inputs <= 1 || cpu_begin_ns < 0 || cpu_begin_ns > cpu_ns)
@@ -441,31 +443,31 @@ static void check_run(struct sbx_zygote *z, struct run *run, int64_t now_ns)
     cpu_left_ns = limits->cpu_ns - (cpu_ns - cpu_begin_ns);
     wall_left_ns = limits->wall_ns - (wall_ns - wall_begin_ns);
     if (cpu_left_ns <= 0 || cpu_ns >= limits->cpu_ns * inputs)
-        run->killed_for = SBX_TIMEOUT_CPU;
+        child->killed_for = SBX_TIMEOUT_CPU;
     else if (wall_left_ns <= 0 || wall_ns >= limits->wall_ns * inputs)
-        run->killed_for = SBX_TIMEOUT_WALL;
-    if (run->killed_for != SBX_OK) {
-        kill_run(run);
-        run->next_check_ns = INT64_MAX;
+        child->killed_for = SBX_TIMEOUT_WALL;
+    if (child->killed_for != SBX_OK) {
+        kill_child(child);
+        child->next_check_ns = INT64_MAX;
         return;
     }
     if (wall_left_ns < cpu_left_ns)
         cpu_left_ns = wall_left_ns;
-    run->next_check_ns = now_ns + (cpu_left_ns > CHECK_MIN_NS ? cpu_left_ns : CHECK_MIN_NS);
+    child->next_check_ns = now_ns + (cpu_left_ns > CHECK_MIN_NS ? cpu_left_ns : CHECK_MIN_NS);
 }
 
 /* Returns when to look again, INT64_MAX if nothing runs. */
-static int64_t check_runs(struct sbx_zygote *z, int64_t now_ns)
+static int64_t check_children(struct sbx_zygote *z, int64_t now_ns)
 {
     int64_t next_ns = INT64_MAX;
     for (uint32_t i = 0; i < z->config.slot_count; i++) {
-        struct run *run = &z->runs[i];
-        if (run->pid == 0)
+        struct child *child = &z->children[i];
+        if (child->pid == 0)
             continue;
-        if (run->next_check_ns <= now_ns)
-            check_run(z, run, now_ns);
-        if (run->next_check_ns < next_ns)
-            next_ns = run->next_check_ns;
+        if (child->next_check_ns <= now_ns)
+            check_child(z, child, now_ns);
+        if (child->next_check_ns < next_ns)
+            next_ns = child->next_check_ns;
     }
     return next_ns;
 }
@@ -493,7 +495,7 @@ static void receive(struct sbx_zygote *z)
         in->end += (size_t)got;
 }
 
-/* The host gave no process: the job waits for a child of ours to end, or for a while. */
+/* The host gave no process: the run waits for a child of ours to end, or for a while. */
 static int put_off(struct sbx_zygote *z)
 {
     int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
@@ -518,24 +520,24 @@ static bool is_recalled(struct sbx_zygote *z, uint32_t id)
     return false;
 }
 
-/* Starts what can be started. *short_of_tokens: a job waits for another zygote's child. */
-static int start_runs(struct sbx_zygote *z, const struct sbx_runtime *runtime,
-                      bool *short_of_tokens)
+/* Starts what can be started. *short_of_tokens: a run waits for another zygote's child. */
+static int start_children(struct sbx_zygote *z, const struct sbx_runtime *runtime,
+                          bool *short_of_tokens)
 {
-    const struct sbx_job *job;
+    const struct sbx_run *run;
     *short_of_tokens = false;
-    while ((job = next_job(z)) != NULL) {
-        struct run *run = free_run(z);
-        if (!is_sound(z, job)) {
+    while ((run = next_run(z)) != NULL) {
+        struct child *child = spare_child(z);
+        if (!is_sound(z, run)) {
             errno = EPROTO;
             return -1;
         }
-        if (is_recalled(z, job->id)) {
+        if (is_recalled(z, run->id)) {
             if (refuse(z) < 0)
                 return -1;
             continue;
         }
-        if (run == NULL)
+        if (child == NULL)
             return 0;
         if (z->fork_again_ns > clock_ns(CLOCK_MONOTONIC))
             return 0;
@@ -543,7 +545,7 @@ static int start_runs(struct sbx_zygote *z, const struct sbx_runtime *runtime,
             *short_of_tokens = true;
             return 0;
         }
-        if (start_run(z, run, runtime)) {
+        if (start_child(z, child, runtime)) {
             z->refused_ns = z->fork_again_ns = 0;
             continue;
         }
@@ -554,7 +556,7 @@ static int start_runs(struct sbx_zygote *z, const struct sbx_runtime *runtime,
     return 0;
 }
 
-/* Sleeps until a job, a dead child, a token or a limit; reports go out first. */
+/* Sleeps until a run, a dead child, a token or a limit; reports go out first. */
 static void wait_for_work(struct sbx_zygote *z, bool short_of_tokens, int64_t wake_ns)
 {
     sigset_t none;
@@ -599,7 +601,7 @@ static void set_signals(void)
 static void kill_children(struct sbx_zygote *z)
 {
     for (uint32_t i = 0; i < z->config.slot_count; i++)
-        kill_run(&z->runs[i]);
+        kill_child(&z->children[i]);
     while (running_count(z)) {
         struct timespec soon = {0, CHECK_MIN_NS};
         sigset_t none;
@@ -626,13 +628,13 @@ int sbx_zygote_serve(struct sbx_zygote *z, const struct sbx_runtime *runtime,
         bool short_of_tokens;
         int64_t now_ns, wake_ns;
 
-        failed = reap(z, true) < 0 || start_runs(z, runtime, &short_of_tokens) < 0;
+        failed = reap(z, true) < 0 || start_children(z, runtime, &short_of_tokens) < 0;
         if (failed)
             break;
         now_ns = clock_ns(CLOCK_MONOTONIC);
-        wake_ns = check_runs(z, now_ns);
+        wake_ns = check_children(z, now_ns);
         /* While a backlog keeps the slots full, reports travel together. */
-        if (next_job(z) == NULL || z->outbox.end >= OUTBOX_FLUSH_BYTES || now_ns >= z->flush_by_ns)
+        if (next_run(z) == NULL || z->outbox.end >= OUTBOX_FLUSH_BYTES || now_ns >= z->flush_by_ns)
             failed = flush(z) < 0;
         if (z->outbox.end && z->flush_by_ns < wake_ns)
             wake_ns = z->flush_by_ns;

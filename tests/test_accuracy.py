@@ -112,6 +112,12 @@ def test_a_change_counts_what_was_gained_and_lost():
     assert same.difference.low < 0 < same.difference.high
 
 
+def test_a_change_has_the_published_interval():
+    # Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10.
+    difference = change(*pairs(36, 12, 2, 0)).difference
+    assert (difference.low, difference.high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+
+
 @given(st.tuples(*[st.integers(0, 40)] * 4).filter(any))
 def test_a_change_turned_round_is_its_mirror_image(cells):
     before, after = pairs(*cells)

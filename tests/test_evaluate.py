@@ -9,11 +9,18 @@ import torch
 from scripted import ScriptedEngine, changed, solution
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from azr.accuracy import Accuracy, change, sampled_difference, wilson, wilson_clustered
+from azr.accuracy import (
+    Interval,
+    Score,
+    change,
+    sampled_difference,
+    wilson,
+    wilson_clustered,
+)
 from azr.config import Config, PrimeConfig, TaskConfig, load_toml, parse_command_line
 from azr.evaluate import main
-from azr.evaluation import GradedTask, accuracies, grade_tasks
-from azr.evaluation.result import make_cells
+from azr.evaluation import GradedTask, grade_tasks, scores
+from azr.evaluation.cells import make_cells
 from azr.model.load import make_tokenizer
 from azr.run.console import RunConsole
 from azr.run.metrics import read_metrics
@@ -153,16 +160,16 @@ def test_cells_hold_the_statistics_of_their_tasks():
 
     def graded(greedy, counts):
         return [
-            GradedTask("train", task, g, (right,) * c + ("malformed",) * (4 - c))
+            GradedTask(g, (right,) * c + ("malformed",) * (4 - c), split="train", task=task)
             for task, g, c in zip(tasks, greedy, counts, strict=True)
         ]
 
     after = graded([right, right, right, wrong, wrong, right], [4, 2, 3, 0, 1, 4])
     before = graded([wrong, right, wrong, wrong, right, wrong], [0, 1, 1, 0, 2, 0])
     cell = make_cells(environment, after, before)[0]
-    assert cell.greedy.accuracy == wilson(4 / 6, 6)
-    assert cell.sampled.accuracy == wilson_clustered([4, 2, 3, 0, 1, 4], 4)
-    assert cell.sampled.format_rate == pytest.approx(14 / 24)
+    assert cell.score.greedy_interval == wilson(4 / 6, 6)
+    assert cell.score.sampled_interval == wilson_clustered([4, 2, 3, 0, 1, 4], 4)
+    assert cell.score.sampled_format_rate == pytest.approx(14 / 24)
     assert cell.against.greedy_change == change(
         [False, True, False, False, True, False], [True, True, True, False, False, True]
     )
@@ -171,13 +178,14 @@ def test_cells_hold_the_statistics_of_their_tasks():
         [0, 1, 1, 0, 2, 0], [4, 2, 3, 0, 1, 4], 4
     )
     assert make_cells(environment, after, None)[0].against is None
-    during = accuracies(environment, after)["train", "deduction"]  # what training shows
-    interval = cell.sampled.accuracy
-    assert (during.sampled, during.sampled_low, during.sampled_high) == astuple(interval)
+    during = scores(environment, after)["train", "deduction"]  # what training shows
+    assert during == cell.score
+    interval = cell.score.sampled_interval
+    assert Interval(during.sampled, during.sampled_low, during.sampled_high) == interval
 
 
 def test_training_shows_a_chance_that_is_not_known_as_a_dash(capsys):
-    a = Accuracy(
+    a = Score(
         tasks=4, samples=2, greedy=0.5, greedy_format_rate=1.0, sampled=0.25,
         sampled_format_rate=1.0, chance=float("nan"), sampled_low=0.1, sampled_high=0.5,
     )  # fmt: skip
@@ -296,10 +304,10 @@ def test_what_the_verifier_cannot_judge_is_tried_again_and_counts_nowhere(monkey
     graded = grade_tasks(config, environment, engine, tokenizer, 0)
     out = [astuple(g.task.problem) for g in graded if not g.is_judged]
     assert out == [(7, 3, 5)] * 3 and len(calls) == 4
-    results = accuracies(environment, graded)
+    results = scores(environment, graded)
     assert sum(a.tasks for a in results.values()) == len(graded) - 3
     assert all(a.greedy == a.sampled == 1.0 for a in results.values())
-    assert sum(c.tasks for c in make_cells(environment, graded, graded) if not c.stratum) == (
+    assert sum(c.score.tasks for c in make_cells(environment, graded, graded) if not c.stratum) == (
         len(graded) - 3
     )
 
@@ -307,7 +315,7 @@ def test_what_the_verifier_cannot_judge_is_tried_again_and_counts_nowhere(monkey
 def test_another_order_of_tasks_is_never_compared():
     environment = load_environment(TaskConfig(prime=PrimeConfig(max_p=13)))
     tasks = environment.eval_tasks("train", "deduction")[:2]
-    graded = [GradedTask("train", task, "wrong", ()) for task in tasks]
+    graded = [GradedTask("wrong", (), split="train", task=task) for task in tasks]
     with pytest.raises(ValueError, match="same tasks"):
         make_cells(environment, graded, graded[::-1])
     with pytest.raises(ValueError):

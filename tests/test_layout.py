@@ -275,7 +275,7 @@ def test_model_text_cannot_become_code():
         # The sandbox's own program, from its file; read back by the process that it is for.
         "azr.sandbox.process": {"compile", "marshal"},
         # The text of a job, never imported: what it runs, it runs inside the sandbox.
-        "azr.evaluation.suite_program": {"exec"},
+        "azr.evaluation.suite.program": {"exec"},
     }
 
 

@@ -11,7 +11,7 @@ from azr.buffer import TaskBuffer
 from azr.config import ConfigError, RewardConfig
 from azr.keys import generator
 from azr.reward import Novelty, novelty_reward, proposer_reward
-from azr.selfplay.references import ReferencePool
+from azr.selfplay.references import draw_references
 from azr.selfplay.seeding import read_seeds, write_seeds
 from azr.tasks import Grade, References, Task, Traits, Verdict
 from azr.tasks.environment import done
@@ -148,8 +148,11 @@ def buffers():
 
 
 def draw(config, source, of, made=None):
-    pool = ReferencePool(config, source, made or buffers(), of)
-    return [pool.draw(generator("references", n)) for n in range(200)]
+    made = made or buffers()
+    return [
+        draw_references(config, source.reference_source(of), made, of, generator("references", n))
+        for n in range(200)
+    ]
 
 
 def test_references_come_from_the_buffers_that_the_family_names():

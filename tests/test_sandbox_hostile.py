@@ -133,7 +133,7 @@ def slot():
 SCRIBBLES = {
     "ones everywhere": "rawcall.poke(slot(), b'\\xff' * 16000)",
     "zeros everywhere": "rawcall.poke(slot(), bytes(16000))",
-    "another job's number": "rawcall.poke(slot() + 4, struct.pack('<I', 1))",
+    "another run's number": "rawcall.poke(slot() + 4, struct.pack('<I', 1))",
     "more results than inputs": "rawcall.poke(slot() + 32, struct.pack('<I', 1 << 31))",
     "more output than room": "rawcall.poke(slot() + 36, struct.pack('<I', 0xfffffff0))",
     "output elsewhere": "rawcall.poke(slot() + 24, struct.pack('<II', 0xffffff00, 0x7fffffff))",

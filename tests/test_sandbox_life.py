@@ -142,7 +142,7 @@ def test_killed_again_and_again(sandbox):
 NONSENSE = (
     b'\x1f\0\0\0{"error": "MemoryError: none left"}',
     bytes(64),
-    struct.pack("<12I", 48, 0xFFFFFFF0, *[0] * 10),  # of an unknown job
+    struct.pack("<12I", 48, 0xFFFFFFF0, *[0] * 10),  # of an unknown run
 )
 
 

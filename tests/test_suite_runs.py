@@ -15,11 +15,11 @@ from suites import CRUX, HUMAN, PROMPT, TEST, wrapped, write
 
 from azr.config import ConfigError
 from azr.evaluate import main
-from azr.evaluation.journal import Journal
-from azr.evaluation.suite import Completion, load_suite
-from azr.evaluation.suite_grading import MODULES, grade_answers
-from azr.evaluation.suite_prompts import STYLES, extract, instruction
-from azr.evaluation.suite_run import item_results, run_suite, suite_style
+from azr.evaluation.suite.grading import MODULES, grade_answers
+from azr.evaluation.suite.items import Completion, load_suite
+from azr.evaluation.suite.journal import Journal
+from azr.evaluation.suite.prompts import STYLES, extract, instruction
+from azr.evaluation.suite.run import item_results, run_suite, suite_style
 from azr.sandbox import Limits, Sandbox
 
 pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
@@ -100,8 +100,8 @@ def test_pass_at_k_is_the_share_of_draws_of_k_samples_with_a_right_one(tmp_path,
             draws = [list(itertools.combinations(f, k)) for f in flags]
             expected = sum(sum(map(any, d)) / len(d) for d in draws) / len(draws)
             assert value == pytest.approx(expected)
-        assert result.sampled.value == pytest.approx(result.pass_at[1])
-        assert result.greedy.value == 0.0 and result.items == len(items)
+        assert result.score.sampled == pytest.approx(result.pass_at[1])
+        assert result.score.greedy == 0.0 and result.score.tasks == len(items)
         assert [r["correct"] for r in per_item if r["kind"] == result.kind] == list(map(sum, flags))
         assert sum(result.reasons.values()) == len(items) * (n + 1) - sum(map(sum, flags))
 
@@ -120,7 +120,7 @@ def test_every_right_answer_is_correct_in_every_style(tmp_path, sandbox):
                 else:
                     hidden = item.output if item.kind == "output" else item.input
                     text = wrapped(hidden, item.kind)
-                answer = extract(item, style, text, True).answer
+                answer = extract(item, style, text, True)
                 assert grade_answers(sandbox, [(item, answer)])[0].outcome == "correct", style
 
 
@@ -150,7 +150,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_result(tmp_path, sandbox)
     done = play(tmp_path, suite, sandbox, is_right, 5, "cut")
     assert done[:2] == whole[:2] and done[2].calls == [[]]
     more = play(tmp_path, suite, sandbox, is_right, 7, "cut")
-    assert more[0][0].samples == 7 and more[3][0] == (216, 36 * 8)
+    assert more[0][0].score.samples == 7 and more[3][0] == (216, 36 * 8)
     fewer = play(tmp_path, suite, sandbox, is_right, 5, "cut")
     assert fewer[:2] == whole[:2]
 

@@ -14,11 +14,12 @@ from suites import CRUX, DOUBLE, HUMAN, PROMPT, TEST, wrapped, write
 
 from azr.config import ConfigError
 from azr.errors import RunError
-from azr.evaluation.suite import Completion, Prediction, load_suite
-from azr.evaluation.suite_bodies import complete
-from azr.evaluation.suite_grading import MODULES, failing_references, grade_answers
-from azr.evaluation.suite_prompts import STYLES, extract, instruction
+from azr.evaluation.suite.bodies import complete
+from azr.evaluation.suite.grading import MODULES, failing_references, grade_answers
+from azr.evaluation.suite.items import Completion, Prediction, load_suite
+from azr.evaluation.suite.prompts import STYLES, extract, instruction
 from azr.sandbox import Limits, Result, Sandbox
+from azr.tasks.program.records import FormatError
 
 pytest.importorskip("azr._sandbox", reason="the sandbox is not built here")
 
@@ -112,6 +113,14 @@ OUT, IN = (Prediction("a", kind, "def f(x): return x", "1", "1") for kind in ("o
 WHOLE = Completion("T", DOUBLE, "double", "")
 
 
+def read(item, style, text, finished):
+    """Returns the answer in a response and None, or None and the reason why there is none."""
+    try:
+        return extract(item, style, text, finished), None
+    except FormatError as error:
+        return None, str(error)
+
+
 @pytest.mark.parametrize(
     ("item", "style", "text", "finished", "answer", "reason"),
     [
@@ -145,18 +154,16 @@ WHOLE = Completion("T", DOUBLE, "double", "")
     ],
 )  # fmt: skip
 def test_answers_are_found_or_refused_with_a_reason(item, style, text, finished, answer, reason):
-    got = extract(item, style, text, finished)
-    assert (got.answer, got.reason) == (answer, reason)
+    assert read(item, style, text, finished) == (answer, reason)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=60) | st.sampled_from(["(" * 4000, "-" * 9000 + "1", "9" * 9000, "{1: []"]))
 def test_no_text_raises(text):
     for item, style, finished in itertools.product((OUT, IN, WHOLE), STYLES, (True, False)):
-        got = extract(item, style, text, finished)
-        assert (got.answer is None) != (got.reason is None)
-        envelope = extract(item, style, wrapped(text, "output"), finished)
-        assert (envelope.answer is None) != (envelope.reason is None)
+        for shown in (text, wrapped(text, "output")):
+            answer, reason = read(item, style, shown, finished)
+            assert (answer is None) == bool(reason)
 
 
 # Where a completed function ends
@@ -197,7 +204,7 @@ DOC = DOUBLE.rstrip("\n")
 )
 def test_a_completed_function_ends_where_it_cannot_go_on(prompt, text, kept):
     item = Completion("T", prompt, "double", "")
-    answer = extract(item, "completion", text, True).answer
+    answer = extract(item, "completion", text, True)
     assert answer.removeprefix(prompt.rstrip()) == kept
     assert instruction(item, "completion") == prompt.rstrip()
 

@@ -18,6 +18,7 @@ from azr.config.options import (
     DASHBOARDS,
     TEMPERATURE_MAX,
     TEMPERATURE_MIN,
+    TEMPERATURES,
     Config,
     EvalConfig,
     LogConfig,
@@ -42,8 +43,8 @@ from azr.errors import ConfigError
 __all__ = [
     "CommandLine", "Config", "ConfigError", "DASHBOARDS", "EvalConfig", "LARGEST_FLOAT",
     "LogConfig", "LossConfig", "ModelConfig", "OptimConfig", "PrimeConfig", "ProgramConfig",
-    "RewardConfig", "RolloutConfig", "RunConfig", "SaveConfig", "SelfPlayConfig", "TEMPERATURE_MAX",
-    "TEMPERATURE_MIN", "TaskConfig", "WarmupConfig", "check_process", "check_resumable",
-    "differences", "field_names", "load_toml", "parse_command_line", "preset_path", "shown",
-    "to_toml", "utf8_text", "validate", "weak_signals",
+    "RewardConfig", "RolloutConfig", "RunConfig", "SaveConfig", "SelfPlayConfig", "TEMPERATURES",
+    "TEMPERATURE_MAX", "TEMPERATURE_MIN", "TaskConfig", "WarmupConfig", "check_process",
+    "check_resumable", "differences", "field_names", "load_toml", "parse_command_line",
+    "preset_path", "shown", "to_toml", "utf8_text", "validate", "weak_signals",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from azr.config.options import (
     NAME_BYTES,
     TEMPERATURE_MAX,
     TEMPERATURE_MIN,
+    TEMPERATURES,
     Config,
     differences,
     fields_of,
@@ -105,8 +106,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     (
         "rollout.temperature selfplay.estimate_temperature",
         lambda value: TEMPERATURE_MIN <= value <= TEMPERATURE_MAX,
-        "must be from 1e-5 to 1e5: training samples from the policy (greedy answers belong to "
-        "eval)",
+        f"must be {TEMPERATURES}: training samples from the policy (greedy answers belong to eval)",
     ),
     ("run.threads task.program.sandbox_workers", lambda n: n <= 1024, "must be at most 1024"),
     ("task.program.cpu_s", lambda s: 1e-6 <= s <= 3600, "must be in [1e-6, 3600]"),

@@ -32,6 +32,11 @@ With no argument: a tiny model teaches itself modular inverses on the CPU in min
                        `auto`: with the newest run of this name, or start one
   --dry-run            print the resolved configuration and the memory plan, then stop"""
 
+_NEEDS = {
+    "--config": "a TOML file, e.g. --config cpu-prime.toml",
+    "--resume": "a run directory, e.g. runs/latest, or auto",
+}
+
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Returns the validated configuration for the arguments of `python -m azr.train`.
@@ -42,22 +47,19 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     if tyro is None:
         raise ConfigError("tyro, which reads the command line, is not here: pip install tyro")
     rest: list[str] = []
-    preset, resume, dry_run = "", "", False
+    given, dry_run = dict.fromkeys(_NEEDS, ""), False
     arguments = iter(argv)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if flag == "--config":
-            preset = value if equals else next(arguments, "")
-            if not preset:
-                raise ConfigError("--config needs a TOML file, e.g. --config cpu-prime.toml")
-        elif flag == "--resume":
-            resume = value if equals else next(arguments, "")
-            if not resume:
-                raise ConfigError("--resume needs a run directory, e.g. runs/latest, or auto")
+        if flag in given:
+            given[flag] = value if equals else next(arguments, "")
+            if not given[flag]:
+                raise ConfigError(f"{flag} needs {_NEEDS[flag]}")
         elif argument in ("--dry-run", "--dry_run"):
             dry_run = True
         else:
             rest.append(argument)
+    preset, resume = given["--config"], given["--resume"]
     if resume and resume != "auto":
         path = Path(resume) / "config.toml"
         if not path.is_file():

@@ -13,6 +13,8 @@ except ModuleNotFoundError:  # rollouts, updates and `azr.train.run` read no com
 
 TEMPERATURE_MIN, TEMPERATURE_MAX = 1e-5, 1e5
 """Between them a logit over the temperature is a number in fp32."""
+TEMPERATURES = "from 1e-5 to 1e5"
+"""The same for people."""
 
 NAME_BYTES = 200
 """Longest run.name: a folder's name is this with a date and a number, in 255 bytes."""
@@ -321,4 +323,4 @@ def value_of(config: Any, dotted: str) -> Any:
 def differences(config: Config, other: Config) -> list[tuple[str, Any, Any]]:
     """Returns (dotted name, value, other value) for every option in which two configs differ."""
     both = ((name, value_of(config, name), value_of(other, name)) for name in field_names())
-    return [(name, value, before) for name, value, before in both if value != before]
+    return [(name, a, b) for name, a, b in both if a != b]

@@ -94,17 +94,16 @@ def _from_table(cls: type, table: dict[str, Any], *, where: str, source: str):
             continue
         if key not in hints:
             raise ConfigError(f"{source}: unknown key {name}{_nearest(name)}")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ConfigError(f"{source}: {name} is a table of options, got {value!r}")
-            values[key] = _from_table(hint, value, where=f"{name}.", source=source)
+            values[key] = _from_table(hints[key], value, where=f"{name}.", source=source)
         else:
-            if typing.get_origin(hint) is tuple and type(value) is list:
+            if typing.get_origin(hints[key]) is tuple and type(value) is list:
                 value = tuple(value)
-            if fault := fault_of(value, hint, name):
+            if fault := fault_of(value, hints[key], name):
                 raise ConfigError(f"{source}: {name} {fault}, got {shown(value)}")
-            values[key] = float(value) if hint is float else value
+            values[key] = float(value) if hints[key] is float else value
     return cls(**values)
 
 

@@ -1,5 +1,5 @@
 """Evaluation: a family's own tasks, during training and after it, and suites in JSONL files."""
 
-from azr.evaluation.family import GradedTask, accuracies, evaluate, grade_tasks
+from azr.evaluation.family import GradedTask, evaluate, grade_tasks, scores
 
-__all__ = ["GradedTask", "accuracies", "evaluate", "grade_tasks"]
+__all__ = ["GradedTask", "evaluate", "grade_tasks", "scores"]

@@ -17,7 +17,7 @@ class Subject:
     step: int
     """Training step of the checkpoint; 0 for a start model and for a model of no run."""
     run_dir: Path | None = None
-    start: str | None = None
+    start: "Subject | None" = None
     """The model that self-play started from, unless this is it."""
 
     def config(self) -> Config:
@@ -57,15 +57,12 @@ def find_subject(target: str, warn: Callable[[str], None]) -> Subject:
     problem = find_start_damage(run_dir) if start.is_dir() else None
     if is_start and problem:
         raise ConfigError(f"{path}: not a whole model: {problem}; name another, or the run")
+    beginning = Subject(model=str(start / "hf"), step=0, run_dir=run_dir)
     if is_start:
-        return Subject(model=str(path / "hf"), step=0, run_dir=run_dir)
+        return beginning
     if problem:
         warn(f"{start} is not compared with: {problem}")
     if damage := find_damage(path):
         raise ConfigError(f"{path}: not a whole checkpoint: {damage}; name another, or the run")
-    return Subject(
-        model=str(path / "hf"),
-        step=step_of(path),
-        run_dir=run_dir,
-        start=str(start / "hf") if (start / "hf").is_dir() and not problem else None,
-    )
+    has_start = (start / "hf").is_dir() and not problem
+    return Subject(str(path / "hf"), step_of(path), run_dir, beginning if has_start else None)

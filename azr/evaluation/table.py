@@ -2,45 +2,49 @@
 
 import errno
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from azr.accuracy import with_interval
+from azr.accuracy import Score, with_interval
 from azr.config import ConfigError
-from azr.evaluation.result import Cell
-from azr.evaluation.subject import Subject
+from azr.evaluation.cells import Cell
+from azr.evaluation.suite.items import Suite
+from azr.evaluation.suite.run import KindResult
 from azr.run.files import beside, write_whole
 
 PLAIN_WIDTH = 120
 """Columns where there is no terminal to ask."""
 
+SHOWN_FAILURES = 8
 
-def print_family(cells: Sequence[Cell], subject: Subject, baseline: str | None) -> None:
+RATES = ("greedy", "well-formed", "sampled", "well-formed")
+
+
+def _rates(score: Score) -> list[str]:
+    return [
+        text
+        for _, accuracy, format_rate in score.ways()
+        for text in (with_interval(accuracy), share(format_rate))
+    ]
+
+
+def print_family(cells: Sequence[Cell], model: str, baseline: str | None) -> None:
     """Prints accuracies, the change against the baseline, and accuracies part by part."""
     console = make_console()
-    console.print(f"model           {subject.model}", soft_wrap=True)
+    console.print(f"model           {model}", soft_wrap=True)
     whole = [cell for cell in cells if not cell.stratum]
-    table = make_table(
-        "Accuracy, with 95% intervals",
-        *("tasks", "type", "n", "chance", "greedy", "well-formed", "sampled", "well-formed"),
-    )
+    table = make_table("Accuracy, with 95% intervals", "tasks", "type", "n", "chance", *RATES)
     for cell in whole:
-        sampled = cell.sampled
-        table.add_row(
-            cell.split,
-            cell.type,
-            str(cell.tasks),
-            share(cell.chance),
-            with_interval(cell.greedy.accuracy),
-            share(cell.greedy.format_rate),
-            with_interval(sampled.accuracy) if sampled else "-",
-            share(sampled.format_rate if sampled else None),
-        )
+        s = cell.score
+        table.add_row(cell.split, cell.type, str(s.tasks), share(s.chance), *_rates(s))
     console.print(table)
     if baseline:
         console.print(f"baseline        {baseline}", soft_wrap=True)
@@ -55,41 +59,58 @@ def _changes(cells: Sequence[Cell]) -> Table:
         *("tasks", "type", "greedy", "change", "gained", "lost", "p", "sampled", "change"),
     )
     for cell in cells:
-        a = cell.against
-        if a is None:
-            continue
-        table.add_row(
-            cell.split,
-            cell.type,
-            share(a.greedy.accuracy.value),
-            with_interval(a.greedy_change.difference, signed=True),
-            str(a.greedy_change.gained),
-            str(a.greedy_change.lost),
-            f"{a.greedy_change.p_value:.2g}",
-            share(a.sampled.accuracy.value if a.sampled else None),
-            with_interval(a.sampled_difference, signed=True) if a.sampled_difference else "-",
-        )
+        if a := cell.against:
+            g = a.greedy_change
+            table.add_row(
+                cell.split, cell.type,
+                share(a.score.greedy), with_interval(g.difference, signed=True),
+                str(g.gained), str(g.lost), f"{g.p_value:.2g}",
+                share(a.score.sampled), with_interval(a.sampled_difference, signed=True),
+            )  # fmt: skip
     return table
 
 
 def _parts(cells: Sequence[Cell]) -> Table:
     types = list(dict.fromkeys(cell.type for cell in cells))
     table = make_table("Part by part: greedy / sampled (n)", "tasks", "part", *types)
-    rows: dict[tuple[str, str], dict[str, Cell]] = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for cell in cells:
-        rows.setdefault((cell.split, cell.stratum), {})[cell.type] = cell
-    for (split, stratum), by_type in rows.items():
-        texts = []
-        for t in types:
-            cell = by_type.get(t)
-            sampled = cell.sampled.accuracy.value if cell and cell.sampled else None
-            texts.append(
-                f"{share(cell.greedy.accuracy.value)} / {share(sampled)} ({cell.tasks})"
-                if cell
-                else "-"
-            )
-        table.add_row(split, stratum, *texts)
+        s = cell.score
+        text = f"{share(s.greedy)} / {share(s.sampled)} ({s.tasks})"
+        rows.setdefault((cell.split, cell.stratum), {})[cell.type] = text
+    for part, by_type in rows.items():
+        table.add_row(*part, *(by_type.get(t, "-") for t in types))
     return table
+
+
+def print_suite(
+    results: Sequence[KindResult], model: str, suite: Suite, failing: Mapping[str, str]
+) -> None:
+    """Prints a row per kind of item, why answers were not correct, and which never can be."""
+    console = make_console()
+    console.print(f"model           {model}", soft_wrap=True)
+    title = f"{suite.name} ({suite.layout} layout), with 95% intervals"
+    table = make_table(title, "kind", "n", *RATES, *(f"pass@{k}" for k in results[0].pass_at))
+    for r in results:
+        pass_at = map(share, r.pass_at.values())
+        table.add_row(r.kind, str(r.score.tasks), *_rates(r.score), *pass_at)
+    console.print(table)
+    for r in results:
+        if r.reasons:
+            named = ", ".join(f"{reason} {count}" for reason, count in r.reasons.items())
+            console.print(f"not correct     {r.kind}: {named}", soft_wrap=True)
+    if failing:
+        shown = [f"{name} ({reason})" for name, reason in failing.items()][:SHOWN_FAILURES]
+        more = f" and {len(failing) - len(shown)} more" if len(failing) > len(shown) else ""
+        console.print(
+            f"cannot pass     the suite's own answer fails here: {', '.join(shown)}{more}",
+            soft_wrap=True,
+        )
+
+
+def show_progress(done: int, total: int) -> None:
+    """Writes how many samples are graded, to stderr."""
+    print(f"azr: {done} of {total} samples", file=sys.stderr)
 
 
 def make_console() -> Console:
@@ -109,15 +130,11 @@ def make_table(title: str, *columns: str) -> Table:
     return table
 
 
-def share(value: float | None) -> str:
-    """Returns a share with three digits, or "-" where there is none."""
-    return (
-        "-"
-        if value is None or value != value
-        else f"{value:.3g}"
-        if value < 0.1
-        else f"{value:.3f}"
-    )
+def share(value: float) -> str:
+    """Returns a share with three digits, or "-" where it is not known."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3g}" if value < 0.1 else f"{value:.3f}"
 
 
 def check_writable(path: Path) -> None:
@@ -133,16 +150,25 @@ def check_writable(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
 
 
-def write_result(path: Path, result: Mapping[str, Any]) -> Path:
-    """Writes the result as JSON, whole or not at all; returns the path.
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes the result as JSON, whole or not at all, and says where.
 
     Raises ConfigError where it cannot be written.
     """
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(_finite(result), indent=1, allow_nan=False, default=asdict) + "\n"
     with _naming_out(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
-    return path
+    print(f"result          {path}")
+
+
+def _finite(value: Any) -> Any:
+    """Returns JSON values with None in place of NaN and Inf."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

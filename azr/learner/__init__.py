@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rlvr_kernels import linear_token_logprobs, policy_loss
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from azr.config import LossConfig, OptimConfig
@@ -103,9 +102,9 @@ class Learner:
         rate = scheduled_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        once = self.config.epochs * self.config.minibatches == 1
-        old = None if once else self._old_logprobs(batch)
-        updates = []
+        updates = self.config.epochs * self.config.minibatches
+        old = self._old_logprobs(batch) if updates > 1 else None
+        done = []
         for epoch in range(self.config.epochs):
             order = np.arange(len(batch))
             if self.config.minibatches > 1:
@@ -113,16 +112,15 @@ class Learner:
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
                     with recomputing(self.model) if self.config.recompute else nullcontext():
-                        updates.append(self._one_update(batch, part.tolist(), old))
-        return _combined(updates) | {
+                        done.append(self._one_update(batch, part.tolist(), old))
+        return _combined(done) | {
             "policy/lr": rate,
             "policy/skipped_updates": float(self.skipped_updates),
         }
 
     def _one_update(
         self, batch: Sequence[Experience], part: list[int], old: Mapping[int, Tensor] | None
-    ) -> tuple[list[dict[str, float]], float, float]:
-        """Returns the metrics of each micro-batch, the loss, and the gradient's norm."""
+    ) -> "_Update":
         config = self.loss_config
         tokens = sum(len(batch[i].response_ids) for i in part)
         denom = tokens if config.reduction == "token" else len(part)
@@ -134,7 +132,7 @@ class Learner:
             if old is None:
                 old_logprobs = logprobs.detach()
             else:
-                old_logprobs = pad_sequence([old[i] for i in micro], batch_first=True)
+                old_logprobs = _stack([old[i] for i in micro], packed.mask.shape[1])
             reference = None
             if self.reference is not None:
                 with torch.no_grad():
@@ -181,12 +179,11 @@ class Learner:
     @torch.no_grad()
     def _old_logprobs(self, batch: Sequence[Experience]) -> dict[int, Tensor]:
         old = {}
-        budget = self.config.micro_batch_tokens
-        for micro in micro_batches(batch, range(len(batch)), budget):
+        for micro in micro_batches(batch, range(len(batch)), self.config.micro_batch_tokens):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, _ = self._logprobs(self.model, packed)
-            for row, i in zip(logprobs, micro, strict=True):
-                old[i] = row[: len(batch[i].response_ids)]
+            for row, i in enumerate(micro):
+                old[i] = logprobs[row, : len(batch[i].response_ids)]
         return old
 
 
@@ -252,6 +249,10 @@ def _read(metrics: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[dict[str
     return [dict(zip(values, left, strict=False)) for values in metrics], norm_number
 
 
+def _stack(rows: list[Tensor], width: int) -> Tensor:
+    return torch.stack([torch.nn.functional.pad(r, (0, width - len(r))) for r in rows])
+
+
 # Names in the log of the loss's own metrics, and how calls combine: token mean, max or min.
 _NAMES = {
     "pg_loss": ("policy/pg_loss", "mean"),
@@ -269,9 +270,13 @@ _NAMES = {
 }
 
 
-def _combined(updates: list[tuple[list[dict[str, float]], float, float]]) -> dict[str, float]:
-    """Returns the metrics of what `_one_update` returned, micro-batches weighted by tokens."""
-    calls = [call for micro, _, _ in updates for call in micro]
+_Update = tuple[list[dict[str, float]], float, float]
+"""What an update was: the metrics of its micro-batches, its loss, its gradient's norm."""
+
+
+def _combined(updates: list[_Update]) -> dict[str, float]:
+    """Returns the metrics of all updates, those of micro-batches weighted by their tokens."""
+    calls = [call for metrics, _, _ in updates for call in metrics]
     weights = np.array([call["tokens"] for call in calls])
     result = {
         "policy/loss": float(np.mean([loss for _, loss, _ in updates])),

@@ -11,6 +11,7 @@ smaller than that, so that plain AdamW on bf16 weights changes most of them neve
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ CHUNK = 2**24
 """Elements that the stochastic update holds in fp32 at a time: 64 MiB a temporary."""
 
 _STATE = "optimizer"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, seed: int) -> "AdamW | StochasticAdamW":
@@ -40,8 +40,38 @@ def make_optimizer(model: nn.Module, config: OptimConfig, seed: int) -> "AdamW |
     raise ValueError(f"weights of {sorted(map(str, dtypes))}: load them all in one of fp32, bf16")
 
 
-class AdamW(torch.optim.AdamW):
+class NamedState(torch.optim.Optimizer):
+    """An optimiser of named tensors whose state is named after them."""
+
+    named: dict[str, Tensor]
+    kinds: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    """What it keeps of each."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns copies on the CPU of everything that the next step depends on."""
+        return {
+            f"{_STATE}/{kind}/{name}": value.detach().to("cpu", copy=True)
+            for name, parameter in self.named.items()
+            for kind, value in self.state.get(parameter, {}).items()
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back `state_tensors`; a parameter without any is left as it is."""
+        for name, parameter in self.named.items():
+            own = {
+                kind: tensors[key].to(parameter.device, copy=True)
+                for kind in self.kinds
+                if (key := f"{_STATE}/{kind}/{name}") in tensors
+            }
+            if own:
+                self.state[parameter] = own
+
+
+class AdamW(NamedState, torch.optim.AdamW):
     """torch's fused AdamW over named fp32 tensors, with its state as named tensors."""
+
+    # It keeps its step count in fp32, on the device where it is fused.
+    kinds = ("step", *NamedState.kinds)
 
     def __init__(self, named: Mapping[str, Tensor], config: OptimConfig):
         self.named = dict(named)
@@ -57,37 +87,6 @@ class AdamW(torch.optim.AdamW):
         """Scales the gradients to at most `max_norm`; returns their norm before, fp32."""
         return nn.utils.clip_grad_norm_(self.named.values(), max_norm)
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Returns copies on the CPU of everything that the next step depends on."""
-        return _saved_state(self)
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back `state_tensors`."""
-        # AdamW keeps its step count in fp32, on the device where it is fused.
-        _load_state(self, tensors, ("step", *_MOMENTS))
-
-
-def _saved_state(optimizer: "AdamW | StochasticAdamW") -> dict[str, Tensor]:
-    return {
-        f"{_STATE}/{kind}/{name}": value.detach().to("cpu", copy=True)
-        for name, parameter in optimizer.named.items()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_state(
-    optimizer: "AdamW | StochasticAdamW", tensors: Mapping[str, Tensor], kinds: tuple[str, ...]
-) -> None:
-    """Gives every parameter its state of these kinds; one without any is left as it is."""
-    for name, parameter in optimizer.named.items():
-        own = {
-            kind: tensors[key].to(parameter.device, copy=True)
-            for kind in kinds
-            if (key := f"{_STATE}/{kind}/{name}") in tensors
-        }
-        if own:
-            optimizer.state[parameter] = own
-
 
 class MasterAdamW(AdamW):
     """AdamW on fp32 copies of bf16 weights.
@@ -102,7 +101,7 @@ class MasterAdamW(AdamW):
             name: nn.Parameter(weight.detach().float()) for name, weight in self.weights.items()
         }
         for name, weight in self.weights.items():
-            weight.register_post_accumulate_grad_hook(_collector(masters[name]))
+            weight.register_post_accumulate_grad_hook(partial(_collect, masters[name]))
         super().__init__(masters, config)
 
     @torch.no_grad()
@@ -127,19 +126,17 @@ class MasterAdamW(AdamW):
             master.copy_(tensors[f"{_STATE}/master/{name}"])
 
 
-def _collector(master: nn.Parameter):
-    def collect(weight: Tensor) -> None:
-        grad, weight.grad = weight.grad, None
-        assert grad is not None  # or autograd would not call
-        if master.grad is None:
-            master.grad = grad.float()
-        else:
-            master.grad.add_(grad)
-
-    return collect
+def _collect(master: nn.Parameter, weight: Tensor) -> None:
+    """Moves the gradient of a weight into its copy's."""
+    grad, weight.grad = weight.grad, None
+    assert grad is not None  # or autograd would not call
+    if master.grad is None:
+        master.grad = grad.float()
+    else:
+        master.grad.add_(grad)
 
 
-class StochasticAdamW(torch.optim.Optimizer):
+class StochasticAdamW(NamedState):
     """AdamW on bf16 weights with bf16 moments, all rounded stochastically.
 
     The noise is a function of the seed, the number of updates so far and the weight's place, so
@@ -174,7 +171,8 @@ class StochasticAdamW(torch.optim.Optimizer):
         return norm
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    # No closure is taken, which torch's overloads have a value for.
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
         """Updates every weight that has a gradient."""
         self.updates += 1
         group = self.param_groups[0]
@@ -182,7 +180,7 @@ class StochasticAdamW(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             if not self.state[p]:
-                self.state[p] = {k: torch.zeros_like(p) for k in _MOMENTS}
+                self.state[p] = {kind: torch.zeros_like(p) for kind in self.kinds}
             noise = torch.Generator(p.device)
             noise.manual_seed(make_key(self.seed, "rounding", self.updates, place) >> 1)
             flat = [t.view(-1) for t in (p, p.grad, *self.state[p].values())]
@@ -204,12 +202,12 @@ class StochasticAdamW(torch.optim.Optimizer):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of the moments, and the number of updates."""
-        return {f"{_STATE}/updates": torch.tensor(self.updates)} | _saved_state(self)
+        return {f"{_STATE}/updates": torch.tensor(self.updates)} | super().state_tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back `state_tensors`."""
         self.updates = int(tensors[f"{_STATE}/updates"])
-        _load_state(self, tensors, _MOMENTS)
+        super().load_tensors(tensors)
 
 
 def round_stochastic_(stored: Tensor, exact: Tensor, noise: torch.Generator) -> None:

@@ -77,7 +77,8 @@ def warmup_samples(
     def plain(texts: Sequence[str]) -> list[tuple[int, ...]]:
         return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    prompts, responses = (list(column) for column in zip(*rows, strict=True))
+    prompts, responses = zip(*rows, strict=True)
+    encoded = (encode or plain)(list(prompts)), plain(list(responses))
     return [
         Experience(
             prompt_ids=tuple(prompt),
@@ -85,5 +86,5 @@ def warmup_samples(
             rollout_logprobs=np.zeros(len(response) + 1, dtype=np.float32),
             advantage=1.0,
         )
-        for prompt, response in zip((encode or plain)(prompts), plain(responses), strict=True)
+        for prompt, response in zip(*encoded, strict=True)
     ]

@@ -23,8 +23,9 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
-from azr.config import ConfigError, ModelConfig
-from azr.model.attention import head_weight, use_azr_attention
+from azr.config import ModelConfig
+from azr.errors import ModelError, in_one_line
+from azr.model.attention import embedding_weight, head_weight, use_azr_attention
 from azr.model.path import check_model_path
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -131,19 +132,19 @@ def make_tiny_model(config: ModelConfig, tokens: int, seed: int) -> Qwen2ForCaus
 def load_architecture(path: str) -> PretrainedConfig:
     """Returns the configuration of an HF folder or hub id, without its weights.
 
-    Raises ConfigError that says what is missing.
+    Raises ModelError that says what is missing.
     """
     _reach(path)
     try:
         config = AutoConfig.from_pretrained(path)
     except Exception as error:  # see load_model
-        raise ConfigError(_unreadable(path, error)) from error
+        raise _unreadable(path, error) from error
     for part in (config, config.get_text_config()):
         for name in _QUANTISED_SETTINGS:
             if settings := getattr(part, name, None):
                 is_named = isinstance(settings, dict) and "quant_method" in settings
                 method = settings["quant_method"] if is_named else settings
-                raise ConfigError(_quantised(path, f"{name} of its config.json: {method}"))
+                raise _quantised(path, f"{name} of its config.json: {method}")
     return config
 
 
@@ -152,7 +153,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns (model, tokenizer) of an HF folder or hub id.
 
-    Raises ConfigError, with what to do, for a missing or broken folder, one that holds another
+    Raises ModelError, with what to do, for a missing or broken folder, one that holds another
     kind of model than a causal language model, quantised weights, weights that lack a part of it, a
     tokenizer that was not made for it, or layers that our attention does not serve.
     """
@@ -170,25 +171,25 @@ def load_weights(
             path, dtype=dtype, output_loading_info=True
         )
     except Exception as error:  # for a damaged file each library raises a kind of its own
-        raise ConfigError(_unreadable(path, error)) from error
+        raise _unreadable(path, error) from error
     _check_kind(path, model)
     for name in sorted(report["unexpected_keys"]):
         if name.endswith(_QUANTISED_WEIGHTS):
-            raise ConfigError(_quantised(path, f"it holds {name}"))
+            raise _quantised(path, f"it holds {name}")
     for name, kind in _kinds_of_weights(path):
         # transformers takes them for numbers of full width, without the scales they lack.
         if kind not in ("F64", "F32", "F16", "BF16"):
-            raise ConfigError(_quantised(path, f"{name} is stored as {kind}"))
+            raise _quantised(path, f"{name} is stored as {kind}")
     if report["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(report["missing_keys"])
-        raise ConfigError(
-            f"--model {path}: not a complete HF model folder: {len(missing)} weights are missing, "
+        raise ModelError(
+            f"{path}: not a complete HF model folder: {len(missing)} weights are missing, "
             f"{missing[0]} first"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_weight(model).shape[0]
     if len(tokenizer) > rows:
-        raise ConfigError(
-            f"--model {path}: its tokenizer has {len(tokenizer)} tokens and its embedding {rows} "
+        raise ModelError(
+            f"{path}: its tokenizer has {len(tokenizer)} tokens and its embedding {rows} "
             "rows: they were not made for one another; take both from one place"
         )
     model = model.to(device)  # first, since the check of its attention computes
@@ -197,7 +198,7 @@ def load_weights(
         use_azr_attention(model)
         head_weight(model)
     except ValueError as error:
-        raise ConfigError(f"--model {path}: {error}") from error
+        raise ModelError(f"{path}: {error}") from error
     return model
 
 
@@ -222,13 +223,13 @@ def _align(model: PreTrainedModel) -> None:
 
 
 def _check_kind(path: str, model: PreTrainedModel) -> None:
-    """Raises ConfigError where the folder holds another kind of model than was loaded from it."""
+    """Raises ModelError where the folder holds another kind of model than was loaded from it."""
     held = model.config.architectures or []
     loaded = type(model).__name__
     if model.config.is_encoder_decoder or (held and loaded not in held):
         kind = ", ".join(held) or loaded
-        raise ConfigError(
-            f"--model {path}: holds {kind}, which is no causal language model; give one whose "
+        raise ModelError(
+            f"{path}: holds {kind}, which is no causal language model; give one whose "
             "config.json names a class like Qwen2ForCausalLM under architectures"
         )
 
@@ -240,27 +241,29 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     rules in place of it for some architectures, Qwen2 among them, and number tokens would fall
     apart into digits (huggingface/transformers#45920 tells of others).
 
-    Raises ConfigError, with what to do, where there is none, or none with an end-of-text token.
+    Raises ModelError, with what to do, where there is none, or none with an end-of-text token.
     """
     _reach(path)
     try:
         declared = get_tokenizer_config(path).get("tokenizer_class")
+        tokenizer: PreTrainedTokenizerBase | None
         if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # see load_model
-        raise ConfigError(_unreadable(path, error)) from error
+        raise _unreadable(path, error) from error
+    assert tokenizer is not None  # transformers says None of tokenizers that it lacks a library for
     if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"--model {path}: its tokenizer has no end-of-text token; name one as eos_token in "
+        raise ModelError(
+            f"{path}: its tokenizer has no end-of-text token; name one as eos_token in "
             "tokenizer_config.json"
         )
     return tokenizer
 
 
 def _reach(path: str) -> None:
-    """Raises ConfigError where a path is neither a folder nor a hub id that can be had.
+    """Raises ModelError where a path is neither a folder nor a hub id that can be had.
 
     transformers looks for many files in turn, and each look waits long and asks again where there
     is no network: this one short look tells as much.
@@ -272,7 +275,7 @@ def _reach(path: str) -> None:
         get_hf_file_metadata(hf_hub_url(path, "config.json"), timeout=HUB_TIMEOUT_S)
     except Exception as error:  # see load_model
         if not isinstance(try_to_load_from_cache(path, "config.json"), str):
-            raise ConfigError(_unreadable(path, error)) from error
+            raise _unreadable(path, error) from error
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -284,11 +287,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if pad is None else pad
 
 
-def _unreadable(path: str, error: Exception) -> str:
-    first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+def _unreadable(path: str, error: Exception) -> ModelError:
+    first_line = in_one_line(error)
     if "trust_remote_code" in str(error):
-        return (
-            f"--model {path}: its code comes with it (trust_remote_code), and is not run; give a "
+        return ModelError(
+            f"{path}: its code comes with it (trust_remote_code), and is not run; give a "
             "model of an architecture that transformers has itself"
         )
     folder = Path(path)
@@ -306,28 +309,28 @@ def _unreadable(path: str, error: Exception) -> str:
         if (folder / "checkpoints").is_dir():
             lacking.append("a model of its own: it is a run; give its checkpoints/step_.../hf")
         what = f"it lacks {' and '.join(lacking)}; " if lacking else ""
-        return f"--model {path}: not a complete HF model folder: {what}{first_line}"
-    return (
-        f"--model {path}: no such folder, and as a hub id it cannot be had: {first_line}. Without "
-        f"a network, fetch it elsewhere (hf download {path} --local-dir FOLDER) and give "
-        "--model FOLDER; a gated model needs its licence accepted and `hf auth login`"
+        return ModelError(f"{path}: not a complete HF model folder: {what}{first_line}")
+    return ModelError(
+        f"{path}: no such folder, and as a hub id it cannot be had: {first_line}. Without "
+        f"a network, fetch it elsewhere (hf download {path} --local-dir FOLDER) and give ",
+        "FOLDER; a gated model needs its licence accepted and `hf auth login`",
     )
 
 
-def _quantised(path: str, sign: str) -> str:
-    return (
-        f"--model {path}: a quantised model ({sign}), which cannot be trained; give the model it "
+def _quantised(path: str, sign: str) -> ModelError:
+    return ModelError(
+        f"{path}: a quantised model ({sign}), which cannot be trained; give the model it "
         "was made from, in bf16 or fp32"
     )
 
 
 def check_words(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], path: str) -> None:
-    """Raises ConfigError unless the tokenizer takes each word as one token and gives it back."""
+    """Raises ModelError unless the tokenizer takes each word as one token and gives it back."""
     for word in words:
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            raise ConfigError(
-                f"--model {path}: its tokenizer has no token for {word!r}, which prompts of the "
+            raise ModelError(
+                f"{path}: its tokenizer has no token for {word!r}, which prompts of the "
                 "compact style need; use a model that was trained on the same task options"
             )
 

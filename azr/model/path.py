@@ -5,11 +5,12 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from azr.config import ConfigError, RunConfig
+from azr.config import RunConfig
+from azr.errors import ModelError
 
 
 def check_model_path(path: str) -> None:
-    """Raises ConfigError where a path is neither a folder nor what could be a hub id.
+    """Raises ModelError where a path is neither a folder nor what could be a hub id.
 
     An empty one stands for a model from scratch.
     """
@@ -19,7 +20,7 @@ def check_model_path(path: str) -> None:
     is_run = "/" in path and any(local.parent.glob("*/config.toml"))
     is_run |= local.is_relative_to(RunConfig().root)
     if is_run or local.exists() or not _is_hub_id(path):
-        raise ConfigError(f"--model {path}: no such folder")
+        raise ModelError(f"{path}: no such folder")
 
 
 def _is_hub_id(path: str) -> bool:

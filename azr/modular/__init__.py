@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from functools import lru_cache
-from itertools import pairwise
 from math import isqrt
 from typing import Literal, NamedTuple, SupportsIndex
 
@@ -107,6 +106,11 @@ def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     return number
 
 
+def _check_mode(check: str) -> None:
+    if check not in ("raise", "status"):
+        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+
+
 def _integers(
     name: str, value: Answers, *, is_answer: bool = False, is_bounded: bool = False
 ) -> np.ndarray:
@@ -171,16 +175,14 @@ def _rows(**columns: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
     return shape, flat
 
 
-def _in_parts(kernel: Callable[..., object], threads: int, *columns: np.ndarray) -> None:
-    """Run kernel on `threads` consecutive parts of the columns, each in its own thread."""
+def _in_parts(work: Callable[[int, int], object], size: int, threads: int) -> None:
+    """Do the work on `threads` consecutive parts of the rows, each in its own thread."""
     if threads == 1:
-        kernel(*columns)
+        work(0, size)
         return
-    size = columns[0].size
     cuts = [size * part // threads for part in range(threads + 1)]
-    parts = [[column[a:b] for column in columns] for a, b in pairwise(cuts)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: kernel(*part), parts))
+        list(pool.map(work, cuts[:-1], cuts[1:]))
 
 
 # --- inversion ----------------------------------------------------------------------------------
@@ -213,8 +215,7 @@ def invert(
     ValueError (out of range) naming its index and values. check="status": such rows get y = 0, and
     the result is the pair (y, status) with OK or BAD_PROBLEM per row.
     """
-    if check not in ("raise", "status"):
-        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+    _check_mode(check)
     threads = _integer("threads", threads, 1, 1024)
     shape, (flat_x, flat_p) = _rows(
         x=_integers("x", x, is_bounded=True), p=_integers("p", p, is_bounded=True)
@@ -222,7 +223,7 @@ def invert(
     dtype = np.dtype(np.int32)
     p_max = 2
     if flat_x.size:
-        x_min, _, p_min, p_max, is_reduced = kernels.scan(flat_x, flat_p)
+        x_min, p_min, p_max, is_reduced = kernels.scan(flat_x, flat_p)
         if x_min < 0 or p_min < 2 or p_max > MAX_P:
             flat_x = _reduce_beyond_64_bits(x, flat_x, flat_p)
             bad = (flat_x < 0) | (flat_p < 2) | (flat_p > MAX_P)
@@ -242,7 +243,8 @@ def invert(
         flat_x = flat_x.astype(dtype, copy=False)
         flat_p = flat_p.astype(dtype, copy=False)
     y = np.empty(flat_x.size, dtype=dtype)
-    _in_parts(_inversion_kernel(p_max), threads, flat_x, flat_p, y)
+    kernel = _inversion_kernel(p_max)
+    _in_parts(lambda a, b: kernel(flat_x[a:b], flat_p[a:b], y[a:b]), y.size, threads)
     if check == "raise" and y.size and y.min() == 0:
         index = int(np.flatnonzero(y == 0)[0])
         raise NotInvertible(
@@ -290,8 +292,7 @@ def _finish(shape, status, bad: int, answer, check: str, problem: dict) -> np.nd
 
 
 def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str) -> np.ndarray:
-    if check not in ("raise", "status"):
-        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+    _check_mode(check)
     shape, (flat_p, flat_known, flat_answer) = _rows(
         p=_integers("p", p, is_bounded=True),
         known=_integers(known_name, known, is_bounded=True),
@@ -343,8 +344,7 @@ def verify_p(
     x * y - 1 = 0, which every number divides: there any prime in range is OK. A malformed problem
     (x or y not in 1..MAX_P) raises ValueError, or is BAD_PROBLEM with check="status".
     """
-    if check not in ("raise", "status"):
-        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+    _check_mode(check)
     max_p = _integer("max_p", max_p, 2, MAX_P)
     shape, (flat_x, flat_y, flat_p) = _rows(
         x=_integers("x", x, is_bounded=True),
@@ -504,7 +504,8 @@ def sample(
     dtype = np.int32 if max_p < 2**31 else np.int64
     p, x, y = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
     _draw(p, x, max_p, min_p, seed, start, bool(exclude_trivial), p_dist, threads)
-    _in_parts(_inversion_kernel(max_p), threads, x, p, y)
+    kernel = _inversion_kernel(max_p)
+    _in_parts(lambda a, b: kernel(x[a:b], p[a:b], y[a:b]), n, threads)
     return Problems(p, x, y)
 
 
@@ -519,13 +520,8 @@ def _draw(p, x, max_p, min_p, seed, start, exclude_trivial, p_dist, threads) -> 
     # Numba returns a Python int, whose type in the next call would depend on its size.
     key = np.uint64(kernels.stream_key(np.uint64(seed)))
     trivial = np.uint64(exclude_trivial)
-    cuts = [p.size * part // threads for part in range(threads + 1)]
 
     def fill(a: int, b: int) -> None:
         kernel(key, np.uint64(start + a), *groups, trivial, p[a:b], x[a:b])
 
-    if threads == 1:
-        fill(0, p.size)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, cuts[:-1], cuts[1:]))
+    _in_parts(fill, p.size, threads)

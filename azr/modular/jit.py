@@ -12,6 +12,7 @@ from pathlib import Path
 
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.extending import intrinsic
 
 _warned: list[str] = []
 
@@ -22,10 +23,16 @@ def jit(function: Callable) -> Callable:
     # the proofs need every operation rounded as written.
     compiled = njit(nogil=True, error_model="numpy")(function)
     try:
-        compiled._cache = _Cache(function)  # as njit(cache=True) sets it
+        # As njit(cache=True) sets it; Numba's annotations name no attribute.
+        compiled._cache = _Cache(function)  # pyrefly: ignore[missing-attribute]
     except Exception as error:  # no folder: the RuntimeError of Numba, or what the folder raised
         _warn(error)
     return compiled
+
+
+def instruction(definition: Callable) -> Callable:
+    """Numba's `intrinsic`; its annotations have callers give the typing context, too."""
+    return intrinsic(definition)
 
 
 def _warn(error: Exception) -> None:

@@ -17,9 +17,9 @@ the function alone: a helper elsewhere could change without the cache noticing.
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from azr.modular.jit import jit
+from azr.modular.jit import instruction, jit
 
 U64 = np.uint64
 
@@ -28,7 +28,7 @@ OK, WRONG, OUT_OF_RANGE, NOT_PRIME, UNPARSABLE, BAD_PROBLEM = range(6)
 # --- exact products ------------------------------------------------------------------------------
 
 
-@intrinsic
+@instruction
 def _mul_high_word(typing_context, a, b):
     """The upper 64 bits of a 64 x 64-bit product: one `mul` instruction."""
 
@@ -50,7 +50,7 @@ def _mul_high_compiled(a, b):
     return lambda a, b: _mul_high_word(a, b)
 
 
-@intrinsic
+@instruction
 def _fused(typing_context, a, b, c):
     """a * b + c, rounded once."""
 
@@ -186,6 +186,12 @@ def product_32(a, b, n, n_inverse):
     return U64(t + np.int64(n) if t < 0 else t)
 
 
+@jit
+def product(a, b, n, n_inverse, is_narrow):
+    """The Montgomery product of one of the two word sizes."""
+    return product_32(a, b, n, n_inverse) if is_narrow else montgomery_product(a, b, n, n_inverse)
+
+
 def _strong_test(word_bits):
     """The strong probable-prime test with Montgomery products of one word size, LANES at once.
 
@@ -253,28 +259,15 @@ def _strong_test(word_bits):
                     elif base == U64(2):
                         for i in range(LANES):
                             r, m, v = power[i], modulus[i], inverse[i]
-                            square = (
-                                product_32(r, r, m, v)
-                                if is_narrow
-                                else montgomery_product(r, r, m, v)
-                            )
+                            square = product(r, r, m, v, is_narrow)
                             double = square + square
                             double -= modulus[i] if double >= modulus[i] else U64(0)
                             power[i] = double if exponent[i] & bit else square
                     else:
                         for i in range(LANES):
                             r, m, v = power[i], modulus[i], inverse[i]
-                            square = (
-                                product_32(r, r, m, v)
-                                if is_narrow
-                                else montgomery_product(r, r, m, v)
-                            )
-                            c = factor[i]
-                            times = (
-                                product_32(square, c, m, v)
-                                if is_narrow
-                                else montgomery_product(square, c, m, v)
-                            )
+                            square = product(r, r, m, v, is_narrow)
+                            times = product(square, factor[i], m, v, is_narrow)
                             power[i] = times if exponent[i] & bit else square
                     if low_bits >> U64(shift):
                         for i in range(LANES):
@@ -330,17 +323,16 @@ def gather_odds(composite, low, out, count):
 
 @jit
 def scan(x, p):
-    """(smallest x, largest x, smallest p, largest p, whether every x < p) of int arrays."""
-    x_min = x_max = x[0]
+    """(smallest x, smallest p, largest p, whether every x < p) of int arrays."""
+    x_min = x[0]
     p_min = p_max = p[0]
     reduced = True
     for i in range(x.size):
         x_min = min(x_min, x[i])
-        x_max = max(x_max, x[i])
         p_min = min(p_min, p[i])
         p_max = max(p_max, p[i])
         reduced &= x[i] < p[i]
-    return x_min, x_max, p_min, p_max, reduced
+    return x_min, p_min, p_max, reduced
 
 
 # --- verification -------------------------------------------------------------------------------

@@ -39,9 +39,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from azr.modular.jit import jit
+from azr.modular.jit import instruction, jit
 
 SMALL_LIMIT = 2**22
 """`invert_small` is proved for p below this."""
@@ -130,7 +130,7 @@ _FLOATS = types.Array(types.float32, 1, "C")
 _DOUBLES = types.Array(types.float64, 1, "C")
 
 
-@intrinsic
+@instruction
 def _finish(typing_context, a, b, first):
     """See `finish`."""
 
@@ -156,7 +156,7 @@ def _finish(typing_context, a, b, first):
     return types.none(_FLOATS, _FLOATS, types.int64), codegen
 
 
-@intrinsic
+@instruction
 def _shrink(typing_context, a, b, s, t, first):
     """See `shrink`."""
 

@@ -18,6 +18,7 @@ from azr.run.series import Series
 
 WIDTH, HEIGHT = 360, 214
 LEFT, TOP, BOTTOM = 40, 12, 28
+FLOOR = HEIGHT - BOTTOM
 LABEL_HEIGHT = 13.0
 CHAR_WIDTH = 5.9
 
@@ -61,7 +62,7 @@ class _Scale:
 
     def y(self, value: float) -> float:
         inside = min(max(value, self.y0), self.y1)
-        return HEIGHT - BOTTOM - (inside - self.y0) / (self.y1 - self.y0) * (HEIGHT - BOTTOM - TOP)
+        return FLOOR - (inside - self.y0) / (self.y1 - self.y0) * (FLOOR - TOP)
 
 
 def draw_lines(title: str, lines: Sequence[Line], unit: Unit = "number", note: str = "") -> str:
@@ -83,17 +84,21 @@ def plot_lines(title: str, lines: Sequence[Line], unit: Unit, place: str = "") -
     curves = [line for line in lines if line.series]
     scale = _scale(lines, unit)
     show = percent if unit == "share" else number
-    parts = [_axes(scale, _y_ticks(scale, unit), show)]
+    parts = [_y_axis(scale, unit)]
+    # Few enough that four-digit steps stay apart.
+    parts += [
+        _below(scale.x(step), f"{step:,.0f}")
+        for step in _ticks(scale.x0, scale.x1)
+        if step == int(step)
+    ]
     parts += [_band(line, scale) for line in curves if len(line.low)]
     parts += [_curve(line, scale, show) for line in curves]
     parts += [_marks(line, scale) for line in lines if line.series.gaps]
     parts.append(_labels([line for line in curves if line.label], scale))
-    spoken = "; ".join(
-        f"{line.label} from {show(line.series.first)} to {show(line.series.last)}"
-        for line in curves
-    )
+    ends = ((line.label, line.series.first, line.series.last) for line in curves)
+    spoken = "; ".join(f"{label} from {show(a)} to {show(b)}" for label, a, b in ends)
     data = f'data-x="{scale.x0:g} {scale.x1:g}" data-y="{scale.y0:.6g} {scale.y1:.6g}"'
-    box = f'data-box="{LEFT} {WIDTH - scale.right:.1f} {TOP} {HEIGHT - BOTTOM}"'
+    box = f'data-box="{LEFT} {WIDTH - scale.right:.1f} {TOP} {FLOOR}"'
     return (
         f'<svg class="lines" {place}viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-unit="{unit}" '
         f'{data} {box} aria-label="{escape(f"{title}: {spoken}")}">{"".join(parts)}</svg>'
@@ -112,7 +117,7 @@ def draw_histogram(
     scale = _Scale(0, len(bins), 0.0, min(1.0, top * 1.08), 8)
     width = (WIDTH - 8 - LEFT) / len(bins)
     bar = min(26.0, width * 0.42)
-    parts = [_axes(scale, _y_ticks(scale, "share"), percent, x_ticks=False)]
+    parts = [_y_axis(scale, "share")]
     every = -(-len(bins) * 34 // (WIDTH - LEFT))
     for i, (_, _, label) in enumerate(bins):
         middle = LEFT + (i + 0.5) * width
@@ -120,14 +125,11 @@ def draw_histogram(
             y = scale.y(values[i])
             parts.append(
                 f'<rect class="bar {kind} {colour}" x="{middle + offset:.1f}" y="{y:.1f}" '
-                f'width="{bar:.1f}" height="{HEIGHT - BOTTOM - y:.1f}">'
+                f'width="{bar:.1f}" height="{FLOOR - y:.1f}">'
                 f"<title>{escape(label)}: {percent(values[i])} {kind}</title></rect>"
             )
         if i % every == 0:
-            parts.append(
-                f'<text class="tick" x="{middle:.1f}" y="{HEIGHT - BOTTOM + 15}" '
-                f'text-anchor="middle">{escape(label)}</text>'
-            )
+            parts.append(_below(middle, label))
     svg = (
         f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
@@ -136,7 +138,7 @@ def draw_histogram(
 
 
 def draw_ladder(
-    before: float | None,
+    before: float,
     after: float,
     chance: float | None,
     bounds: Interval | None,
@@ -161,8 +163,7 @@ def draw_ladder(
             f'<line class="whisker {colour}" x1="{x(bounds.low):.1f}" x2="{x(bounds.high):.1f}" '
             'y1="9" y2="9"/>'
         )
-    if before is not None:
-        parts.append(f'<circle class="before {colour}" cx="{x(before):.1f}" cy="9" r="3.5"/>')
+    parts.append(f'<circle class="before {colour}" cx="{x(before):.1f}" cy="9" r="3.5"/>')
     parts.append(f'<circle class="after {colour}" cx="{x(after):.1f}" cy="9" r="5"/>')
     return (
         f'<svg class="ladder" viewBox="0 0 200 18" role="img" aria-label="{escape(label)}">'
@@ -176,8 +177,6 @@ def draw_shares(parts: Sequence[tuple[str, float]], label: str) -> str:
     It is HTML, not SVG, so that words keep their shape in a bar of any width.
     """
     total = sum(value for _, value in parts)
-    if not total > 0:
-        return ""
     cut = "".join(
         f'<span class="part p{i % 5}" style="flex-grow:{value / total:.4f}" '
         f'title="{escape(name)} {percent(value / total)}">{escape(name)} '
@@ -211,39 +210,35 @@ def _scale(lines: Sequence[Line], unit: Unit) -> _Scale:
     return _Scale(start, end, low if low == 0 else low - room, high + room, right)
 
 
-def _ticks(low: float, high: float, n: int) -> list[float]:
-    """Returns about n round values between low and high."""
-    raw = (high - low) / max(1, n) or 1.0
+def _ticks(low: float, high: float) -> list[float]:
+    """Returns about four round values between low and high."""
+    raw = (high - low) / 4 or 1.0
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [step * i for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _y_ticks(scale: _Scale, unit: Unit) -> list[float]:
-    if unit == "share" and scale.y1 == 1.0:
-        return [0.0, 0.25, 0.5, 0.75, 1.0]
-    return _ticks(scale.y0, scale.y1, 4)
-
-
-def _axes(scale: _Scale, y_ticks: Sequence[float], show: Show, x_ticks: bool = True) -> str:
-    right, bottom = WIDTH - scale.right, HEIGHT - BOTTOM
+def _y_axis(scale: _Scale, unit: Unit) -> str:
+    is_whole = unit == "share" and scale.y1 == 1.0
+    show = percent if unit == "share" else number
     parts = []
-    for value in y_ticks:
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0) if is_whole else _ticks(scale.y0, scale.y1):
         y = scale.y(value)
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{LEFT - 6}" y="{y + 3.6:.1f}" text-anchor="end">'
-            f"{show(value)}</text>"
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - scale.right:.1f}" y1="{y:.1f}" '
+            f'y2="{y:.1f}"/><text class="tick" x="{LEFT - 6}" y="{y + 3.6:.1f}" '
+            f'text-anchor="end">{show(value)}</text>'
         )
-    # Few enough that four-digit steps stay apart.
-    for value in _ticks(scale.x0, scale.x1, 4) if x_ticks else ():
-        if value == int(value):
-            parts.append(
-                f'<text class="tick" x="{scale.x(value):.1f}" y="{bottom + 15}" '
-                f'text-anchor="middle">{value:,.0f}</text>'
-            )
     return "".join(parts)
+
+
+def _below(x: float, words: str) -> str:
+    """Returns words under the axis of x."""
+    return (
+        f'<text class="tick" x="{x:.1f}" y="{FLOOR + 15}" text-anchor="middle">'
+        f"{escape(words)}</text>"
+    )
 
 
 def _drawn(line: Line) -> Sequence[float]:
@@ -267,11 +262,10 @@ def _curve(line: Line, scale: _Scale, show: Show) -> str:
     parts = []
     if series.is_folded or (line.is_noisy and series.count > 20):
         # Up one point and down the next, which crosses the least.
+        bounds = enumerate(zip(series.steps, series.low, series.high, strict=True))
         ranges = [
             [(x, v) for v in ((low, high) if i % 2 else (high, low))[low == high :]]
-            for i, (x, low, high) in enumerate(
-                zip(series.steps, series.low, series.high, strict=True)
-            )
+            for i, (x, low, high) in bounds
         ]
         raw = "".join(_path(itertools.chain(*ranges[p]), scale) for p in _pieces(series))
         parts.append(f'<path class="raw {line.colour}" d="{raw}"/>')
@@ -299,8 +293,7 @@ def _band(line: Line, scale: _Scale) -> str:
 
 
 def _marks(line: Line, scale: _Scale) -> str:
-    bottom = HEIGHT - BOTTOM
-    d = "".join(f"M{scale.x((g.first + g.last) / 2):.1f} {bottom}v-7" for g in line.series.gaps)
+    d = "".join(f"M{scale.x((g.first + g.last) / 2):.1f} {FLOOR}v-7" for g in line.series.gaps)
     return f'<path class="gap {line.colour}" d="{d}"><title>{escape(_silence(line))}</title></path>'
 
 
@@ -322,7 +315,7 @@ def _labels(lines: Sequence[Line], scale: _Scale) -> str:
     places = [y for y, _ in wanted]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + LABEL_HEIGHT)
-    limit = HEIGHT - BOTTOM + 2.0
+    limit = FLOOR + 2.0
     for i in reversed(range(len(places))):
         places[i] = min(places[i], limit)
         limit = places[i] - LABEL_HEIGHT

@@ -14,10 +14,11 @@ from pathlib import Path
 from azr.report.board import Board
 from azr.report.curve import CURVE, write_learning_curve
 from azr.report.record import RunRecord, read_run
-from azr.report.samples import SampleBook, ShownSample
+from azr.report.samples import SampleBook
 from azr.report.sections import sections
 from azr.report.summary import cards, headline
 from azr.report.words import duration
+from azr.run.db import SAMPLE_FIELDS
 from azr.run.files import write_whole
 
 NAME = "report.html"
@@ -123,16 +124,15 @@ def _text(name: str) -> str:
 
 def _header(board: Board) -> str:
     parts = []
-    for i, (run, name) in enumerate(zip(board.runs, board.names, strict=True)):
-        accent = "" if board.is_single else f"k{i % 6}"
-        colour = f' class="{accent} named"' if accent else ""
+    for (run, _, colour), name in zip(board.legend, board.names, strict=True):
+        named = f' class="{colour} named"' if colour else ""
         spent = run.series("time/elapsed_s").last
         time = f", {duration(spent)}" if spent is not None else ""
         parts.append(
             f'<p class="eyebrow">AZR run report · <span class="state">{run.state}</span></p>'
-            f"<h1{colour}>{escape(name)}</h1>"
+            f"<h1{named}>{escape(name)}</h1>"
             f'<p class="facts">step {run.step:,} of {run.target:,}{time}{_facts(run)}</p>'
-            f'<p class="headline">{headline(run)}</p>{cards(run, accent)}'
+            f'<p class="headline">{headline(run)}</p>{cards(run, colour)}'
         )
     return "".join(parts)
 
@@ -145,9 +145,8 @@ def _facts(run: RunRecord) -> str:
 
 def _browser(board: Board) -> str:
     """Returns the empty browser: page.js fills it from the data block."""
-    books = [(n, run.samples) for n, run in zip(board.names, board.runs, strict=True)]
-    told = "".join(_extent(name, book, board.is_single) for name, book in books)
-    if not any(book and (book.shown or book.tasks) for _, book in books):
+    told = "".join(_extent(label, run.samples) for run, label, _ in board.legend)
+    if not any(run.samples and (run.samples.shown or run.samples.tasks) for run in board.runs):
         return told
     return (
         f'{told}<div id="browser"><noscript>The browser of samples needs JavaScript; the curves '
@@ -155,8 +154,8 @@ def _browser(board: Board) -> str:
     )
 
 
-def _extent(name: str, book: SampleBook | None, is_single: bool) -> str:
-    where = "" if is_single else f"{escape(name)}: "
+def _extent(label: str, book: SampleBook | None) -> str:
+    where = f"{escape(label)}: " if label else ""
     if book is None:
         return f"<p>{where}no samples were kept (--log.samples), or none could be read.</p>"
     exact = book.scanned == book.rows
@@ -181,11 +180,12 @@ def _book(name: str, book: SampleBook | None) -> dict[str, object]:
     prompts: dict[str, int] = {}
     samples = []
     for s in book.shown if book else ():
-        row = s._asdict() | {"prompt": prompts.setdefault(s.prompt, len(prompts))}
+        row = {name: getattr(s, name) for name in SAMPLE_FIELDS}
+        row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
         samples.append([_rounded(value) for value in row.values()])
     return {
         "name": name,
-        "fields": ShownSample._fields,
+        "fields": SAMPLE_FIELDS,
         "prompts": list(prompts),
         "samples": samples,
         "tasks": book.tasks if book else (),

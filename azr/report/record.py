@@ -14,14 +14,7 @@ from typing import Any, Literal
 
 from azr.config import Config, ConfigError, load_toml, preset_path, to_toml, utf8_text
 from azr.report.samples import SampleBook, read_samples
-from azr.run.series import (
-    NAMED,
-    Fold,
-    Series,
-    describe_damage,
-    read_fold,
-    read_lines,
-)
+from azr.run.series import NAMED, Fold, Series, describe_damage, read_fold, read_lines
 
 State = Literal["finished", "still going", "stopped early"]
 EVENTS = 1_000
@@ -90,10 +83,9 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
     env = _read(folder / "env.json", json.loads, problems)
     fold = _fold(folder / "metrics.jsonl", problems)
     metrics = fold.series()
-    events = _events(folder / "events.jsonl", problems)
     preset, usual = _preset(env)
-    measured = [name.split("/") for name in metrics if name.startswith("eval/")]
-    types = [*options.get("task.types", []), *(p[2] for p in measured if len(p) == 4)]
+    levels = [name.split("/") for name in metrics]
+    evaluated = [(parts[1], parts[2]) for parts in levels if parts[0] == "eval" and len(parts) == 4]
     step, target = max(fold.last_step, 0), options.get("steps", 0)
     state: State = "stopped early"
     if target and step >= target:
@@ -105,10 +97,10 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
         state=state,
         step=step,
         target=target,
-        types=tuple(dict.fromkeys(types)),
-        splits=tuple(dict.fromkeys(["train", *(p[1] for p in measured if len(p) == 4)])),
+        types=_distinct([*options.get("task.types", []), *(t for _, t in evaluated)]),
+        splits=_distinct(["train", *(split for split, _ in evaluated)]),
         metrics=metrics,
-        events=events,
+        events=_events(folder / "events.jsonl", problems),
         facts=_facts(env),
         universe=env.get("universe", {}),
         options={name: _value(value) for name, value in options.items()},
@@ -117,6 +109,10 @@ def read_run(folder: Path, *, is_over: bool = False, samples: bool = True) -> Ru
         samples=read_samples(folder / "run.db", problems) if samples else None,
         problems=problems,
     )
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def _read(path: Path, parse: Callable[[str], dict], problems: list[str]) -> dict:
@@ -208,15 +204,14 @@ PLACES = ("run.name", "run.root")
 def _changed(
     options: Mapping[str, object], usual: Mapping[str, object]
 ) -> list[tuple[str, str, str]]:
-    names = [n for n in dict.fromkeys([*usual, *options]) if n not in PLACES]
+    def shown(values: Mapping[str, object], name: str) -> str:
+        return _value(values[name]) if name in values else "not there"
+
     return [
-        (
-            name,
-            _value(options[name]) if name in options else "not there",
-            _value(usual[name]) if name in usual else "not there",
-        )
-        for name in names
+        (name, shown(options, name), shown(usual, name))
+        for name in dict.fromkeys([*usual, *options])
         if options.get(name) != usual.get(name)
+        and name not in PLACES
         # A run writes down what "auto" and 0 came to; the facts say the style with its reason.
         and not (name == "task.style" and usual.get(name) == "auto")
         and not (name == "optim.schedule_steps" and options.get(name) == options.get("steps"))
@@ -226,20 +221,19 @@ def _changed(
 def _facts(env: Mapping) -> list[tuple[str, str]]:
     if not env:
         return []
-    facts = [("started", str(env["started"]).replace("T", " "))] if "started" in env else []
     commit = f" ({env['commit']})" if env.get("commit") else ""
-    facts.append(("azr", f"{env.get('azr', '?')}{commit}"))
     cores = f", {env['cores']} cores" if env.get("cores") else ""
-    facts.append(("machine", f"{env.get('processor', '?')}{cores}"))
-    facts.append(("GPU", str(env.get("gpu") or "none")))
-    chosen = {k: v for k, v in env.get("facts", {}).items() if k != "not default" and v}
-    facts += [(str(k), str(v)) for k, v in chosen.items()]
+    peak = env.get("memory_peak_bytes")
     versions = ("python", "torch", "transformers", "numpy", "numba")
-    facts.append(("versions", ", ".join(f"{v} {env[v]}" for v in versions if v in env)))
-    if "platform" in env:
-        facts.append(("platform", str(env["platform"])))
-    if env.get("memory_peak_bytes"):
-        facts.append(("memory plan", f"{env['memory_peak_bytes'] / 2**30:.2f} GiB"))
-    if env.get("command"):
-        facts.append(("command", " ".join(map(str, env["command"]))))
-    return facts
+    facts = {
+        "started": str(env.get("started", "")).replace("T", " "),
+        "azr": f"{env.get('azr', '?')}{commit}",
+        "machine": f"{env.get('processor', '?')}{cores}",
+        "GPU": env.get("gpu") or "none",
+        **{name: fact for name, fact in env.get("facts", {}).items() if name != "not default"},
+        "versions": ", ".join(f"{v} {env[v]}" for v in versions if v in env),
+        "platform": env.get("platform"),
+        "memory plan": f"{peak / 2**30:.2f} GiB" if peak else "",
+        "command": " ".join(map(str, env.get("command", []))),
+    }
+    return [(name, str(fact)) for name, fact in facts.items() if fact]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from azr.run.db import SAMPLE_FIELDS, SampleRow
+
 Name = TypeVar("Name")
 SCANNED = 20_000
 SHOWN = 1_000
@@ -24,23 +26,11 @@ PART = 0.25
 """Early and late are the first and the last such part of the steps."""
 
 
-class ShownSample(NamedTuple):
-    """A sample on the page; see azr/run/db.py for the fields."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownSample(SampleRow):
+    """A sample on the page, for all of its step that agree with it."""
 
     step: int
-    role: str
-    type: str
-    prompt: str
-    task_key: str
-    text: str
-    outcome: str
-    reason: str
-    solve_rate: float | None
-    reward: float | None
-    advantage: float | None
-    tokens: int
-    finish: str
-    is_estimate: bool
     count: int
 
 
@@ -78,20 +68,6 @@ class SampleBook:
     """Lengths in tokens, by role."""
 
 
-class _Row(NamedTuple):
-    """What is read of every row that is looked at."""
-
-    id: int
-    step: int
-    role: str
-    type: str
-    outcome: str
-    reason: str
-    reward: float | None
-    tokens: int
-    count: int
-
-
 def read_samples(path: Path, problems: list[str]) -> SampleBook | None:
     """Returns what to show of a run.db, None where there is none; names what cannot be read."""
     if not path.exists():
@@ -99,6 +75,7 @@ def read_samples(path: Path, problems: list[str]) -> SampleBook | None:
     try:
         with closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)) as db:
             db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            db.row_factory = sqlite3.Row
             return _read(db)
     except sqlite3.Error as error:
         problems.append(f"run.db cannot be read: {error}")
@@ -114,17 +91,14 @@ def _read(db: sqlite3.Connection) -> SampleBook:
     # Row numbers have no gaps; count(*) would read the whole file.
     rows = db.execute("SELECT coalesce(max(id), 0) FROM samples").fetchone()[0]
     stride = max(1.0, rows / SCANNED)
-    scanned = [
-        _Row(*row)
-        for row in db.execute(
-            # Rows are found by their numbers: the texts of the others are never read.
-            "WITH RECURSIVE pick(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM pick WHERE n < :n - 1)"
-            " SELECT s.id, step, role, type, outcome, reason, reward, tokens, count FROM pick"
-            " JOIN samples s ON s.id = 1 + CAST(n * :stride AS INTEGER)",
-            {"n": min(rows, SCANNED), "stride": stride},
-        )
-    ] if rows else []  # fmt: skip
-    total = round(sum(row.count for row in scanned) * stride)
+    # Rows are found by their numbers: the texts of the others are never read.
+    scanned = db.execute(
+        "WITH RECURSIVE pick(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM pick WHERE n < :n - 1)"
+        " SELECT s.id, step, role, type, outcome, reason, reward, tokens, count FROM pick"
+        " JOIN samples s ON s.id = 1 + CAST(n * :stride AS INTEGER)",
+        {"n": min(rows, SCANNED), "stride": stride},
+    ).fetchall()
+    total = round(sum(row["count"] for row in scanned) * stride)
     chosen = sorted(_choose(scanned, _affordable(db, scanned)))
     tasks_total = db.execute("SELECT coalesce(max(id), 0) FROM tasks").fetchone()[0]
     every = max(1, -(-tasks_total // SHOWN_TASKS))
@@ -141,15 +115,15 @@ def _read(db: sqlite3.Connection) -> SampleBook:
         tasks_total=tasks_total,
         tasks=[ShownTask(step, t, _cut(key), _cut(data)) for step, t, key, data in tasks],
         rewards=_distributions(
-            [((r.role, r.type), r.reward, r) for r in scanned if r.reward is not None]
+            [((r["role"], r["type"]), r["reward"], r) for r in scanned if r["reward"] is not None]
         ),
-        tokens=_distributions([(r.role, float(r.tokens), r) for r in scanned]),
+        tokens=_distributions([(r["role"], float(r["tokens"]), r) for r in scanned]),
     )
 
 
-def _affordable(db: sqlite3.Connection, scanned: Sequence[_Row]) -> int:
+def _affordable(db: sqlite3.Connection, scanned: Sequence[sqlite3.Row]) -> int:
     """Returns how many samples fit on the page, from the lengths of some of them."""
-    probe = [row.id for row in scanned[:: max(1, len(scanned) // 64)]]
+    probe = [row["id"] for row in scanned[:: max(1, len(scanned) // 64)]]
     if not probe:
         return 0
     texts = _fetch(db, probe)
@@ -157,11 +131,11 @@ def _affordable(db: sqlite3.Connection, scanned: Sequence[_Row]) -> int:
     return min(SHOWN, max(50, round(SHOWN_CHARS / max(1.0, mean))))
 
 
-def _choose(scanned: Sequence[_Row], n: int) -> list[int]:
+def _choose(scanned: Sequence[sqlite3.Row], n: int) -> list[int]:
     """Returns at most n row numbers: every kind in equal parts, evenly spread over the steps."""
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row in scanned:
-        kinds[row.role, row.type, row.outcome, row.reason].append(row.id)
+        kinds[row["role"], row["type"], row["outcome"], row["reason"]].append(row["id"])
     chosen: list[int] = []
     # The smallest kinds first: what they leave of their part goes to the larger ones.
     for left, ids in enumerate(sorted(kinds.values(), key=len)):
@@ -183,15 +157,16 @@ def _fetch(db: sqlite3.Connection, ids: Sequence[int]) -> list[ShownSample]:
         part = ids[start : start + 500]
         marks = ",".join("?" * len(part))
         rows = db.execute(
-            "SELECT step, role, type, coalesce(p.text, ''), coalesce(task_key, ''), s.text,"
-            " outcome, reason, solve_rate, reward, advantage, tokens, finish, is_estimate, count"
-            " FROM samples s LEFT JOIN prompts p ON p.id = s.prompt_id"
+            "SELECT s.*, p.text AS prompt FROM samples s LEFT JOIN prompts p ON p.id = prompt_id"
             f" WHERE s.id IN ({marks}) ORDER BY s.id",
             part,
         )
-        for s in map(ShownSample._make, rows):
-            texts = {"prompt": _cut(s.prompt), "task_key": _cut(s.task_key), "text": _cut(s.text)}
-            shown.append(s._replace(is_estimate=bool(s.is_estimate), **texts))
+        for row in rows:
+            values = {name: row[name] for name in SAMPLE_FIELDS}
+            for name in ("prompt", "task_key", "text"):
+                values[name] = _cut(values[name] or "")
+            values["is_estimate"] = bool(values["is_estimate"])
+            shown.append(ShownSample(**values))
     return shown
 
 
@@ -202,13 +177,13 @@ def _cut(text: str) -> str:
     return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
 
 
-def _distributions(rows: Sequence[tuple[Name, float, _Row]]) -> dict[Name, Distribution]:
-    last = max((row.step for _, _, row in rows), default=0)
+def _distributions(rows: Sequence[tuple[Name, float, sqlite3.Row]]) -> dict[Name, Distribution]:
+    last = max((row["step"] for _, _, row in rows), default=0)
     found: dict[Name, Distribution] = {}
     for name, value, row in rows:
         part = found.setdefault(name, Distribution(Counter(), Counter()))
-        if row.step <= PART * last:
-            part.early[value] += row.count
-        if row.step >= (1 - PART) * last:
-            part.late[value] += row.count
+        if row["step"] <= PART * last:
+            part.early[value] += row["count"]
+        if row["step"] >= (1 - PART) * last:
+            part.late[value] += row["count"]
     return found

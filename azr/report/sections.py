@@ -6,12 +6,12 @@ from html import escape
 
 from azr.report.board import Board
 from azr.report.chart import draw_histogram, draw_shares
-from azr.report.record import RunRecord
+from azr.report.samples import SampleBook
 from azr.report.summary import progress
 from azr.report.words import duration, number, percent, plain
+from azr.run.metrics import PHASES
 
 Section = tuple[str, str, str]
-PHASES = ("rollout", "verify", "update", "eval", "other")
 ROLES = ("propose", "solve")
 
 
@@ -34,8 +34,26 @@ def _grid(figures: Sequence[str]) -> str:
     return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
 
 
+def _folded(summary: str, content: str) -> str:
+    """Returns content that a reader has to open, "" of none."""
+    summary = f"<summary>{escape(summary)}</summary>"
+    return f"<details>{summary}{content}</details>" if content else ""
+
+
+def _heading(text: str) -> str:
+    return f"<h3>{escape(text)}</h3>" if text else ""
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """Returns a table of escaped cells; the first `words` columns are text, the others numbers."""
+    """Returns a table of escaped cells, "" of no rows.
+
+    The first `words` columns are text, the others numbers. A first column without words, the run's
+    where there is one, is left out.
+    """
+    if not any(row[0] for row in rows):
+        head, rows, words = head[1:], [row[1:] for row in rows], words - 1
+    if not rows:
+        return ""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
         "<tr>"
@@ -75,25 +93,23 @@ def learning(board: Board) -> str:
 
 def _results(board: Board) -> str:
     rows = []
-    for run, name in zip(board.runs, board.names, strict=True):
+    for run, label, _ in board.legend:
         for o in progress(run):
             bounds = o.bounds
             rows.append(
-                ([] if board.is_single else [name])
-                + [plain(o.split), o.type, f"{o.tasks:,}" if o.tasks else "–", percent(o.chance)]
-                + [percent(o.before), percent(o.after)]
+                [label, plain(o.split), o.type, f"{o.tasks:,}" if o.tasks else "–"]
+                + [percent(o.chance), percent(o.before), percent(o.after)]
                 + [f"{percent(bounds.low)} to {percent(bounds.high)}" if bounds else "–"]
                 + [percent(o.greedy)]
             )
-    head = ["tasks", "type", "n", "chance", "before", "after", "95% interval", "greedy after"]
-    words = 2 if board.is_single else 3
-    return _table(head if board.is_single else ["run", *head], rows, words) if rows else ""
+    head = ["run", "tasks", "type", "n", "chance", "before", "after", "95% interval"]
+    return _table([*head, "greedy after"], rows, 3)
 
 
 def warnings(board: Board) -> str:
     """Warnings, resumes, and what could not be read, in the order of the steps."""
     parts = []
-    for run, name in zip(board.runs, board.names, strict=True):
+    for run, label, _ in board.legend:
         lines = [f"<li><b>not shown</b> {escape(problem)}</li>" for problem in run.problems]
         for event in run.events:
             message = _machine_of(event.message) if event.kind == "resumed" else event.message
@@ -101,9 +117,8 @@ def warnings(board: Board) -> str:
                 f'<li class="{"warned" if event.kind == "warning" else "told"}"><b>step '
                 f"{event.step:,}</b> {escape(event.kind)}: {escape(message)}</li>"
             )
-        title = "" if board.is_single else f"<h3>{escape(name)}</h3>"
-        empty = "<p>None was raised.</p>"
-        parts.append(title + (f'<ul class="events">{"".join(lines)}</ul>' if lines else empty))
+        shown = f'<ul class="events">{"".join(lines)}</ul>' if lines else "<p>None was raised.</p>"
+        parts.append(_heading(label) + shown)
     return "".join(parts)
 
 
@@ -146,32 +161,27 @@ def proposer(board: Board) -> str:
                              note="on the step's own tasks, so no test score")  # fmt: skip
     figures += board.by_type("Answers that parse", "solve/{type}/format_rate", "share")
     others = board.rest_by_type("propose") + board.rest_by_type("solve")
-    folded = f"<details><summary>More on proposals and answers</summary>{_grid(others)}</details>"
-    return _grid(figures) + _reasons(board) + (folded if others else "")
+    more = _folded("More on proposals and answers", _grid(others))
+    return _grid(figures) + _reasons(board) + more
 
 
 def _reasons(board: Board) -> str:
     """Returns the table of rejections and failures, with their share early and late."""
     rows = []
-    for run, label in zip(board.runs, board.names, strict=True):
+    for run, label, _ in board.legend:
         for name in sorted(run.metrics):
             levels = name.split("/")
             if len(levels) != 4 or levels[2] not in ("rejected", "failed"):
                 continue
             board.shown.add(name)
-            found = run.series(name)
-            half = run.step / 2
-            early = sum(v for s, v in zip(found.steps, found.sums, strict=True) if s <= half)
-            late = sum(v for s, v in zip(found.steps, found.sums, strict=True) if s > half)
+            found, half = run.series(name), run.step / 2
+            sums = list(zip(found.steps, found.sums, strict=True))
+            early = sum(v for s, v in sums if s <= half)
+            late = sum(v for s, v in sums if s > half)
             role, task_type, _, reason = levels
-            row = [role, task_type, plain(reason), number(early), number(late)]
-            rows.append(row if board.is_single else [label, *row])
-    if not rows:
-        return ""
-    head = ["role", "type", "reason", "first half", "second half"]
-    single = board.is_single
-    table = _table(head if single else ["run", *head], rows, 3 if single else 4)
-    return f"<details><summary>Why proposals and answers were rejected</summary>{table}</details>"
+            rows.append([label, role, task_type, plain(reason), number(early), number(late)])
+    table = _table(["run", "role", "type", "reason", "first half", "second half"], rows, 4)
+    return _folded("Why proposals and answers were rejected", table)
 
 
 def rewards(board: Board) -> str:
@@ -182,24 +192,19 @@ def rewards(board: Board) -> str:
         note="such a (role, type) cell teaches nothing in its step",
     )  # fmt: skip
     cells += board.over_runs("Mean reward of all samples", "reward/mean")
-    parts = [_grid(cells)]
-    if cells:
-        parts.insert(
-            0,
-            "<p>Rewards are whitened inside each (role, type) cell: minus the mean, over the "
-            "standard deviation" + (", drawn as a band.</p>" if board.is_single else ".</p>"),
-        )
-    for run, name in zip(board.runs, board.names, strict=True):
-        histograms = _histograms(board, run)
-        if histograms:
-            title = "Distributions" + ("" if board.is_single else f": {name}")
-            parts.append(f"<h3>{escape(title)}</h3>{_thinned_note(run)}{_grid(histograms)}")
+    note = (
+        "<p>Rewards are whitened inside each (role, type) cell: minus the mean, over the "
+        "standard deviation" + (", drawn as a band.</p>" if board.is_single else ".</p>")
+    )
+    parts = [note, _grid(cells)] if cells else []
+    for run, label, _ in board.legend:
+        if run.samples and (histograms := _histograms(board, run.samples)):
+            title = f"Distributions: {label}" if label else "Distributions"
+            parts.append(_heading(title) + _thinned_note(run.samples) + _grid(histograms))
     return "".join(parts)
 
 
-def _thinned_note(run: RunRecord) -> str:
-    book = run.samples
-    assert book is not None  # there are histograms
+def _thinned_note(book: SampleBook) -> str:
     of = "" if book.scanned == book.rows else (
         f" From {book.scanned:,} evenly spaced rows of the {book.rows:,} in run.db."
     )  # fmt: skip
@@ -209,20 +214,15 @@ def _thinned_note(run: RunRecord) -> str:
     )
 
 
-def _histograms(board: Board, run: RunRecord) -> list[str]:
-    book = run.samples
-    if book is None or not book.scanned:
-        return []
+def _histograms(board: Board, book: SampleBook) -> list[str]:
     figures = []
     for role in ROLES:
         for i, task_type in enumerate(board.types):
-            if (role, task_type) in book.rewards:
-                found = book.rewards[role, task_type]
+            if found := book.rewards.get((role, task_type)):
                 title = f"Reward: {role} / {task_type}"
                 figures.append(draw_histogram(title, found.early, found.late, f"k{i % 6}"))
     for role, found in book.tokens.items():
-        title = f"Length in tokens: {role}"
-        figures.append(draw_histogram(title, found.early, found.late, "grey"))
+        figures.append(draw_histogram(f"Length in tokens: {role}", found.early, found.late, "grey"))
     return [f for f in figures if f]
 
 
@@ -242,21 +242,18 @@ def update(board: Board) -> str:
 def time(board: Board) -> str:
     """Where the time went, throughput and memory."""
     parts = []
-    for run, name in zip(board.runs, board.names, strict=True):
-        spent = [(p, sum(run.series(f"time/{p}_s").sums)) for p in PHASES]
-        for phase in PHASES:
-            board.shown.add(f"time/{phase}_s")
-        total = sum(seconds for _, seconds in spent)
-        if total > 0:
+    for run, name, _ in board.legend:
+        spent = [(p, s) for p in PHASES if (s := sum(run.series(f"time/{p}_s").sums)) > 0]
+        if spent:
+            total = sum(seconds for _, seconds in spent)
             label = f"{run.series('time/step_s').count:,} steps in {duration(total)}"
-            label += "" if board.is_single else f": {name}"
-            bar = draw_shares([(p, s) for p, s in spent if s > 0], label)
-            words = ", ".join(f"{p} {percent(s / total)}" for p, s in spent if s > 0)
+            label += f": {name}" if name else ""
+            words = ", ".join(f"{p} {percent(s / total)}" for p, s in spent)
             parts.append(
                 f'<div class="split"><p>{escape(label)}<small>{escape(words)}</small></p>'
-                f"{bar}</div>"
+                f"{draw_shares(spent, label)}</div>"
             )
-    board.shown.add("time/elapsed_s")
+    board.shown.update(f"time/{phase}_s" for phase in (*PHASES, "elapsed"))
     figures = board.over_runs("Time of a step", "time/step_s", note="seconds")
     figures += board.over_runs(
         "Generation", "perf/gen_tok_s", note="tokens per second of rollout and evaluation"
@@ -270,35 +267,25 @@ def time(board: Board) -> str:
 
 def setup(board: Board) -> str:
     """Options that differ from the preset, the whole configuration, and the machine."""
-    parts = []
-    if not board.is_single:
-        parts.append(_between_runs(board))
-    for run, name in zip(board.runs, board.names, strict=True):
+    parts = [] if board.is_single else [_between_runs(board)]
+    for run, label, _ in board.legend:
         against = f"the preset {run.preset}" if run.preset else "the library's defaults"
         if run.changed:
             table = _table(["option", "this run", run.preset or "default"], run.changed, 3)
             changed = f"<p>Options that differ from {escape(against)}:</p>{table}"
         else:
             changed = f"<p>All options are those of {escape(against)}.</p>"
-        facts = "".join(
-            f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in run.facts
-        )
+        facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in run.facts)
         lines = "\n".join(f"{key} = {value}" for key, value in run.options.items())
-        title = "" if board.is_single else f"<h3>{escape(name)}</h3>"
-        parts.append(
-            f"{title}{changed}<dl>{facts}</dl><details><summary>All options</summary>"
-            f"<pre>{escape(lines)}</pre></details>"
-        )
+        options = _folded("All options", f"<pre>{escape(lines)}</pre>")
+        parts.append(f"{_heading(label)}{changed}<dl>{facts}</dl>{options}")
     return "".join(parts)
 
 
 def _between_runs(board: Board) -> str:
     options = dict.fromkeys(name for run in board.runs for name in run.options)
-    rows = []
-    for name in options:
-        values = [run.options.get(name, "not there") for run in board.runs]
-        if len(set(values)) > 1:
-            rows.append([name, *values])
+    table = {n: [run.options.get(n, "not there") for run in board.runs] for n in options}
+    rows = [[name, *values] for name, values in table.items() if len(set(values)) > 1]
     if not rows:
         return "<p>The runs have the same options.</p>"
     return f"<p>Where the runs differ:</p>{_table(['option', *board.names], rows, 1 + len(rows))}"
@@ -306,9 +293,7 @@ def _between_runs(board: Board) -> str:
 
 def more(board: Board) -> str:
     """Whatever else metrics.jsonl holds."""
-    groups = board.rest()
     return "".join(
-        f"<details><summary>{escape(name)} ({len(figures)})</summary>{_grid(figures)}</details>"
-        for name, figures in groups.items()
-        if figures
+        _folded(f"{name} ({len(figures)})", _grid(figures))
+        for name, figures in board.rest().items()
     )

@@ -64,7 +64,7 @@ def progress(run: RunRecord) -> list[Progress]:
 def _pooled(found: Sequence[Progress]) -> tuple[float, float, float | None, int | None]:
     """Returns (before, after, chance, tasks) over several types, each task counted once."""
     known = all(o.tasks for o in found)
-    weights = [(o.tasks if known else None) or 1 for o in found]
+    weights = [o.tasks or 1 for o in found] if known else [1] * len(found)
     total = sum(weights)
 
     def mean(values: Sequence[float]) -> float:
@@ -99,36 +99,26 @@ def headline(run: RunRecord) -> str:
     time = f" ({duration(spent)})" if spent is not None else ""
     if not found:
         return f"Nothing has been evaluated yet, after {run.step:,} steps{time}."
-    sentences = []
+    by_split = []
     for split in run.splits:
         group = [o for o in found if o.split == split]
         if not group:
             continue
         before, after, chance, tasks = _pooled(group)
-        of = f"of {tasks:,} " if tasks else "of the "
+        solved = f"<b>{percent(after)}</b> of {f'{tasks:,}' if tasks else 'the'}"
         verdict = judge(after, chance, tasks)
         if split == "train":
             doubt = f" ({verdict})" if verdict not in ("", "above chance") else ""
             by_chance = f"; chance is {percent(chance)}" if chance is not None else ""
-            sentences.append(
-                f"<b>{percent(after)}</b> {of}training tasks, from {percent(before)} before"
-                f"{by_chance}{doubt}"
-            )
-            continue
-        sentences.append(
-            f"<b>{percent(after)}</b> {of}{escape(plain(split))} tasks"
-            + f" ({verdict or 'from ' + percent(before)})"
-        )
-    unseen = " Held-out tasks are never trained on." if len(sentences) > 1 else ""
+            start = f"from {percent(before)} before"
+            by_split.append(f"{solved} training tasks, {start}{by_chance}{doubt}")
+        else:
+            verdict = verdict or f"from {percent(before)}"
+            by_split.append(f"{solved} {escape(plain(split))} tasks ({verdict})")
+    first, *others = by_split
+    unseen = f" It solves {' and '.join(others)}. Held-out tasks are never trained on."
     when = f"After {at:,} steps{time} the" if at else "The start"
-    return f"{when} model solves {_listed(sentences)}.{unseen}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    """Returns the parts as one sentence's list."""
-    if len(parts) == 1:
-        return parts[0]
-    return f"{parts[0]}. It solves {' and '.join(parts[1:])}"
+    return f"{when} model solves {first}.{unseen if others else ''}"
 
 
 def cards(run: RunRecord, colour: str = "") -> str:
@@ -147,13 +137,13 @@ def cards(run: RunRecord, colour: str = "") -> str:
         drawn.append(f'<article class="card {accent}"><h3>{escape(task_type)}</h3>{rows}</article>')
     if not drawn:
         return ""
-    measure = "sampled answers" if found[0].measure == "sampled" else "greedy answers"
     intervals = "the bar is the 95% interval over tasks" if found[0].tasks else (
         "no intervals: this log does not tell the number of tasks"
     )  # fmt: skip
     legend = (
-        f'<p class="legend">Accuracy of {measure}, 0 to 100%: <i class="hollow"></i> before, '
-        f'<i class="full"></i> after, <i class="tickmark"></i> chance; {intervals}.</p>'
+        f'<p class="legend">Accuracy of {found[0].measure} answers, 0 to 100%: '
+        '<i class="hollow"></i> before, <i class="full"></i> after, '
+        f'<i class="tickmark"></i> chance; {intervals}.</p>'
     )
     return f'<div class="cards">{"".join(drawn)}</div>{legend}'
 

@@ -3,15 +3,15 @@
 Shapes: R rows, G key-value heads, K head size, D hidden size.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from azr.model.attention import Attend, head_shape
+from azr.model.attention import Attend, Backend, head_shape
 from azr.rollout.request import Waiting
 
 FEWEST_ROWS = 8
@@ -72,71 +72,80 @@ class Prompt:
             self.claims += row.request.n
 
 
-class KVCache(Protocol):
-    """Rows occupy slots 0, 1, ... without holes, in the order of the engine's own slots."""
+class KVCache(ABC):
+    """Rows occupy slots 0, 1, ... without holes, in the order of the engine's own slots.
 
+    Every layout has the prompts that are kept, and of each the last hidden state: later samples
+    begin from it too.
+    """
+
+    def __init__(
+        self, backend: Backend, geometry: Geometry, places: int, hidden: int, device: torch.device
+    ):
+        """`places` is how many prompts there can be; `hidden` is the size of a hidden state."""
+        self.backend, self.device = backend, device
+        self._hidden = torch.zeros((places, hidden), dtype=geometry.dtype, device=device)
+        self._by_ids: dict[tuple[int, ...], Prompt] = {}
+        self._prompt_of_row: dict[int, Prompt] = {}
+
+    @abstractmethod
     def take(self, slot: int, row: Waiting) -> bool:
         """Reserves all that a row can ever need, next to its prompt; False where it must wait."""
-        ...
 
     def unfilled(self) -> list[tuple[int, ...]]:
         """Returns the prompts that were taken and not computed yet."""
-        ...
+        return [ids for ids, prompt in self._by_ids.items() if not prompt.is_filled]
 
+    @abstractmethod
     def prefill(self, lengths: list[int]) -> Attend:
         """Returns who attends, and stores, while those prompts are computed, packed in order."""
-        ...
 
     def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
         """Keeps the last hidden state of each of them; gives the rows in the slots their prompt."""
-        ...
+        fresh = [self._by_ids[ids] for ids in self.unfilled()]
+        if fresh:
+            self._hidden[[prompt.place for prompt in fresh]] = hidden_UD
+        for prompt in fresh:
+            prompt.is_filled = True
 
     def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Returns hidden states [U, D] and which of them each row in the slots begins with."""
-        ...
-
-    def step(self, rows: int, padded: int) -> Attend:
-        """Returns who attends in the next decode step of the first `padded` slots, in `rows` of
-        which there are rows."""
-        ...
-
-    def leave(self, slots: list[int]) -> None:
-        """Gives back what the rows in these slots hold; their slots are moved over next."""
-        ...
-
-    def move(self, source: list[int], target: list[int], rows: int) -> None:
-        """Moves rows between slots; `rows` are left, in the first slots."""
-        ...
-
-    def drop_idle(self) -> bool:
-        """Drops prompts that no running row uses; returns whether there was one."""
-        ...
-
-
-class PromptHidden:
-    """The last hidden state of each prompt that is kept: later samples begin from it too."""
-
-    def __init__(self, places: int, hidden: int, device: torch.device, dtype: torch.dtype):
-        self._hidden = torch.zeros((places, hidden), dtype=dtype, device=device)
-
-    def put(self, places: list[int], hidden_UD: Tensor) -> None:
-        """Keeps one state a place."""
-        self._hidden[places] = hidden_UD
-
-    def of(self, places: list[int]) -> tuple[Tensor, Tensor]:
-        """Returns the distinct states of these places and which of them each entry has.
+        """Returns hidden states [U, D] and which of them each row in the slots begins with.
 
         At least FEWEST_ROWS states.
         """
-        distinct, inverse = np.unique(np.array(places, dtype=np.int64), return_inverse=True)
+        places = np.array([self._prompt_of_row[row].place for row in range(start, stop)], np.int64)
+        distinct, inverse = np.unique(places, return_inverse=True)
         if len(distinct) < FEWEST_ROWS:
             distinct = np.resize(distinct, FEWEST_ROWS)
-        device = self._hidden.device
         return (
-            self._hidden[torch.from_numpy(distinct).to(device)],
-            torch.from_numpy(inverse.reshape(-1)).to(device),
+            self._hidden[torch.from_numpy(distinct).to(self.device)],
+            torch.from_numpy(inverse.reshape(-1)).to(self.device),
         )
 
-    def move(self, source: int, target: int) -> None:
-        """Copies a state to another place."""
-        self._hidden[target] = self._hidden[source]
+    @abstractmethod
+    def step(self, rows: int, padded: int) -> Attend:
+        """Returns who attends in the next decode step of the first `padded` slots, in `rows` of
+        which there are rows."""
+
+    def leave(self, slots: list[int]) -> None:
+        """Gives back what the rows in these slots hold, and the prompts that nobody needs any more;
+        the slots are moved over next."""
+        for slot in slots:
+            prompt = self._prompt_of_row.pop(slot)
+            prompt.claims -= 1
+            if prompt.claims == 0:
+                self._forget(prompt)
+
+    @abstractmethod
+    def _forget(self, prompt: Prompt) -> None:
+        """Gives back what a prompt holds."""
+
+    def move(self, source: list[int], target: list[int], rows: int) -> None:
+        """Moves rows between slots; `rows` are left, in the first slots."""
+        for s, t in zip(source, target, strict=True):
+            self._prompt_of_row[t] = self._prompt_of_row.pop(s)
+
+    def drop_idle(self) -> bool:
+        """Drops prompts that no running row uses; returns whether there was one. A layout with a
+        place for every slot's prompt has none to drop."""
+        return False

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from azr.model.attention import Backend, PackedAttend, PackedRows
-from azr.model.attention.sdpa import Sdpa, merged
-from azr.rollout.cache import Geometry, Prompt, PromptHidden, memories
+from azr.model.attention.sdpa import merged
+from azr.rollout.cache import Geometry, KVCache, Prompt, memories
 from azr.rollout.request import Waiting
 
 
-class DenseCache:
+class DenseCache(KVCache):
     """A `KVCache` of dense rows; its methods are explained there."""
 
     def __init__(
@@ -36,9 +36,7 @@ class DenseCache:
         hidden: int,
         device: torch.device,
     ):
-        assert isinstance(backend, Sdpa)
-        self.backend, self.device = backend, device
-        self.prompt_tokens, self.own_tokens = prompt_tokens, own_tokens
+        super().__init__(backend, geometry, prompts, hidden, device)
         g = geometry
         self.prompt_layers, self.own_layers = (
             memories(g, (rows, g.kv_heads, tokens, g.head_size), device)
@@ -46,9 +44,6 @@ class DenseCache:
         )
         self.prompts: list[Prompt] = []
         """In the order of their places, without holes."""
-        self.hidden = PromptHidden(prompts, hidden, device, g.dtype)
-        self._by_ids: dict[tuple[int, ...], Prompt] = {}
-        self._prompt_of_row: dict[int, Prompt] = {}
         self._own_of_row = np.zeros(slots, dtype=np.int64)
         self._groups: _Groups | None = None
 
@@ -75,23 +70,10 @@ class DenseCache:
         self._groups = None
         return True
 
-    def unfilled(self) -> list[tuple[int, ...]]:
-        return [p.token_ids for p in self.prompts if not p.is_filled]
-
     def prefill(self, lengths: list[int]) -> "_Prefill":
         first = sum(p.is_filled for p in self.prompts)
         attend = PackedAttend(self.backend, PackedRows.of(lengths, self.device))
         return _Prefill(attend, self.prompt_layers, first, len(self.prompts) - first)
-
-    def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
-        fresh = [p for p in self.prompts if not p.is_filled]
-        if fresh:
-            self.hidden.put([p.place for p in fresh], hidden_UD)
-        for prompt in fresh:
-            prompt.is_filled = True
-
-    def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return self.hidden.of([self._prompt_of_row[row].place for row in range(start, stop)])
 
     def step(self, rows: int, padded: int) -> "_Decode":
         """Returns who attends in the next decode step; each row grows by its last token."""
@@ -104,17 +86,9 @@ class DenseCache:
         own = self._own_of_row[:padded].copy()
         own[rows:] = own[:rows].max()  # a slot without a row: it computes, and nobody reads it
         self._own_of_row[:rows] += 1
-        return _Decode(self.backend, self.prompt_layers, self.own_layers, self._groups, own, dtype)
+        return _Decode(self, self._groups, own)
 
-    def leave(self, slots: list[int]) -> None:
-        """Lets go of the prompts that nobody needs any more."""
-        for slot in slots:
-            prompt = self._prompt_of_row.pop(slot)
-            prompt.claims -= 1
-            if prompt.claims == 0:
-                self._remove(prompt)
-
-    def _remove(self, prompt: Prompt) -> None:
+    def _forget(self, prompt: Prompt) -> None:
         """The last prompt takes the place of the one that goes."""
         del self._by_ids[prompt.token_ids]
         last = self.prompts.pop()
@@ -123,11 +97,12 @@ class DenseCache:
             for layer in self.prompt_layers:
                 for memory in layer:
                     memory[prompt.place, :, :length] = memory[last.place, :, :length]
-            self.hidden.move(last.place, prompt.place)
+            self._hidden[prompt.place] = self._hidden[last.place]
             last.place = prompt.place
             self.prompts[last.place] = last
 
     def move(self, source: list[int], target: list[int], rows: int) -> None:
+        super().move(source, target, rows)
         self._groups = None
         if source:
             used = int(self._own_of_row[source].max())
@@ -135,13 +110,7 @@ class DenseCache:
                 for memory in layer:
                     memory[target, :, :used] = memory[source, :, :used]
             self._own_of_row[target] = self._own_of_row[source]
-            for s, t in zip(source, target, strict=True):
-                self._prompt_of_row[t] = self._prompt_of_row.pop(s)
         self._own_of_row[rows:] = 0
-
-    def drop_idle(self) -> bool:
-        """Nothing to drop: a place for a prompt is there for every slot."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,24 +191,14 @@ class _Prefill:
 class _Decode:
     """Stores each row's new token and attends to its prompt and to what it has drawn."""
 
-    def __init__(
-        self,
-        backend: Sdpa,
-        prompt_layers: list[tuple[Tensor, Tensor]],
-        own_layers: list[tuple[Tensor, Tensor]],
-        groups: _Groups,
-        own: np.ndarray,
-        dtype: torch.dtype,
-    ):
-        self.backend, self.prompt_layers, self.own_layers = backend, prompt_layers, own_layers
-        self.groups = groups
-        device = groups.places.device
+    def __init__(self, cache: DenseCache, groups: _Groups, own: np.ndarray):
+        self.cache, self.groups = cache, groups
         self.extent = int(own.max()) + 1
         self.at = self.extent - 1 if int(own.min()) + 1 == self.extent else None
-        self.mask = _mask(own + 1, self.extent, device, dtype)
+        self.mask = _mask(own + 1, self.extent, cache.device, cache.own_layers[0][0].dtype)
         if self.at is None:
-            self.rows = torch.arange(len(own), device=device)
-            self.own = torch.from_numpy(own).to(device)
+            self.rows = torch.arange(len(own), device=cache.device)
+            self.own = torch.from_numpy(own).to(cache.device)
 
     def __call__(
         self, layer: int, q_RHK: Tensor, k_RGK: Tensor, v_RGK: Tensor, scale: float
@@ -247,21 +206,22 @@ class _Decode:
         R, H, K = q_RHK.shape
         G = k_RGK.shape[1]
         Q = H // G
-        keys, values = self.own_layers[layer]
+        decode = self.cache.backend.decode
+        keys, values = self.cache.own_layers[layer]
         for memory, new in ((keys, k_RGK), (values, v_RGK)):
             if self.at is not None:
                 memory[:R, :, self.at] = new
             else:
                 memory[self.rows, :, self.own] = new
         q_RGQK = q_RHK.reshape(R, G, Q, K)
-        own = self.backend.decode(
+        own = decode(
             q_RGQK, keys[:R, :, : self.extent], values[:R, :, : self.extent], self.mask, scale
         )
         g = self.groups
         U, M = g.prompts, g.width
         q_UGMK = q_RGQK.index_select(0, g.members).view(U, M, G, Q, K).transpose(1, 2)
-        keys, values = self.prompt_layers[layer]
-        out, lse = self.backend.decode(
+        keys, values = self.cache.prompt_layers[layer]
+        out, lse = decode(
             q_UGMK.reshape(U, G, M * Q, K),
             keys[:U, :, : g.longest],
             values[:U, :, : g.longest],

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from azr.model.attention import (
     check_azr_attention,
     choose,
+    embedding_weight,
     head_weight,
     hidden_states,
 )
@@ -91,7 +92,7 @@ class RolloutEngine:
         """
         requests = list(requests)
         context = self.model.config.get_text_config().max_position_embeddings
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        vocabulary = embedding_weight(self.model).shape[0]
         for number, request in enumerate(requests):
             self._check(number, request, context, vocabulary)
         if not requests:
@@ -210,9 +211,8 @@ class _Run:
         self.history = History(2 * slots.slots, plan.own_tokens)
         self.numbers = np.zeros(slots.slots, dtype=np.int64)
         """Number in the history of the row in each slot."""
-        self.graphs = None
-        if is_capturable(engine.device, engine.backend):
-            self.graphs = StepGraphs(slots)
+        is_captured = is_capturable(engine.device, engine.backend)
+        self.graphs = StepGraphs(slots) if is_captured else None
         self.lag = 1 if self.graphs else 0
         """Steps that run on the device while the host deals with an earlier one."""
 

@@ -35,9 +35,9 @@ class Plan:
     own_tokens: int
     row_tokens: int
     most_stops: int
-    pages: int
+    pages: int = 0
     """Scratch page included; 0 where the cache has dense rows."""
-    bytes: int
+    bytes: int = 0
 
     @classmethod
     def of(
@@ -73,8 +73,6 @@ class Plan:
             own_tokens=max(r.sampling.max_new_tokens for r in requests),
             row_tokens=max(r.most_tokens for r in requests),
             most_stops=max(1, *(len(r.sampling.stop_token_ids) for r in requests)),
-            pages=0,
-            bytes=0,
         )
 
     def _serves(self, needed: "Plan") -> bool:
@@ -83,8 +81,7 @@ class Plan:
 
     def _fitted(self, geometry: Geometry, backend: Backend, limit: int) -> "Plan | None":
         """Returns the plan within `limit` bytes, with fewer slots if need be."""
-        fit = self._dense if backend.cache == "rows" else self._paged
-        return fit(geometry, limit)
+        return (self._dense if backend.cache == "rows" else self._paged)(geometry, limit)
 
     def _dense(self, geometry: Geometry, limit: int) -> "Plan | None":
         slots = self.slots
@@ -105,13 +102,8 @@ class Plan:
         pages = min(self.slots * row + self.prompts, limit // PageCache.page_bytes(geometry) - 1)
         if pages < row:
             return None
-        slots = min(self.slots, pages)
-        return dataclasses.replace(
-            self,
-            slots=slots,
-            pages=pages + 1,
-            bytes=(pages + 1) * PageCache.page_bytes(geometry),
-        )
+        size = (pages + 1) * PageCache.page_bytes(geometry)
+        return dataclasses.replace(self, slots=min(self.slots, pages), pages=pages + 1, bytes=size)
 
 
 def in_groups(
@@ -165,7 +157,10 @@ def cache_limit(cache_bytes: int | None, device: torch.device, held: Plan | None
     """Returns the bytes that a cache may take: `cache_bytes`, or a share of what is free."""
     if cache_bytes is not None:
         return cache_bytes
-    free, kept = _free_bytes(device), held.bytes if held else 0
+    free, kept = available_bytes(device.type), held.bytes if held else 0
+    if free is not None and device.type == "cuda":
+        # torch keeps what was freed: an allocation of ours can have that too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(kept, int(USABLE_FRAC * (free + kept))) if free else 2**62
 
 
@@ -198,12 +193,3 @@ def new_cache(
         hidden=hidden,
         device=device,
     )
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """Returns what can be allocated now, None where that cannot be told."""
-    free = available_bytes(device.type)
-    if free is not None and device.type == "cuda":
-        # torch keeps what was freed: an allocation of ours can have that too.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from azr.model.attention import Backend, PackedAttend, PackedRows
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
-from azr.rollout.cache import Geometry, Prompt, PromptHidden, memories
+from azr.rollout.cache import Geometry, KVCache, Prompt, memories
 from azr.rollout.request import Waiting
 from azr.rollout.slots import Slots
 
@@ -61,7 +61,7 @@ class Pages:
         return int((self._holders == 0).sum())
 
 
-class PageCache:
+class PageCache(KVCache):
     """A `KVCache` of pages; its methods are explained there."""
 
     def __init__(
@@ -76,22 +76,19 @@ class PageCache:
         device: torch.device,
     ):
         """`pages` counts the scratch page too; `row_tokens` is the longest row."""
-        g = geometry
-        self.backend, self.device, self.slots = backend, device, slots
+        rows = slots.slots
+        super().__init__(backend, geometry, rows + 1, hidden, device)
+        self.slots = slots
         self.row_pages = pages_for(row_tokens)
-        shape = (pages * PAGE_TOKENS, g.kv_heads, g.head_size)
-        self.layers = memories(g, shape, device)
+        shape = (pages * PAGE_TOKENS, geometry.kv_heads, geometry.head_size)
+        self.layers = memories(geometry, shape, device)
         self.pages = Pages(pages)
         self.is_shared = backend.cache == "pages"
-        rows = slots.slots
-        self.hidden = PromptHidden(rows + 1, hidden, device, g.dtype)
         self._hidden_places = list(range(rows, -1, -1))
         self.table = torch.zeros((rows, self.row_pages), dtype=torch.int32, device=device)
         self.query_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self.key_starts = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         self._pages_of_row: dict[int, list[int]] = {}
-        self._prompt_of_row: dict[int, Prompt] = {}
-        self._by_ids: dict[tuple[int, ...], Prompt] = {}
         self._pages_of_prompt: dict[tuple[int, ...], list[int]] = {}
         self._copies: list[tuple[int, int]] = []
         """Pages of prompts that rows which share a prompt copy once it is computed."""
@@ -127,34 +124,20 @@ class PageCache:
         self._prompt_of_row[slot] = prompt
         return True
 
-    def unfilled(self) -> list[tuple[int, ...]]:
-        return [p.token_ids for p in self._by_ids.values() if not p.is_filled]
-
     def prefill(self, lengths: list[int]) -> "_Prefill":
-        places = [
-            page * PAGE_TOKENS + np.arange(PAGE_TOKENS)
-            for ids in self.unfilled()
-            for page in self._pages_of_prompt[ids]
-        ]
-        kept = [len(ids) for ids in self.unfilled()]
-        cut, at = [], 0
-        for length in kept:
-            stretch = np.concatenate(places[at : at + pages_for(length)])
-            cut.append(stretch[:length])
-            at += pages_for(length)
+        places = []
+        for ids in self.unfilled():
+            pages = np.array(self._pages_of_prompt[ids])[:, None]
+            places.append((pages * PAGE_TOKENS + np.arange(PAGE_TOKENS)).reshape(-1)[: len(ids)])
         # Tokens that only fill up the batch go to the scratch page.
-        cut += [np.zeros(length, dtype=np.int64) for length in lengths[len(kept) :]]
-        where = torch.from_numpy(np.concatenate(cut)).to(self.device)
+        places += [np.zeros(length, dtype=np.int64) for length in lengths[len(places) :]]
+        where = torch.from_numpy(np.concatenate(places)).to(self.device)
         attend = PackedAttend(self.backend, PackedRows.of(lengths, self.device))
         return _Prefill(attend, self.layers, where)
 
     def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
-        """Keeps the prompts' last hidden states, makes the copies, fills the page table."""
-        fresh = [p for p in self._by_ids.values() if not p.is_filled]
-        if fresh:
-            self.hidden.put([p.place for p in fresh], hidden_UD)
-        for prompt in fresh:
-            prompt.is_filled = True
+        """Makes the copies, too, and fills the page table."""
+        super().filled(hidden_UD, start, stop)
         if self._copies:
             source, target = (
                 torch.tensor(side, device=self.device) for side in zip(*self._copies, strict=True)
@@ -171,22 +154,15 @@ class PageCache:
         self.table[start:stop] = torch.from_numpy(table)
         self.key_starts[start:stop] = self.table[start:stop, 0] * PAGE_TOKENS
 
-    def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return self.hidden.of([self._prompt_of_row[row].place for row in range(start, stop)])
-
     def step(self, rows: int, padded: int) -> "_Decode":
         """Returns who attends in a decode step: only tensors that stay where they are, so that the
         step can be captured once and replayed."""
         return _Decode(self, padded)
 
     def leave(self, slots: list[int]) -> None:
-        """Gives the rows' pages back."""
+        super().leave(slots)
         for slot in slots:
-            prompt = self._prompt_of_row.pop(slot)
             self.pages.let_go(self._pages_of_row.pop(slot))
-            prompt.claims -= 1
-            if prompt.claims == 0:
-                self._forget(prompt)
 
     def _forget(self, prompt: Prompt) -> None:
         del self._by_ids[prompt.token_ids]
@@ -194,10 +170,10 @@ class PageCache:
         self._hidden_places.append(prompt.place)
 
     def move(self, source: list[int], target: list[int], rows: int) -> None:
-        """Moves rows between slots: their table entries, not their pages."""
+        """Moves the rows' table entries, not their pages."""
+        super().move(source, target, rows)
         for s, t in zip(source, target, strict=True):
             self._pages_of_row[t] = self._pages_of_row.pop(s)
-            self._prompt_of_row[t] = self._prompt_of_row.pop(s)
         if source:
             self.table[target] = self.table[source]
             self.key_starts[target] = self.key_starts[source]

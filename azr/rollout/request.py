@@ -71,10 +71,10 @@ class Progress:
         return text
 
 
+@dataclass(slots=True, eq=False)
 class Waiting:
-    """A sample that has not ended: its request, its index, and the tokens it may have."""
+    """A sample that has not ended: which of which request it is."""
 
-    __slots__ = ("index", "number", "request")
-
-    def __init__(self, number: int, index: int, request: Request) -> None:
-        self.number, self.index, self.request = number, index, request
+    number: int
+    index: int
+    request: Request

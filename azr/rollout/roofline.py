@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from azr.model.attention import head_weight
+from azr.model.attention import embedding_weight, head_weight
 from azr.rollout.cache import Geometry
 
 
@@ -68,7 +68,7 @@ class Floor:
     @classmethod
     def of(cls, model: PreTrainedModel, geometry: Geometry, rates: Rates) -> "Floor":
         """Returns the floor of a model; an embedding that is not the head too is only looked up."""
-        embedding = model.get_input_embeddings().weight
+        embedding = embedding_weight(model)
         head = head_weight(model)
         used = [p for p in model.parameters() if p is not embedding or p is head]
         return cls(
@@ -97,7 +97,6 @@ class Meter:
         """Of the steps alone, on the device."""
         self.phase_s = 0.0
         """Of the rollouts, on the host: what stands between the steps is in it."""
-        self.tokens = 0
         self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, int, int]] = []
 
     def start(self) -> torch.cuda.Event:
@@ -124,6 +123,5 @@ class Meter:
             stop.synchronize()
             self.step_s += start.elapsed_time(stop) / 1e3
             self.floor_s += self.floor.seconds(rows, tokens)
-            self.tokens += rows
         self._open = []
         return self.floor_s

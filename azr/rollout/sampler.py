@@ -15,7 +15,7 @@ import torch
 from rlvr_kernels import sample_tokens
 from torch import Tensor
 
-from azr.config import TEMPERATURE_MAX, TEMPERATURE_MIN
+from azr.config import TEMPERATURE_MAX, TEMPERATURE_MIN, TEMPERATURES
 
 
 def integers(name: str, values: Iterable[SupportsIndex]) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ class Sampling:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.temperature != 0 and not TEMPERATURE_MIN <= self.temperature <= TEMPERATURE_MAX:
             raise ValueError(
-                f"temperature must be 0, which takes the most likely token, or from 1e-5 to 1e5, "
+                f"temperature must be 0, which takes the most likely token, or {TEMPERATURES}, "
                 f"got {self.temperature}"
             )
         if "" in self.stop_strings:

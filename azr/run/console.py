@@ -16,11 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from azr.accuracy import Accuracy, Interval, with_interval
+from azr.accuracy import Scores, with_interval
 from azr.errors import naming_disk_errors
 from azr.plan import Part, by_phase, peak_bytes, readable
+from azr.run.metrics import PHASES
 
-PHASES = ("rollout", "verify", "update", "eval", "other")
 REFRESH_S = 0.25
 PLAIN_WIDTH = 110
 """Columns of tables where there is no terminal to ask."""
@@ -35,7 +35,7 @@ class StepView:
     elapsed_s: float
     eta_s: float
     metrics: Mapping[str, float]
-    accuracy: Mapping[tuple[str, str], Accuracy]
+    accuracy: Scores
     """Of the last evaluation, by split and type."""
     types: Sequence[str]
     universe: Mapping[str, int]
@@ -62,7 +62,7 @@ class RunConsole:
         self._log_console = Console(file=self._log, width=PLAIN_WIDTH, no_color=True, **literal)
         self._live: Live | None = None
         self._last_refresh = 0.0
-        self.spent: dict[str, float] = {}
+        self.spent = dict.fromkeys((*PHASES, "step"), 0.0)
         """Seconds by phase since the first step."""
 
     def print(self, *parts: object) -> None:
@@ -108,19 +108,16 @@ class RunConsole:
         table.add_row(Text("memory plan", style="dim"), f"{readable(peak_bytes(plan))}; {parts}")
         self.print(table)
 
-    def start_table(self, results: Mapping[tuple[str, str], Accuracy], title: str) -> None:
+    def start_table(self, results: Scores, title: str) -> None:
         """Prints the sampled accuracy of the start model beside the chance level."""
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
         sampled = "sampled accuracy, 95% interval"
-        for column in ("type", "tasks", "chance", sampled, "well-formed"):
-            table.add_column(column, justify="left" if column == "type" else "right")
+        table = _table(title, 1, "type", "tasks", "chance", sampled, "well-formed")
         for (_, task_type), a in results.items():
-            interval = Interval(a.sampled, a.sampled_low, a.sampled_high)
             table.add_row(
                 task_type,
                 str(a.tasks),
                 _share(a.chance, 3),
-                with_interval(interval) if a.samples else "not sampled",
+                with_interval(a.sampled_interval) if a.samples else "not sampled",
                 f"{a.sampled_format_rate if a.samples else a.greedy_format_rate:.3f}",
             )
         self.print(table)
@@ -129,8 +126,8 @@ class RunConsole:
 
     def step(self, view: StepView) -> None:
         """Shows a step: redraws the table, or prints a line at every `every` steps."""
-        for name in (*PHASES, "step"):
-            self.spent[name] = self.spent.get(name, 0.0) + view.metrics[f"time/{name}_s"]
+        for name in self.spent:
+            self.spent[name] += view.metrics[f"time/{name}_s"]
         if view.step % self.every == 0 or view.step in (1, view.steps):
             line = self._line(view)
             self._keep(line, soft_wrap=True)
@@ -191,13 +188,8 @@ class RunConsole:
             f"{_clock(view.elapsed_s)}, ETA {_clock(view.eta_s)}",
             Text(_phase(accuracy), style="dim"),
         )
-        table = Table(box=None, padding=(0, 2))
-        columns = (
-            "type", "greedy", "sampled", "chance", "held out",
-            "well-formed", "valid", "learnability", "buffer", "new",
-        )  # fmt: skip
-        for column in columns:
-            table.add_column(column, justify="left" if column == "type" else "right")
+        columns = ("type", "greedy", "sampled", "chance", "held out", "well-formed")
+        table = _table(None, 1, *columns, "valid", "learnability", "buffer", "new")
         for t in view.types:
             train = accuracy.get(("train", t))
             table.add_row(
@@ -221,23 +213,19 @@ class RunConsole:
         return Group(head, table, foot)
 
     def _split(self) -> str:
-        total = max(self.spent.get("step", 0.0), 1e-9)
-        return " ".join(f"{name} {self.spent.get(name, 0.0) / total:.0%}" for name in PHASES)
+        total = max(self.spent["step"], 1e-9)
+        return " ".join(f"{name} {self.spent[name] / total:.0%}" for name in PHASES)
 
     # At the end
 
     def end_table(
         self,
-        before: Mapping[tuple[str, str], Accuracy],
-        after: Mapping[tuple[str, str], Accuracy],
+        before: Scores,
+        after: Scores,
     ) -> None:
         """Prints the accuracy before and after, by split and type."""
-        table = Table(
-            title="Before and after self-play", title_justify="left", box=None, padding=(0, 2)
-        )
-        sampled = ("sampled before", "sampled after")
-        for column in ("tasks", "type", "n", "chance", *sampled, "greedy after"):
-            table.add_column(column, justify="left" if column in ("tasks", "type") else "right")
+        columns = ("tasks", "type", "n", "chance", "sampled before", "sampled after")
+        table = _table("Before and after self-play", 2, *columns, "greedy after")
         for (split, task_type), a in after.items():
             b = before[split, task_type]
             table.add_row(
@@ -248,14 +236,19 @@ class RunConsole:
 
     def proposals(self, rows: list[tuple[str, str, str, str]]) -> None:
         """Prints some of the last proposals: (type, text, task, solve rate)."""
-        table = Table(
-            title="Five of its last proposals", title_justify="left", box=None, padding=(0, 2)
-        )
-        for column in ("type", "the model wrote", "the task it became", "solve rate then"):
-            table.add_column(column)
+        columns = ("type", "the model wrote", "the task it became", "solve rate then")
+        table = _table("Five of its last proposals", len(columns), *columns)
         for row in rows:
             table.add_row(*(Text(_visible(cell)) for cell in row))
         self.print(table)
+
+
+def _table(title: str | None, words: int, *columns: str) -> Table:
+    """Returns an empty table; the first `words` columns are text, the others numbers."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < words else "right")
+    return table
 
 
 def _visible(text: str) -> str:
@@ -263,9 +256,7 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def _greedy(
-    accuracy: Mapping[tuple[str, str], Accuracy], task_type: str, is_train: bool
-) -> float | None:
+def _greedy(accuracy: Scores, task_type: str, is_train: bool) -> float | None:
     """Returns a type's greedy accuracy, of training or averaged over the hold-outs."""
     return _mean(
         [
@@ -294,7 +285,7 @@ def _distinct(m: Mapping[str, float]) -> str:
     return f"{m['propose/distinct_recent']:.0f} of {m['propose/recent']:.0f}"
 
 
-def _phase(accuracy: Mapping[tuple[str, str], Accuracy]) -> str:
+def _phase(accuracy: Scores) -> str:
     """Returns a word on what a newcomer sees: the first part of a run looks flat."""
     greedy = _mean([a.greedy for (s, _), a in accuracy.items() if s == "train"]) or 0.0
     if greedy < 0.35:

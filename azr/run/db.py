@@ -12,12 +12,13 @@ NULL where a sample enters no statistic.
 
 import hashlib
 import json
+import operator
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class SampleRow:
         )
 
 
+SAMPLE_FIELDS = ("step", *(field.name for field in fields(SampleRow)), "count")
+"""What a row says of a sample, in the order of its columns."""
+_OWN_COLUMNS = tuple(field.name for field in fields(SampleRow) if field.name != "prompt")
+_own_values = operator.attrgetter(*_OWN_COLUMNS)
+
 BUSY_S = 5.0
 """Seconds that a step waits where another process has run.db locked."""
 GIVE_UP_S = 600.0
@@ -106,6 +112,7 @@ class RunDb:
         `warn` is told of a lock, and of rows before it that are gone. Raises RunError for a file
         that is not a data base of rows, or is locked.
         """
+        keep = keep or {}
         self._path, self._to_json, self._warn = path, to_json, warn
         self._waiting: list[tuple[int, str, list[tuple]]] = []
         """(step, statement, rows) that are not written yet."""
@@ -119,9 +126,8 @@ class RunDb:
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_SCHEMA)
             with self._db:
-                if keep:
-                    for table in _TABLES:
-                        self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
+                for table, kept in keep.items():
+                    self._db.execute(f"DELETE FROM {table} WHERE id > ?", (kept,))
                 for table in ("tasks", "samples") if last_step is not None else ():
                     self._db.execute(f"DELETE FROM {table} WHERE step > ?", (last_step,))
             self._last = {
@@ -130,9 +136,8 @@ class RunDb:
             }
             self._prompts = _Prompts(self._db.execute("SELECT id, text FROM prompts ORDER BY id"))
             opened.pop_all()
-        held = {table: (self._last[table], kept) for table, kept in (keep or {}).items()}
-        gone = [f"{have} of {kept} {table}" for table, (have, kept) in held.items() if have < kept]
-        if gone:
+        held = [(self._last[table], kept, table) for table, kept in keep.items()]
+        if gone := [f"{have} of {kept} {table}" for have, kept, table in held if have < kept]:
             warn(
                 f"{path} holds {', '.join(gone)} that it held at the checkpoint: the run goes on "
                 "without the others"
@@ -152,24 +157,10 @@ class RunDb:
         prompts = self._prompts.number({s.prompt: None for s in counted}, last + 1)
         new = [(number, text) for text, number in prompts.items() if number > last]
         self._add(step, "prompts (id, text)", new)
-        self._add(
-            step,
-            "tasks (type, key, step, data)",
-            [(t, key, step, json.dumps(self._to_json(task))) for t, key, task in tasks],
-        )
-        self._add(
-            step,
-            "samples (step, role, type, prompt_id, task_key, text, outcome, reason, solve_rate,"
-            " reward, advantage, tokens, finish, is_estimate, count)",
-            [
-                (
-                    step, s.role, s.type, prompts[s.prompt], s.task_key, s.text,
-                    s.outcome, s.reason, s.solve_rate, s.reward, s.advantage, s.tokens, s.finish,
-                    s.is_estimate, count,
-                )
-                for s, count in counted.items()
-            ],
-        )  # fmt: skip
+        entered = [(t, key, step, json.dumps(self._to_json(task))) for t, key, task in tasks]
+        self._add(step, "tasks (type, key, step, data)", entered)
+        drawn = [(step, prompts[s.prompt], n, *_own_values(s)) for s, n in counted.items()]
+        self._add(step, f"samples (step, prompt_id, count, {', '.join(_OWN_COLUMNS)})", drawn)
         self._flush()
 
     def _add(self, step: int, columns: str, rows: list[tuple]) -> None:

@@ -5,7 +5,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 
 Metrics = Mapping[str, float]
@@ -21,7 +21,8 @@ class Diagnosis:
         self.types = types
         self._recent: deque[Metrics] = deque(maxlen=WINDOW)
         self._first: list[Metrics] = []
-        self._evaluations: list[tuple[float, float]] = []
+        self.evaluations: list[tuple[float, float]] = []
+        """(training accuracy, held-out accuracy) of every evaluation so far."""
         self._given: set[str] = set()
 
     def observe(self, metrics: Metrics) -> list[str]:
@@ -33,7 +34,7 @@ class Diagnosis:
         found = []
         for check in _CHECKS:
             name = check.__name__
-            if name not in self._given and (message := check(self)):
+            if name not in self._given and (message := next(check(self), None)):
                 self._given.add(name)
                 found.append(message)
         return found
@@ -51,7 +52,7 @@ class Diagnosis:
             for name in {pattern.replace("{type}", t) for t in self.types}
             if (value := metrics.get(name)) is not None and not math.isnan(value)
         ]
-        return sum(values) / len(values) if values else math.nan
+        return _mean(values)
 
     def first(self, name: str) -> list[float]:
         """Returns a metric over the steps after the first WINDOW, before the third."""
@@ -64,124 +65,108 @@ class Diagnosis:
         return [m[name] for m in self._recent if name in m]
 
     def _note_evaluation(self, metrics: Metrics) -> None:
-        def average(is_train: bool) -> float:
-            values = [
-                v
-                for k, v in metrics.items()
-                if k.startswith("eval/")
-                and k.endswith("/greedy_accuracy")
-                and k.startswith("eval/train/") == is_train
-            ]
-            return sum(values) / len(values) if values else math.nan
-
-        train, held_out = average(True), average(False)
+        values: dict[bool, list[float]] = {True: [], False: []}
+        for name, value in metrics.items():
+            if name.startswith("eval/") and name.endswith("/greedy_accuracy"):
+                values[name.startswith("eval/train/")].append(value)
+        train, held_out = _mean(values[True]), _mean(values[False])
         if not math.isnan(train + held_out):
-            self._evaluations.append((train, held_out))
-
-    @property
-    def evaluations(self) -> list[tuple[float, float]]:
-        """(training accuracy, held-out accuracy) of every evaluation so far."""
-        return self._evaluations
+            self.evaluations.append((train, held_out))
 
 
-def truncation(d: Diagnosis) -> str | None:
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def truncation(d: Diagnosis) -> Iterator[str]:
     share = d.mean("completions/clipped_ratio")
     if share > 0.5:
-        return (
+        yield (
             f"{share:.0%} of the completions hit the length limit and count as malformed: raise "
             "--rollout.max-new-tokens"
         )
-    return None
 
 
-def nothing_well_formed(d: Diagnosis) -> str | None:
+def nothing_well_formed(d: Diagnosis) -> Iterator[str]:
     if d.mean("solve/{type}/format_rate") == 0:
-        return (
+        yield (
             f"no answer has been well formed in {WINDOW} steps: the model has lost the format; "
             "lower --optim.lr, or raise --loss.kl-coef (with --loss.kl k2)"
         )
-    return None
 
 
-def nothing_valid(d: Diagnosis) -> str | None:
+def nothing_valid(d: Diagnosis) -> Iterator[str]:
     if d.mean("propose/{type}/valid_rate") == 0:
-        return (
+        yield (
             f"no proposal has been valid in {WINDOW} steps: only seeds are solved; see the reasons "
             "in propose/*/rejected, and --selfplay.seed-source"
         )
-    return None
 
 
-def flat_cell(d: Diagnosis) -> str | None:
+def flat_cell(d: Diagnosis) -> Iterator[str]:
     for role in ("propose", "solve"):
         for task_type in d.types:
             std = [m.get(f"reward/{role}/{task_type}/std", math.nan) for m in d._recent]
             means = [m.get(f"reward/{role}/{task_type}/mean", math.nan) for m in d._recent]
             if len(std) == WINDOW and max(std) < 1e-6 and max(means) < 0:
-                return (
+                yield (
                     f"all rewards of {role}/{task_type} have been {means[-1]:.2f} for {WINDOW} "
                     "steps, so it learns nothing: make it easier (primes: --task.prime.max-p), or "
                     "raise --selfplay.solver-samples-per-task"
                 )
-    return None
 
 
-def ratio_far_from_one(d: Diagnosis) -> str | None:
+def ratio_far_from_one(d: Diagnosis) -> Iterator[str]:
     ratio = d.mean("policy/ratio_mean")
     if abs(ratio - 1) > 0.2:
-        return (
+        yield (
             f"the policy ratio is {ratio:.2f} on average: the updates of one step move too far; "
             "lower --optim.lr or --optim.epochs"
         )
-    return None
 
 
-def mismatch(d: Diagnosis) -> str | None:
+def mismatch(d: Diagnosis) -> Iterator[str]:
     kl = d.mean("mismatch/kl")
     if kl > 0.05:
-        return (
+        yield (
             f"rollouts and training differ by {kl:.3f} nats a token: use --run.dtype float32, no "
             "truncated sampling, and keep --loss.tis-cap on"
         )
-    return None
 
 
-def entropy_collapse(d: Diagnosis) -> str | None:
+def entropy_collapse(d: Diagnosis) -> Iterator[str]:
     entropy, accuracy = d.mean("policy/entropy"), d.mean("solve/{type}/accuracy")
     first = d._first[0].get("policy/entropy", math.nan)
     if entropy < 0.02 * first and accuracy < 0.7:
-        return (
+        yield (
             f"the policy is sure of itself (entropy {entropy:.3f}, {first:.2f} at the start) at "
             f"{accuracy:.0%} accuracy, and no longer explores: raise --loss.kl-coef (with "
             "--loss.kl k2) or --loss.entropy-coef, or lower --optim.lr"
         )
-    return None
 
 
-def proposer_collapse(d: Diagnosis) -> str | None:
+def proposer_collapse(d: Diagnosis) -> Iterator[str]:
     unique, valid = d.mean("propose/{type}/unique_rate"), d.mean("propose/{type}/valid_rate")
     if unique < 0.15 and valid > 0.5:
-        return (
+        yield (
             f"only {unique:.0%} of the valid proposals of a step are distinct: the proposer "
             "collapses; raise --loss.kl-coef or --task.references"
         )
-    return None
 
 
-def overfitting(d: Diagnosis) -> str | None:
+def overfitting(d: Diagnosis) -> Iterator[str]:
     if len(d.evaluations) < 5:
-        return None
+        return
     best_train, best_held_out = max(d.evaluations[:-1], key=lambda pair: pair[1])
     last = d.evaluations[-3:]
     if all(h < best_held_out - 0.2 and t > best_train for t, h in last):
-        return (
+        yield (
             f"held-out accuracy fell from {best_held_out:.2f} to {last[-1][1]:.2f} while training "
             "accuracy rises: lower --steps or --optim.lr"
         )
-    return None
 
 
-def slower_steps(d: Diagnosis) -> str | None:
+def slower_steps(d: Diagnosis) -> Iterator[str]:
     # CPU time where the model is on the CPU: wall time doubles when others use the machine. Per
     # token as well as in all: neither longer completions alone are a warning, nor shorter ones,
     # which share what a step takes without them.
@@ -195,49 +180,37 @@ def slower_steps(d: Diagnosis) -> str | None:
         return median(values) if values else math.nan
 
     if not d.latest("time/step_s"):
-        return None
+        return
     first, last = d._first[WINDOW:], list(d._recent)
     before, now = typical(first, True), typical(last, True)
     if now > 2 * before and typical(last, False) > 2 * typical(first, False):
-        return (
+        yield (
             f"a step takes {now / before:.1f} times as long per token as at the start: see time/* "
             "for the phase, and whether other programs share the machine"
         )
-    return None
 
 
-def growing_memory(d: Diagnosis) -> str | None:
+def growing_memory(d: Diagnosis) -> Iterator[str]:
     before, now = d.first("perf/host_rss_gib"), d.latest("perf/host_rss_gib")
     if before and now and min(now) > 1.5 * max(before) and min(now) > max(before) + 0.5:
-        return (
+        yield (
             f"host memory grew from {max(before):.1f} to {now[-1]:.1f} GiB: lower "
             "--selfplay.buffer-size, and stop and --resume to be safe"
         )
-    return None
 
 
-def growing_handles(d: Diagnosis) -> str | None:
+def growing_handles(d: Diagnosis) -> Iterator[str]:
     for name, what in (("perf/open_files", "open files"), ("perf/children", "child processes")):
         before, now = d.first(name), d.latest(name)
         if before and now and min(now) > max(before) + 50:
-            return (
+            yield (
                 f"{what} grew from {max(before):.0f} to {now[-1]:.0f}: something leaks; stop and "
                 "--resume to be safe, and report it"
             )
-    return None
 
 
-_CHECKS: tuple[Callable[[Diagnosis], str | None], ...] = (
-    truncation,
-    nothing_well_formed,
-    nothing_valid,
-    flat_cell,
-    ratio_far_from_one,
-    mismatch,
-    entropy_collapse,
-    proposer_collapse,
-    overfitting,
-    slower_steps,
-    growing_memory,
-    growing_handles,
-)
+_CHECKS: tuple[Callable[[Diagnosis], Iterator[str]], ...] = (
+    truncation, nothing_well_formed, nothing_valid, flat_cell, ratio_far_from_one, mismatch,
+    entropy_collapse, proposer_collapse, overfitting, slower_steps, growing_memory, growing_handles,
+)  # fmt: skip
+"""Each yields its warnings, of which the first that it ever has is given."""

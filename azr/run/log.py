@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from azr import __version__
-from azr.accuracy import Accuracy, as_metrics
+from azr.accuracy import Score, Scores, as_metrics
 from azr.config import Config, to_toml
 from azr.errors import naming_disk_errors
 from azr.plan import GIB, Part, peak_bytes, resident_bytes
@@ -25,8 +25,6 @@ from azr.run.machine import describe_machine
 from azr.run.metrics import MetricsLog
 from azr.run.stage import Stage
 from azr.streams import take_losses
-
-Accuracies = Mapping[tuple[str, str], Accuracy]
 
 
 class RunLog:
@@ -51,8 +49,8 @@ class RunLog:
         state = state or {}
         self._last_step = self._first_step = state.get("step", 0)
         self._is_resumed = resumed is not None
-        self.before: Accuracies = _accuracies(state.get("before", []))
-        self.latest: Accuracies = _accuracies(state.get("latest", []))
+        self.before: Scores = _scores(state.get("before", []))
+        self.latest: Scores = _scores(state.get("latest", []))
         self._proposals = [SampleRow(**row) for row in state.get("proposals", [])]
         self.started = started - state.get("elapsed_s", 0.0)
         self._loop_started = time.monotonic()
@@ -93,8 +91,8 @@ class RunLog:
             "step": step,
             "metrics_bytes": self._metrics.position(),
             "db": self._db.position() if self._db else None,
-            "before": _accuracy_rows(self.before),
-            "latest": _accuracy_rows(self.latest),
+            "before": _score_rows(self.before),
+            "latest": _score_rows(self.latest),
             "proposals": [dataclasses.asdict(row) for row in self._proposals],
             "elapsed_s": time.monotonic() - self.started,
             "eval_s": self.eval_s,
@@ -144,7 +142,7 @@ class RunLog:
         """Returns a context that shows how far something before the first step is."""
         return Stage(self.console, name)
 
-    def start(self, results: Accuracies, seeding: Mapping[str, float]) -> None:
+    def start(self, results: Scores, seeding: Mapping[str, float]) -> None:
         """Shows and records step 0: the start model beside chance, and the seeding."""
         self.before = self.latest = results
         start = {s: a for s, a in results.items() if s[0] == "train"}
@@ -179,7 +177,7 @@ class RunLog:
         for message in self._first_samples.observe(step, rows):
             self.warn(step, message)
 
-    def step(self, step: int, metrics: Mapping[str, float], accuracy: Accuracies | None) -> None:
+    def step(self, step: int, metrics: Mapping[str, float], accuracy: Scores | None) -> None:
         """Records and shows a step; `accuracy` where it was evaluated."""
         now = time.monotonic()
         row = dict(metrics)
@@ -281,9 +279,9 @@ def process_metrics() -> dict[str, float]:
         return {}  # not Linux
 
 
-def _accuracy_rows(results: Accuracies) -> list:
+def _score_rows(results: Scores) -> list:
     return [[*cell, dataclasses.asdict(a)] for cell, a in results.items()]
 
 
-def _accuracies(rows: Iterable) -> dict[tuple[str, str], Accuracy]:
-    return {(split, task_type): Accuracy(**values) for split, task_type, values in rows}
+def _scores(rows: Iterable) -> Scores:
+    return {(split, task_type): Score(**values) for split, task_type, values in rows}

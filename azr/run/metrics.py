@@ -10,6 +10,9 @@ from typing import Any
 from azr.errors import naming_disk_errors
 from azr.run.series import Fold, Line, read_fold, read_lines
 
+PHASES = ("rollout", "verify", "update", "eval", "other")
+"""The parts of a step's time, time/*_s."""
+
 
 class MetricsLog:
     """Appends steps to metrics.jsonl; a NaN or Inf (no sample to average, say) becomes null."""

@@ -19,9 +19,7 @@ from azr.sandbox.work import Call, LabelCall, PlainCall, Program
 REQUIRED_LAYERS = ("seccomp", "no_new_privs", "rlimits")
 """Without these a process is no sandbox."""
 LAYERS = (
-    "seccomp",
-    "no_new_privs",
-    "rlimits",
+    *REQUIRED_LAYERS,
     "landlock",
     "uid",
     "capabilities",

@@ -15,9 +15,9 @@ from typing import Literal
 
 from azr.sandbox.process import (
     COMPILED,
-    JOB,
     LENGTH,
     REPORT,
+    RUN,
     SOURCE,
     BadFrame,
     Process,
@@ -53,7 +53,7 @@ NO_ROOM = "the host gave no process (ulimit -u, the container's pids limit, or m
 WORD = struct.Struct("I")
 """Native, so that a zygote never reads half of one."""
 RECALLED_AT = 2048
-"""Where in the shared page the last job stands that a zygote may give back, by its index."""
+"""Where in the shared page the last run stands that a zygote may give back, by its seed."""
 FULL_BYTES = 1 << 20
 """Bytes on their way to one process."""
 
@@ -72,7 +72,6 @@ class Engine:
     ):
         self._decode_entry = extension().decode_entry
         self.limits = limits
-        self.workers = workers
         semaphore = os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC
         tokens_fd = above_standard(os.eventfd(workers, semaphore))
         held_fd = above_standard(os.memfd_create("azr-sandbox", os.MFD_CLOEXEC))
@@ -193,17 +192,16 @@ class Engine:
         finally:
             self._end()
 
-    def _for(self, calls: Iterable[Call], step: Callable, *args: object) -> None:
-        """Takes a step that concerns these calls alone: an error in it ends them, not the sandbox.
+    def _for(self, call: Call, step: Callable, *args: object) -> None:
+        """Takes a step that concerns this call alone: an error in it ends that, not the sandbox.
 
         Memory may be short, or a value's bytes such as nobody has thought of."""
         try:
             step(*args)
         except BaseException as error:  # a callback may raise CancelledError or SystemExit
-            for call in calls:
-                if call.is_over:
-                    traceback.print_exception(error)
-                self._abandon(call, f"in the sandbox's thread: {_text(error)}")
+            if call.is_over:
+                traceback.print_exception(error)
+            self._abandon(call, f"in the sandbox's thread: {_text(error)}")
 
     def _abandon(self, call: Call, why: str) -> None:
         try:
@@ -243,7 +241,7 @@ class Engine:
         pauses_s = iter(START_PAUSES_S)
         while True:
             try:
-                process = Process(self.setting, role, seed, seed)
+                process = Process(self.setting, role, seed)
                 break
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOMEM):
@@ -271,7 +269,6 @@ class Engine:
                 self._hear(process)
 
     def _hear(self, process: Process) -> None:
-        lives = True
         take = self._take_report if process.role == "zygote" else self._take_compiled
         try:
             lives = process.receive()
@@ -325,7 +322,7 @@ class Engine:
 
     def _free_tokens(self, process: Process[Run]) -> None:
         """Puts back the tokens that a dead zygote held; its children die with it."""
-        at = process.held_index * LENGTH.size
+        at = process.seed * LENGTH.size
         (held,) = LENGTH.unpack_from(self._held, at)
         LENGTH.pack_into(self._held, at, 0)
         WORD.pack_into(self._held, RECALLED_AT + at, 0)
@@ -426,7 +423,7 @@ class Engine:
 
     def _take_back(self, process: Process[Run]) -> None:
         """Has a zygote give back what it has not begun: all of it, for it knows no calls."""
-        at = RECALLED_AT + process.held_index * WORD.size
+        at = RECALLED_AT + process.seed * WORD.size
         WORD.pack_into(self._held, at, next(reversed(process.sent)))
         for run in process.sent.values():
             run.is_recalled = True
@@ -446,7 +443,7 @@ class Engine:
                 call.program = self._known(call.program)
             program = call.program
             if program.outcome is not None:
-                self._for([call], call.begin, self._ask)
+                self._for(call, call.begin, self._ask)
             elif program in self._compiling:
                 self._compiling[program].append(call)
             else:
@@ -509,7 +506,7 @@ class Engine:
         if status == "sandbox_failure":  # nothing to remember
             self._programs.pop(program.key, None)
         for call in self._compiling.pop(program, ()):
-            self._for([call], call.begin, self._ask)
+            self._for(call, call.begin, self._ask)
 
     # ---- Running ------------------------------------------------------------------------------
 
@@ -549,7 +546,7 @@ class Engine:
 
     def _send_runs(self, process: Process[Run], queue: deque[Run]) -> None:
         if len(process.sent) > self._window // 2:
-            return  # it has enough for now; a send wakes it up, so many jobs go together
+            return  # it has enough for now; a send wakes it up, so many runs go together
         frames = []
         while queue and len(process.sent) < self._window and process.sent_bytes < FULL_BYTES:
             run = queue.popleft()
@@ -568,14 +565,14 @@ class Engine:
         code = run.call.program.code
         positions = run.positions[len(run.outcomes) :]
         parts = [b"", code]
-        size = JOB.size + len(code)
+        size = RUN.size + len(code)
         for position in positions:
             text = texts[position] or b""  # a run has none of those without
             parts += (LENGTH.pack(len(text)), text)
             size += LENGTH.size + len(text)
         room = -size % 8
         number = self._new_id()
-        parts[0] = JOB.pack(size + room, number, len(code), len(positions), run.shake, 0)
+        parts[0] = RUN.pack(size + room, number, len(code), len(positions), run.shake, 0)
         parts.append(bytes(room))
         process.sent[number] = run
         run.is_recalled = False
@@ -595,7 +592,7 @@ class Engine:
         process.sent_bytes -= run.frame_bytes
         self._landed(run)
         if not run.call.is_over:
-            self._for([run.call], self._note, run, frame)
+            self._for(run.call, self._note, run, frame)
 
     def _note(self, run: Run, frame: bytes) -> None:
         """Adds the outcomes of a report to its run, and sees to what is left of it."""

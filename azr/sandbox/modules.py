@@ -5,38 +5,12 @@ import opcode
 import sys
 from collections.abc import Iterable
 
-ALLOWED = (
-    "__future__",
-    "abc",
-    "array",
-    "bisect",
-    "cmath",
-    "collections",
-    "collections.abc",
-    "contextlib",
-    "copy",
-    "dataclasses",
-    "decimal",
-    "enum",
-    "fractions",
-    "functools",
-    "heapq",
-    "itertools",
-    "json",
-    "json.decoder",
-    "json.encoder",
-    "math",
-    "numbers",
-    "operator",
-    "re",
-    "statistics",
-    "string",
-    "struct",
-    "textwrap",
-    "types",
-    "typing",
-    "unicodedata",
-    "warnings",
+ALLOWED = tuple(
+    """
+    __future__ abc array bisect cmath collections collections.abc contextlib copy dataclasses
+    decimal enum fractions functools heapq itertools json json.decoder json.encoder math numbers
+    operator re statistics string struct textwrap types typing unicodedata warnings
+    """.split()
 )
 """Modules of the standard library that run without files, clocks, randomness and processes."""
 

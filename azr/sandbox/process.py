@@ -27,16 +27,13 @@ except ImportError as error:
         "and the headers of Python; then `pip install` this package again"
     )
 
-JOB = struct.Struct("<6I")
+RUN = struct.Struct("<6I")
 REPORT = struct.Struct("<IIIiIIqq")
 SOURCE = struct.Struct("<4I")
 COMPILED = struct.Struct("<6I")
 LENGTH = struct.Struct("<I")
 HEAD = struct.Struct("<3I")
 """Length, id and outcome: how a report and what the compiler made both begin."""
-FRAME_BYTES = {"zygote": REPORT.size, "compiler": COMPILED.size}
-"""The shortest frame of a process."""
-
 ENTRY = struct.Struct("<IIq")
 """What stands before the payload of one result in a report."""
 
@@ -82,17 +79,17 @@ class Setting:
         return 8 * self.limits.source_bytes + 4096
 
     @property
-    def job_bytes(self) -> int:
+    def run_bytes(self) -> int:
         """Room for the code and the arguments of one run."""
         return (self.code_bytes + self.inputs * (self.limits.args_bytes + 4) + 7) // 8 * 8
 
     @property
-    def frame_bytes(self) -> dict[str, int]:
-        """The longest frame of a process, by its role."""
+    def frame_bytes(self) -> dict[str, range]:
+        """How long a frame of a process may be, by its role."""
         entry = (ENTRY.size + self.limits.output_bytes + 7) // 8 * 8
         return {
-            "zygote": REPORT.size + entry * self.inputs,
-            "compiler": COMPILED.size + self.code_bytes + 8,
+            "zygote": range(REPORT.size, REPORT.size + entry * self.inputs + 1),
+            "compiler": range(COMPILED.size, COMPILED.size + self.code_bytes + 9),
         }
 
     @property
@@ -100,19 +97,9 @@ class Setting:
         """Modules that programs may import."""
         return (*modules.ALLOWED, *modules.FACADES, *self.modules, *self.extra)
 
-    def config(self, role: str, seed: int, held_index: int, socket_fd: int) -> str:
+    def config(self, role: str, seed: int, socket_fd: int) -> str:
         """Returns the argument of zygote.py."""
         limits = self.limits
-        c_limits = [
-            round(limits.cpu_s * 1e9),
-            round(limits.wall_s * 1e9),
-            limits.memory_bytes,
-            self.job_bytes,
-            limits.output_bytes,
-            self.inputs,
-            limits.depth,
-            limits.nodes,
-        ]
         return json.dumps(
             {
                 "role": role,
@@ -127,7 +114,16 @@ class Setting:
                 "insiders": modules.INSIDERS,
                 "pure_calls": modules.PURE_CALLS,
                 **(modules.scan_lists(self.importable) if role == "compiler" else {}),
-                "limits": c_limits,
+                "limits": [
+                    round(limits.cpu_s * 1e9),
+                    round(limits.wall_s * 1e9),
+                    limits.memory_bytes,
+                    self.run_bytes,
+                    limits.output_bytes,
+                    self.inputs,
+                    limits.depth,
+                    limits.nodes,
+                ],
                 "memory_bytes": limits.memory_bytes,
                 "source_bytes": limits.source_bytes,
                 "code_bytes": self.code_bytes,
@@ -136,7 +132,6 @@ class Setting:
                 "socket_fd": socket_fd,
                 "tokens_fd": self.tokens_fd,
                 "held_fd": self.held_fd,
-                "held_index": held_index,
                 "protected": self.protected,
                 "floor": self.floor,
             }
@@ -196,11 +191,10 @@ Work = TypeVar("Work")
 class Process(Generic[Work]):
     """A zygote or a compiler, as the client's thread sees it."""
 
-    def __init__(self, setting: Setting, role: Literal["zygote", "compiler"], seed: int, held: int):
+    def __init__(self, setting: Setting, role: Literal["zygote", "compiler"], seed: int):
         self.role = role
         self.seed = seed
-        self.held_index = held
-        self.setting = setting
+        """Of a zygote, and which place it has in the page that is shared."""
         self.sent: dict[int, Work] = {}
         self.sent_bytes = 0
         self.layers: dict[str, int] | None = None
@@ -212,12 +206,12 @@ class Process(Generic[Work]):
         """Elapsed and CPU time at which it began what it works at."""
         self._out = bytearray()
         self._in = bytearray()
-        self._frame_bytes_max = setting.frame_bytes[role]
+        self._sound_bytes = setting.frame_bytes[role]
         # Kept, for a new one of this size is mapped and unmapped at every call.
         self._room = memoryview(bytearray(RECEIVE_BYTES))
         ours, theirs = map(_above_standard, socket.socketpair())
         with theirs:
-            config = setting.config(role, seed, held, theirs.fileno())
+            config = setting.config(role, seed, theirs.fileno())
             shared = (setting.tokens_fd, setting.held_fd) if role == "zygote" else ()
             flags = ("-S", "-s", "-P", "-B", "-W", "ignore", "-c", BOOT)
             boot = config, str(theirs.fileno()), str(len(program()))
@@ -311,8 +305,8 @@ class Process(Generic[Work]):
             at = end
         while len(data) - at >= HEAD.size:
             frame_bytes, number, outcome = HEAD.unpack_from(data, at)
-            is_sound = FRAME_BYTES[self.role] <= frame_bytes <= self._frame_bytes_max
-            if not is_sound or number not in self.sent or outcome >= len(STATUSES):
+            is_sound = frame_bytes in self._sound_bytes and outcome < len(STATUSES)
+            if not is_sound or number not in self.sent:
                 raise BadFrame
             end = at + frame_bytes
             if len(data) < end:

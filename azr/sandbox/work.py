@@ -132,6 +132,7 @@ Ask = Callable[[Run], None]
 NOT_RUN = Outcome("no_result", value="not run: another input has settled the label")
 
 
+@dataclass(eq=False)
 class Call(ABC):
     """A program with its inputs, until every input has a result.
 
@@ -139,26 +140,19 @@ class Call(ABC):
     keep nothing from one call to the next.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        texts: Sequence[bytes | None],
-        limits: Limits,
-        done: Callable,
-        is_wanted: Callable[[], bool],
-    ):
-        self.program = program
-        self.texts = texts
-        """Argument texts in UTF-8; None for one that is over a limit or no text."""
-        self.limits = limits
-        self._done = done
-        self.is_wanted = is_wanted
-        self.is_dropped = False
-        """Whether it has ended because nobody waits for it."""
-        self.is_over = False
-        """Whether it has ended; runs of it may still be under way."""
-        self.left = 0
-        """Runs that are asked for and not taken."""
+    program: Program
+    texts: Sequence[bytes | None]
+    """Argument texts in UTF-8; None for one that is over a limit or no text."""
+    limits: Limits
+    done: Callable
+    """Is told when it has ended."""
+    is_wanted: Callable[[], bool]
+    is_dropped: bool = False
+    """Whether it has ended because nobody waits for it."""
+    is_over: bool = False
+    """Whether it has ended; runs of it may still be under way."""
+    left: int = 0
+    """Runs that are asked for and not taken."""
 
     @abstractmethod
     def begin(self, ask: Ask) -> None:
@@ -184,7 +178,7 @@ class Call(ABC):
         """Ends the call: tells the caller, once."""
         if not self.is_over:
             self.is_over = True
-            self._done(self)
+            self.done(self)
 
     def abandon(self, why: str) -> None:
         """Ends the call for the sandbox's own failure."""
@@ -302,12 +296,9 @@ class LabelCall(Call):
             self.reason = f"the program: {undone[0]}" if undone else ""
             self.finish()
             return
-        self.todo = self.parts(self._runnable())
+        self.positions = [i for i, outcome in enumerate(self.first) if outcome is None]
+        self.todo = self.parts(self.positions)
         self._ask_next(ask)
-
-    def _runnable(self) -> list[int]:
-        """Inputs that have a text to run with."""
-        return [i for i, text in enumerate(self.texts) if text is not None]
 
     def _ask_next(self, ask: Ask) -> None:
         """Asks for what is next in the first round: one after the other, for one may be enough."""
@@ -334,7 +325,7 @@ class LabelCall(Call):
         if self.round == (len(ROUNDS) if self.is_risky else 2):
             self.finish()
             return
-        backward = self._runnable()[::-1]
+        backward = self.positions[::-1]
         for seed in ROUNDS[self.round]:
             # In one process, and the first input again at the end: state shows even where there is
             # one input.

@@ -15,6 +15,7 @@ import importlib
 import json
 import sys
 import types
+from _frozen_importlib import ModuleSpec  # which `importlib.machinery` would load more for
 
 STREAMED = ("ascii", "latin_1", "utf_8")
 """Encodings of text that programs may use for streams, too."""
@@ -55,8 +56,7 @@ NO_ENCODINGS = ("__init__", "aliases", "mbcs", "oem")
 
 def load_extension(name, path):
     """Returns the C module of that file without a search, and without the package around it."""
-    spec = types.SimpleNamespace(name=name, origin=path)
-    module = _imp.create_dynamic(spec)
+    module = _imp.create_dynamic(ModuleSpec(name, None, origin=path))
     _imp.exec_dynamic(module)
     return module
 
@@ -122,9 +122,8 @@ def streams(io):
 def fix_warnings(warnings, linecache):
     """Has warnings take the ways that they take elsewhere, to a stream that swallows them."""
     linecache.updatecache = lambda filename, module_globals=None: []  # no source is to be had
-    sys.modules["tracemalloc"] = types.SimpleNamespace(
-        is_tracing=lambda: False, get_object_traceback=lambda source: None
-    )
+    tracemalloc = sys.modules["tracemalloc"] = types.ModuleType("tracemalloc")
+    vars(tracemalloc).update(is_tracing=lambda: False, get_object_traceback=lambda source: None)
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
@@ -169,7 +168,7 @@ class Table(tuple):
     """A codec without what only streams need."""
 
     _is_text_encoding = True
-    refuse = None
+    refuse: types.BuiltinFunctionType
 
     def __getattr__(self, part):
         self.refuse(f"encodings.{part}")
@@ -231,19 +230,17 @@ def fix_encodings(refuse):
     Table.refuse = refuse
     codecs.unregister(encodings.search_function)
     encodings._cache.clear()
-    codecs.register(look_up)
+    # Python asks for four things in a tuple of any class; its annotations, for its own.
+    codecs.register(look_up)  # pyrefly: ignore[bad-argument-type]
     sys.path_importer_cache.clear()
     gc.collect()  # what comes next takes the room of the modules that have gone
 
 
 def exception_names(modules):
     """Returns {class: name} of the exceptions that are known by their address."""
-    names = {}
-    for module in (*modules, builtins):
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, BaseException):
-                names[value] = value.__name__
-    return names
+    values = (value for module in (*modules, builtins) for value in vars(module).values())
+    classes = (value for value in values if isinstance(value, type))
+    return {kind: kind.__name__ for kind in classes if issubclass(kind, BaseException)}
 
 
 def rehearsal():
@@ -324,7 +321,7 @@ def serve_zygote(sandbox, config):
         config["socket_fd"],
         config["tokens_fd"],
         config["held_fd"],
-        config["held_index"],
+        config["seed"],
         config["slots"],
     )
     gc.disable()

@@ -22,7 +22,7 @@ from azr.selfplay.clock import Clock
 from azr.selfplay.episode import ROLES, Answered, Episode, Proposed, Seeding, StepResult
 from azr.selfplay.metrics import mean, step_metrics
 from azr.selfplay.prompts import Prompts
-from azr.selfplay.references import ReferencePool
+from azr.selfplay.references import draw_references
 from azr.selfplay.seeding import fill_buffers
 from azr.tasks import Environment, Role, Task, Verdict
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
@@ -240,10 +240,11 @@ class SelfPlay:
         c = self.config.selfplay
         wanted, keys = [], []
         for task_type in types:
-            pool = ReferencePool(self.config, self.environment, self.buffers, task_type)
+            source = self.prompts.sources[task_type]
             for index in range(c.proposals_per_type):
                 rng = generator(self.config.run.seed, step, "references", task_type, index)
-                wanted.append((task_type, pool.draw(rng)))
+                drawn = draw_references(self.config, source, self.buffers, task_type, rng)
+                wanted.append((task_type, drawn))
                 keys.append(make_key(self.config.run.seed, step, "propose", task_type, index))
         prompts = self.prompts.propose(wanted)
         sampling = {t: self._sampling("propose", t, self.config.rollout.temperature) for t in types}

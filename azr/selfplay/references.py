@@ -4,30 +4,23 @@ import numpy as np
 
 from azr.buffer import TaskBuffer, draw_entries
 from azr.config import Config
-from azr.tasks import Environment, Task
+from azr.tasks import References, Task
 
 
-class ReferencePool:
-    """The tasks that the proposers of one type draw their references from in one step.
+def draw_references(
+    config: Config,
+    source: References,
+    buffers: dict[str, TaskBuffer],
+    task_type: str,
+    rng: np.random.Generator,
+) -> tuple[Task, ...]:
+    """Returns the references of one proposal of a type, distinct entries in random order.
 
-    They come from the buffers that the family names, taken together; where the run has none of
-    these types, or they are empty, from the type's own buffer.
+    They come from the buffers that the family names as their source, taken together; where the run
+    has none of these types, or they are empty, from the type's own buffer.
     """
-
-    def __init__(
-        self,
-        config: Config,
-        environment: Environment,
-        buffers: dict[str, TaskBuffer],
-        task_type: str,
-    ):
-        source = environment.reference_source(task_type)
-        self._count = config.task.references if source.count is None else source.count
-        self._recency = config.selfplay.sampling == "recency"
-        named = [buffers[t] for t in source.types if t in buffers]
-        self._buffers = named if any(map(len, named)) else [buffers[task_type]]
-
-    def draw(self, rng: np.random.Generator) -> tuple[Task, ...]:
-        """Returns the references of one proposal, distinct entries in random order."""
-        drawn = draw_entries(self._buffers, rng, self._count, recency=self._recency)
-        return tuple(e.task for e in drawn)
+    count = config.task.references if source.count is None else source.count
+    named = [buffers[t] for t in source.types if t in buffers]
+    drawn_from = named if any(map(len, named)) else [buffers[task_type]]
+    recency = config.selfplay.sampling == "recency"
+    return tuple(e.task for e in draw_entries(drawn_from, rng, count, recency=recency))

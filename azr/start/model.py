@@ -85,7 +85,8 @@ def build_model(
     for parameter in model.parameters():
         # Buffers stay as they are: rotary frequencies in bf16 would be another model's.
         parameter.data = parameter.data.to(dtype)
-    return model.to(device)
+    # What transformers wraps `to` in hides from a type checker that it is a method.
+    return model.to(device)  # pyrefly: ignore[bad-argument-type]
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def make_engine(
             model,
             slots=config.rollout.slots,
             pad_id=pad_id(tokenizer),
-            decode=tokenizer.decode,  # for stop strings
+            decode=lambda ids: str(tokenizer.decode(ids)),  # for stop strings
             attention=config.rollout.attention,
             cache_bytes=int(config.rollout.cache_gib * GIB) or None,
         )

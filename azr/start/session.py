@@ -24,7 +24,7 @@ from azr.selfplay import seeding_metrics, write_seeds
 from azr.start.model import build_model
 from azr.start.prepare import Prepared, prepare
 from azr.start.trainee import Trainee, assemble, frozen_copy, is_warmed_up, warm_up
-from azr.tasks import Environment
+from azr.tasks import Environment, Task
 
 
 @dataclass(slots=True)
@@ -87,11 +87,16 @@ def open_session(
     trainee = restore(ready, checkpoint, resume) if checkpoint and resume else None
     model = trainee.model if trainee else build_model(config, environment, ready.tokenizer)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
+
+    def to_json(task: object) -> dict:
+        assert isinstance(task, Task)  # the record of a run knows no tasks
+        return environment.to_json(task)
+
     with naming_disk_errors(resume or Path(config.run.root)):
         log = RunLog(
             config,
             started=started,
-            to_json=environment.to_json,
+            to_json=to_json,
             universe=universe,
             resumed=resume,
             state=checkpoint.state["log"] if checkpoint else None,
@@ -116,11 +121,12 @@ def open_session(
         trainee = trainee or _begin(ready, model, log)
         trainee.engine.on_progress = log.console.print
         session = Session(config, environment, trainee, log, step, writer, refresh, watchdog)
-        yield session
-    except TrainingDiverged as error:
-        path = log.save_bad_batch(session.step, [dataclasses.asdict(e) for e in error.batch])
-        refresh(partial(log.warn, session.step), is_over=True)
-        raise RunError(f"{error}. The batch is in {path}") from error
+        try:
+            yield session
+        except TrainingDiverged as error:
+            path = log.save_bad_batch(session.step, [dataclasses.asdict(e) for e in error.batch])
+            refresh(partial(log.warn, session.step), is_over=True)
+            raise RunError(f"{error}. The batch is in {path}") from error
     finally:
         watchdog.close()
         writer.join()

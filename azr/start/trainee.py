@@ -99,8 +99,6 @@ def warmup_tokens(
         _warmup_rows(config, environment, 0, config.warmup.batch_size),
         partial(prompt_ids, tokenizer, style=config.task.style),
     )
-    found = []
-    for micro in micro_batches(samples, range(len(samples)), config.optim.micro_batch_tokens):
-        packed = pack([samples[i] for i in micro], torch.device("cpu"))
-        found.append((packed.ids.numel(), len(packed.rows.lengths) * packed.rows.longest))
-    return found
+    parts = micro_batches(samples, range(len(samples)), config.optim.micro_batch_tokens)
+    batches = (pack([samples[i] for i in part], torch.device("cpu")) for part in parts)
+    return [(b.ids.numel(), len(b.rows.lengths) * b.rows.longest) for b in batches]

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from azr.config import ConfigError, shown
 from azr.errors import RunError
@@ -27,6 +27,8 @@ from azr.tasks.records import (
     Traits,
     Verdict,
 )
+
+K = TypeVar("K", Verdict, Grade)
 
 LOG_GROUPS = frozenset(
     "step buffer completions eval mismatch perf policy propose reward solve time".split()
@@ -217,10 +219,10 @@ class CheckedFamily:
 
     def submit_validate(self, proposals: Sequence[Proposal]) -> Pending[list[Verdict]]:
         pending = self._pending("submit_validate", self._family.submit_validate(proposals))
-        return Deferred(lambda: self._verdicts(pending.result(), proposals))
+        return Deferred(lambda: self._verdicts(pending, proposals))
 
-    def _verdicts(self, verdicts: Any, proposals: Sequence[Proposal]) -> list[Verdict]:
-        self._check_records("submit_validate", verdicts, Verdict, len(proposals))
+    def _verdicts(self, pending: Pending[object], proposals: Sequence[Proposal]) -> list[Verdict]:
+        verdicts = self._records("submit_validate", pending, Verdict, len(proposals))
         for verdict, proposal in zip(verdicts, proposals, strict=True):
             task = verdict.task
             if task is None and verdict.status == "valid":
@@ -232,26 +234,28 @@ class CheckedFamily:
 
     def submit_grade(self, answers: Sequence[Answer]) -> Pending[list[Grade]]:
         pending = self._pending("submit_grade", self._family.submit_grade(answers))
-        return Deferred(lambda: self._grades(pending.result(), len(answers)))
+        return Deferred(lambda: self._grades(pending, len(answers)))
 
-    def _grades(self, grades: Any, n: int) -> list[Grade]:
-        self._check_records("submit_grade", grades, Grade, n)
+    def _grades(self, pending: Pending[object], n: int) -> list[Grade]:
+        grades = self._records("submit_grade", pending, Grade, n)
         return [self._reasoned("grade", grade, "outcome", _OUTCOMES) for grade in grades]
 
-    def _pending(self, method: str, pending: Any) -> Any:
+    def _pending(self, method: str, pending: Pending[object]) -> Pending[object]:
         if not callable(getattr(pending, "result", None)):
             rule = "must be a Future, as azr.tasks.environment.done makes one"
             self._refuse(f"{method}(...)", pending, rule)
         return pending
 
-    def _check_records(self, method: str, records: Any, kind: type, n: int) -> None:
+    def _records(self, method: str, pending: Pending[object], kind: type[K], n: int) -> list[K]:
+        records = pending.result()
         if not isinstance(records, list) or len(records) != n:
             self._refuse(f"{method}(...)", records, f"must be a list of {n} results")
         for record in records:
             if not isinstance(record, kind):
                 self._refuse(f"a result of {method}(...)", record, f"must be a {kind.__name__}")
+        return records
 
-    def _reasoned(self, what: str, record: Any, field: str, known: tuple[str, ...]) -> Any:
+    def _reasoned(self, what: str, record: K, field: str, known: tuple[str, ...]) -> K:
         """Returns a verdict or grade whose outcome is a known one and whose reason is a text."""
         if (outcome := getattr(record, field)) not in known:
             self._refuse(f"the {field} of a {what}", outcome, f"must be one of {list(known)}")

@@ -86,7 +86,7 @@ def open_envelope(text: str, finished: bool = True) -> Envelope:
     answer = answer.strip()
     if len(answer) > MAX_ANSWER_CHARS:
         return Envelope(None, "answer_too_long")
-    if _nesting(answer) > MAX_OPEN_BRACKETS:
+    if nesting(answer) > MAX_OPEN_BRACKETS:
         return Envelope(None, "answer_too_deep")
     return Envelope(answer, None)
 
@@ -96,7 +96,7 @@ def write_envelope(answer: str, reasoning: str = "") -> str:
     return f"{reasoning}\n{END_THINK}\n{ANSWER}{answer}{END_ANSWER}"
 
 
-def _nesting(text: str) -> int:
+def nesting(text: str) -> int:
     """Returns the most brackets that are open at once, quotes not heeded."""
     depth = deepest = 0
     for bracket in re.findall(r"[][(){}]", text):

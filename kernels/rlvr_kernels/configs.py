@@ -79,5 +79,7 @@ def tile_for(
 def _generation_of(device: torch.device) -> int:
     from triton.runtime import driver  # the figure that Triton holds every launch against
 
-    shared_bytes = driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"]
+    # Triton's annotations name no `utils`, which each driver that can be active has.
+    utils = driver.active.utils  # pyrefly: ignore[missing-attribute]
+    shared_bytes = utils.get_device_properties(device.index or 0)["max_shared_mem"]
     return generation(torch.cuda.get_device_capability(device)[0], shared_bytes)

@@ -95,7 +95,7 @@ static int is_readable(uintptr_t address)
 #endif
 }
 
-/* A pointer into the first page of a slot gives it away: the job's header repeats the length of the
+/* A pointer into the first page of a slot gives it away: the run's header repeats the length of the
  * frame, and marshalled code stands behind it. */
 static int looks_like_slot(uintptr_t page, uintptr_t header_bytes)
 {

@@ -9,6 +9,7 @@ from azr.model.attention.interface import (
     arange_positions,
     attention_forward,
     check_azr_attention,
+    embedding_weight,
     head_shape,
     head_weight,
     hidden_states,
@@ -20,5 +21,6 @@ from azr.model.attention.probe import NAMES, BackendProbe, backends, choose, des
 __all__ = [
     "NAMES", "Attend", "Backend", "BackendProbe", "PackedAttend", "PackedRows",
     "arange_positions", "attention_forward", "backends", "check_azr_attention", "choose",
-    "described", "gathered", "head_shape", "head_weight", "hidden_states", "use_azr_attention",
+    "described", "embedding_weight", "gathered", "head_shape", "head_weight", "hidden_states",
+    "use_azr_attention",
 ]  # fmt: skip

@@ -35,13 +35,14 @@ class DecodeRows:
 
 
 def shared_varlen(
-    attend: Callable[..., Tensor], x: tuple[Tensor, Tensor, Tensor], rows: PackedRows
+    kernel: Callable[..., Tensor], x: tuple[Tensor, ...], rows: PackedRows, **options: object
 ) -> Tensor:
-    """Returns `attend` over the rows in full, where tokens may be shared between rows."""
-    if rows.token_of_full is None or rows.full_of_token is None:
-        return attend(*x)
-    out = attend(*(gathered(t, rows.token_of_full) for t in x))
-    return out.index_select(0, rows.full_of_token)
+    """Returns what the kernel makes of queries, keys and values over the rows in full, where tokens
+    may be shared between rows."""
+    if rows.token_of_full is not None:
+        x = tuple(gathered(t, rows.token_of_full) for t in x)
+    out = kernel(*x, rows.starts, rows.starts, rows.longest, rows.longest, **options)
+    return out if rows.full_of_token is None else out.index_select(0, rows.full_of_token)
 
 
 class FlashAttn:
@@ -58,13 +59,8 @@ class FlashAttn:
     def varlen(
         self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
     ) -> Tensor:
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self._varlen(
-                q, k, v, rows.starts, rows.starts, rows.longest, rows.longest,
-                softmax_scale=scale, causal=True,
-            )  # fmt: skip
-
-        return shared_varlen(attend, (q_NHK, k_NGK, v_NGK), rows)
+        x = q_NHK, k_NGK, v_NGK
+        return shared_varlen(self._varlen, x, rows, softmax_scale=scale, causal=True)
 
     def decode(
         self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float
@@ -90,14 +86,8 @@ class TorchVarlen:
     ) -> Tensor:
         # 2.11 checks no head counts and has no such option; later ones want to be told.
         gqa = {"enable_gqa": True} if takes(self._attend, "enable_gqa") else {}
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self._attend(
-                q, k, v, rows.starts, rows.starts, rows.longest, rows.longest,
-                scale=scale, window_size=(-1, 0), **gqa,
-            )  # fmt: skip
-
-        return shared_varlen(attend, (q_NHK, k_NGK, v_NGK), rows)
+        x = q_NHK, k_NGK, v_NGK
+        return shared_varlen(self._attend, x, rows, scale=scale, window_size=(-1, 0), **gqa)
 
     def decode(
         self, q_RHK: Tensor, keys_SGK: Tensor, values_SGK: Tensor, rows: DecodeRows, scale: float

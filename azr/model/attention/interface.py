@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -39,8 +39,14 @@ class Attend(Protocol):
         ...
 
 
+class AttentionLayer(Protocol):
+    """What calls the attention function: a module of transformers that knows its number."""
+
+    layer_idx: int
+
+
 def attention_forward(
-    module: nn.Module,
+    module: AttentionLayer,
     q_BHTK: Tensor,
     k_BGTK: Tensor,
     v_BGTK: Tensor,
@@ -69,7 +75,8 @@ def attention_forward(
                 "model with standard attention"
             )
         q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (q_BHTK, k_BGTK, v_BGTK))
-        return attend(module.layer_idx, q_THK, k_TGK, v_TGK, scaling)[None], None
+        scale = q_THK.shape[2] ** -0.5 if scaling is None else scaling
+        return attend(module.layer_idx, q_THK, k_TGK, v_TGK, scale)[None], None
     groups = q_BHTK.shape[1] // k_BGTK.shape[1]
     if groups > 1:
         k_BGTK = k_BGTK.repeat_interleave(groups, dim=1)
@@ -110,6 +117,7 @@ def use_azr_attention(model: PreTrainedModel) -> None:
     # No mask is ever built: a cache knows the visible keys, packed rows know their ends.
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
     before = model.config._attn_implementation
+    assert before is not None  # a model has chosen one when it was made
     model.set_attn_implementation(NAME)
     try:
         _check_calls(model)
@@ -211,12 +219,20 @@ def hidden_states(
     ).last_hidden_state
 
 
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """Returns the weight [V, D] that token ids are looked up in; V may exceed the tokens."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def head_weight(model: PreTrainedModel) -> Tensor:
     """Returns the weight [V, D] of the language-model head.
 
     Raises ValueError for a head with a bias, which the loss kernels are not given here.
     """
     head = model.get_output_embeddings()
+    assert head is not None  # a causal language model has one
     if getattr(head, "bias", None) is not None:
         raise ValueError(f"{type(model).__name__}: a language-model head with a bias")
     return head.weight

@@ -7,7 +7,7 @@ does not tell.
 import torch
 from torch import Tensor
 
-from azr.errors import RunError
+from azr.errors import RunError, in_one_line
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
 from azr.model.attention.packed import Backend
 
@@ -62,6 +62,5 @@ def decode_problem(
             "another with --rollout.attention"
         ) from error
     except Exception as error:  # whatever a library raises here: the next backend is tried
-        message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return f"a tiny decode fails: {message}"
+        return f"a tiny decode fails: {in_one_line(error)}"
     return None

@@ -5,8 +5,7 @@ import functools
 import hashlib
 import sys
 
-from azr.tasks.program.syntax import parse_silently
-from azr.tasks.program.values import UNWRITTEN
+from azr.tasks.program.values import UNWRITTEN, parse_silently
 
 MAX_CODE_CHARS = 8_000
 MAX_DEPTH = 100

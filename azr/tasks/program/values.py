@@ -7,20 +7,19 @@ bounded before the parser sees a text, and whatever it raises means "no literal"
 import ast
 import cmath
 import functools
-import re
 import warnings
-from typing import Any
+
+from azr.sandbox.records import canonical_text
+from azr.tasks.envelope import nesting
 
 MAX_CHARS = 8_000
 LITERAL_DEPTH = 32
 UNWRITTEN = 10**4300
 """The least integer that Python does not write in decimal; it reads such a one in hexadecimal."""
 
-_OPENING, _BRACKETS = "([{", re.compile(r"[][(){}]")
 _PARSE_ERRORS = (
     SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError,
 )  # fmt: skip
-_SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
 class NoLiteral(ValueError):
@@ -45,15 +44,21 @@ def read_literal(text: str) -> object:
     return value
 
 
+def parse_silently(text: str) -> ast.Module:
+    """Returns what `ast.parse` does, and raises what it raises, without a word on the screen.
+
+    Python warns of an unknown escape or `is` beside a number, and nobody here could mend them.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        return ast.parse(text)
+
+
 def parse_expression(text: str) -> ast.expr:
     """Returns the syntax tree of one expression, which a comment may follow; raises NoLiteral."""
     if len(text) > MAX_CHARS:
         raise NoLiteral(f"longer than {MAX_CHARS} characters")
-    depth = 0
-    for bracket in _BRACKETS.findall(text):  # brackets inside texts count as well
-        depth = depth + 1 if bracket in _OPENING else max(depth - 1, 0)
-        if depth > LITERAL_DEPTH:
-            raise NoLiteral(f"nested deeper than {LITERAL_DEPTH}")
+    if nesting(text) > LITERAL_DEPTH:
+        raise NoLiteral(f"nested deeper than {LITERAL_DEPTH}")
     try:
         with warnings.catch_warnings(action="ignore"):
             return ast.parse(text.strip(), mode="eval").body
@@ -98,33 +103,15 @@ def names_parameters(text: str) -> bool:
     return "=" in text and bool(parse_call(text).keywords)
 
 
-def write_literal(value: Any) -> str:
+def write_literal(value: object) -> str:
     """Returns a text that reads back as an equal value, the same one for equal sets.
 
     Raises NoLiteral for what has none: infinity, NaN, integers of more digits than Python writes,
     and anything that is no plain value.
     """
-    if type(value) in (list, tuple, set, dict):
-        return _write_container(value)
-    if type(value) not in _SCALARS:
+    if not _is_plain(value):
         raise NoLiteral("no plain value")
-    if isinstance(value, int) and abs(value) >= UNWRITTEN:
-        raise NoLiteral("too long a number")
-    if isinstance(value, float | complex) and not cmath.isfinite(value):
-        raise NoLiteral("no literal writes it")
-    return repr(value)
-
-
-def _write_container(value: list | tuple | set | dict) -> str:
-    if isinstance(value, dict):
-        items = (f"{write_literal(k)}: {write_literal(v)}" for k, v in value.items())
-        return "{" + ", ".join(items) + "}"
-    items = [write_literal(item) for item in value]
-    if isinstance(value, set):
-        return "{" + ", ".join(sorted(items)) + "}" if items else "set()"
-    if isinstance(value, list):
-        return "[" + ", ".join(items) + "]"
-    return "(" + ", ".join(items) + ("," if len(items) == 1 else "") + ")"
+    return canonical_text(value)
 
 
 def equal(left: object, right: object) -> bool:
@@ -149,4 +136,4 @@ def _is_plain(value: object) -> bool:
         return abs(value) < UNWRITTEN
     if isinstance(value, float | complex):
         return cmath.isfinite(value)
-    return isinstance(value, _SCALARS)
+    return value is None or isinstance(value, str | bytes)

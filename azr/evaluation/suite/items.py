@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from azr.config import ConfigError, utf8_text
-from azr.tasks.program.syntax import parse_silently
-from azr.tasks.program.values import NoLiteral, read_literal
+from azr.tasks.program.values import NoLiteral, parse_silently, read_literal
 
 Kind = Literal["output", "input", "completion"]
 

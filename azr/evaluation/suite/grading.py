@@ -2,19 +2,18 @@
 
 A predicted output that is a literal runs nowhere. A predicted input is the argument list of one
 call of the item's own program; what the call returned is compared with the expected value here.
-What is an expression is evaluated first, see `azr.evaluation.suite_arguments`. A completed function
+What is an expression is evaluated first, see `azr.evaluation.suite.arguments`. A completed function
 runs with its test in one process, where only the absence of an exception can be told;
-`azr.evaluation.suite_program` keeps the two apart as far as one interpreter allows.
+`azr.evaluation.suite.program` keeps the two apart as far as one interpreter allows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from azr.errors import RunError
-from azr.evaluation.suite import Completion, Item, Prediction
-from azr.evaluation.suite_arguments import (
+from azr.evaluation.answers import RETRIES, insist
+from azr.evaluation.suite.arguments import (
     ARGUMENTS_PROGRAM,
     arguments_job,
     call_job,
@@ -23,13 +22,13 @@ from azr.evaluation.suite_arguments import (
     output_job,
     write_arguments,
 )
-from azr.evaluation.suite_bodies import complete
-from azr.evaluation.suite_completion import PASSED, completion_job
-from azr.evaluation.suite_names import is_harmless, reaches
+from azr.evaluation.suite.bodies import complete
+from azr.evaluation.suite.completion import PASSED, completion_job
+from azr.evaluation.suite.items import Completion, Item, Prediction
+from azr.evaluation.suite.names import is_harmless, reaches
 from azr.sandbox import Job, Limits, Result
+from azr.tasks import Grade
 from azr.tasks.program.values import NoLiteral, equal, parse_call, read_literal
-
-Outcome = Literal["correct", "wrong", "malformed"]
 
 LIMITS = Limits(cpu_s=4.0, wall_s=20.0, args_bytes=1 << 20)
 """A test calls the function many times; public harnesses allow about 3 seconds."""
@@ -38,14 +37,8 @@ MODULES = ("hashlib", "random")
 """Imported by some of HumanEval's tests and solutions; no label is made here that they could
 spoil."""
 
-
-@dataclass(frozen=True, slots=True)
-class Graded:
-    """What became of an answer, with a named reason where it is not correct."""
-
-    outcome: Outcome
-    reason: str = ""
-
+CORRECT = Grade(outcome="correct")
+NO_LITERAL = Grade(outcome="malformed", reason="no_literal")
 
 _Pair = tuple[Item, str]
 
@@ -58,38 +51,26 @@ class Runner(Protocol):
         ...
 
 
-RETRIES = 2
-"""Times that a job is run anew whose result is the sandbox's own failure."""
-
-
-def grade_answers(sandbox: Runner, answers: Sequence[tuple[Item, str]]) -> list[Graded]:
+def grade_answers(sandbox: Runner, answers: Sequence[tuple[Item, str]]) -> list[Grade]:
     """Returns the grades of (item, answer) pairs, in order; equal pairs run once.
 
     Raises RunError where the sandbox itself keeps failing: that is no grade.
     """
-    grades: dict[_Pair, Graded] = {}
+    grades: dict[_Pair, Grade] = {}
     steps = {pair: _first_step(*pair) for pair in dict.fromkeys(answers)}
     while steps:
-        grades |= {pair: step for pair, step in steps.items() if isinstance(step, Graded)}
+        grades |= {pair: step for pair, step in steps.items() if isinstance(step, Grade)}
         jobs = {pair: step for pair, step in steps.items() if isinstance(step, Job)}
-        results = _run(sandbox, jobs)
-        steps = {pair: _next_step(*pair, jobs[pair], result) for pair, result in results.items()}
+        results = insist(
+            lambda asked: [future.result() for future in sandbox.submit_batch(asked)],
+            list(jobs.values()),
+            lambda result: result.status == "sandbox_failure",
+        )
+        steps = {
+            pair: _next_step(*pair, job, result)
+            for (pair, job), result in zip(jobs.items(), results, strict=True)
+        }
     return [grades[pair] for pair in answers]
-
-
-def _run(sandbox: Runner, jobs: Mapping[_Pair, Job]) -> dict[_Pair, Result]:
-    results: dict[_Pair, Result] = {}
-    left = list(jobs)
-    for _ in range(1 + RETRIES):
-        futures = sandbox.submit_batch([jobs[pair] for pair in left])
-        results |= {pair: future.result() for pair, future in zip(left, futures, strict=True)}
-        left = [pair for pair in left if results[pair].status == "sandbox_failure"]
-        if not left:
-            return results
-    raise RunError(
-        f"the sandbox failed {1 + RETRIES} times on an answer to {left[0][0].id}; what was graded "
-        "before is kept, and the same command goes on from there"
-    )
 
 
 def failing_references(sandbox: Runner, items: Sequence[Item]) -> dict[str, str]:
@@ -114,35 +95,38 @@ def _own_answer(item: Item) -> str:
     return complete(item.prompt, item.reference) if isinstance(item, Completion) else item.input
 
 
-def _first_step(item: Item, answer: str) -> Job | Graded:
+def _first_step(item: Item, answer: str) -> Job | Grade:
     if isinstance(item, Completion):
-        return (
-            Graded("wrong", "forbidden_name") if reaches(answer) else completion_job(item, answer)
-        )
+        return _wrong("forbidden_name") if reaches(answer) else completion_job(item, answer)
     if item.kind == "input":
         return Job(item.code, (answer,))
     try:
         return _compared(item, read_literal(answer))
     except NoLiteral:
-        return output_job(answer) if is_expression(answer) else Graded("malformed", "no_literal")
+        return output_job(answer) if is_expression(answer) else NO_LITERAL
 
 
-def _next_step(item: Item, answer: str, job: Job, result: Result) -> Job | Graded:
+def _next_step(item: Item, answer: str, job: Job, result: Result) -> Job | Grade:
     """Returns the grade; the next job for an argument list that is no list of literals."""
+    if result.status == "sandbox_failure":
+        raise RunError(
+            f"the sandbox failed {1 + RETRIES} times on an answer to {item.id}; what was graded "
+            "before is kept, and the same command goes on from there"
+        )
     if isinstance(item, Completion):
-        return Graded("correct") if result.value == PASSED else _failed(result)
+        return CORRECT if result.value == PASSED else _failed(result)
     if item.kind == "output":
-        return _compared(item, result.value) if result.ok else Graded("malformed", "no_literal")
+        return _compared(item, result.value) if result.ok else NO_LITERAL
     if job.code == ARGUMENTS_PROGRAM:
         return _call_step(item, answer, result)
     if (result.status, result.error) != ("syntax_error", "arguments"):
         return _compared(item, result.value) if result.ok else _failed(result)
     if job == Job(item.code, (answer,)) and is_argument_list(answer):
         return arguments_job(item.code, answer)
-    return Graded("malformed", "no_literal")
+    return NO_LITERAL
 
 
-def _call_step(item: Prediction, answer: str, result: Result) -> Job | Graded:
+def _call_step(item: Prediction, answer: str, result: Result) -> Job | Grade:
     """Returns the call of an item's program with arguments that were evaluated."""
     if result.ok:
         literals = write_arguments(result.value)
@@ -151,14 +135,17 @@ def _call_step(item: Prediction, answer: str, result: Result) -> Job | Graded:
     elif result.status not in ("unsupported_value", "too_large"):
         return _failed(result)
     if not is_harmless(parse_call(answer)):
-        return Graded("wrong", "forbidden_name")
+        return _wrong("forbidden_name")
     return call_job(item.code, answer)
 
 
-def _compared(item: Prediction, value: object) -> Graded:
-    return Graded("correct") if equal(value, item.expected()) else Graded("wrong", "wrong")
+def _compared(item: Prediction, value: object) -> Grade:
+    return CORRECT if equal(value, item.expected()) else _wrong("wrong")
 
 
-def _failed(result: Result) -> Graded:
-    named = result.error if result.status == "exception" and result.error else result.status
-    return Graded("wrong", named)
+def _failed(result: Result) -> Grade:
+    return _wrong(result.error if result.status == "exception" and result.error else result.status)
+
+
+def _wrong(reason: str) -> Grade:
+    return Grade(outcome="wrong", reason=reason)

@@ -9,11 +9,9 @@ answered by expressions. Style "completion" lets a base model go on writing the 
     completion   the prompt as it stands           its text, up to where the function ends
 """
 
-from dataclasses import dataclass
-
-from azr.evaluation.suite import Completion, Item, Prediction
-from azr.evaluation.suite_arguments import is_expression, until_bracket
-from azr.evaluation.suite_bodies import BODY_ENDS, CONTROL, complete, until_end
+from azr.evaluation.suite.arguments import is_expression, until_bracket
+from azr.evaluation.suite.bodies import BODY_ENDS, CONTROL, complete, until_end
+from azr.evaluation.suite.items import Completion, Item, Prediction, Suite
 from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
 from azr.tasks.program import text_format
 from azr.tasks.program.records import (
@@ -50,49 +48,41 @@ def instruction(item: Item, style: str) -> str:
     return f"{code}\n\nassert {item.output} == f("
 
 
-def stop_strings(item: Item, style: str) -> tuple[str, ...]:
-    """Returns the strings that end a response to this item."""
+def stop_strings(suite: Suite, style: str) -> tuple[str, ...]:
+    """Returns the strings that end a response to any of a suite's items."""
     if style != COMPLETION:
         return STOP_STRINGS
-    return ("\n",) if isinstance(item, Prediction) else BODY_ENDS
+    return ("\n",) if suite.layout == "CRUXEval" else BODY_ENDS
 
 
-@dataclass(frozen=True, slots=True)
-class Extract:
-    """The answer in a response, or the reason why there is none; exactly one of them is None."""
-
-    answer: str | None
-    reason: str | None
-
-
-def extract(item: Item, style: str, text: str, finished: bool) -> Extract:
-    """Returns the answer of a response; `finished` is False where it ran into its limit.
+def extract(item: Item, style: str, text: str, finished: bool) -> str:
+    """Returns the answer in a response; `finished` is False where it ran into its limit.
 
     For an item to complete, the answer is a program: in style "completion" the prompt goes before
-    it, and a text that ran into its limit counts as far as it goes.
+    it, and a text that ran into its limit counts as far as it goes. Raises FormatError with a named
+    reason where there is no answer.
     """
-    if style == COMPLETION:
-        if isinstance(item, Completion):
-            return Extract(complete(item.prompt, until_end(text)), None)
-        line, newline, _ = text.partition("\n")
-        if not finished and not newline:
-            return Extract(None, "unfinished")
-        return _line_answer(item, line.strip())
-    task_type = INDUCTION if isinstance(item, Completion) else _TYPES[item.kind]
-    try:
-        return Extract(text_format.read_answer_block(task_type, text, finished), None)
-    except FormatError as error:
-        return Extract(None, str(error))
+    if style != COMPLETION:
+        task_type = INDUCTION if isinstance(item, Completion) else _TYPES[item.kind]
+        return text_format.read_answer_block(task_type, text, finished)
+    if isinstance(item, Completion):
+        return complete(item.prompt, until_end(text))
+    line, newline, _ = text.partition("\n")
+    if not finished and not newline:
+        raise FormatError("unfinished")
+    return _line_answer(item, line.strip())
 
 
-def _line_answer(item: Prediction, line: str) -> Extract:
+def _line_answer(item: Prediction, line: str) -> str:
     """Returns the answer that a line begins with: a comment or a control token may end it."""
     ends = [len(line), *(match.start() for match in CONTROL.finditer(line))]
     heads = [line[:end].strip() for end in ends]
     if item.kind == "output":
-        return Extract(next(filter(is_expression, heads), line), None)
+        return next(filter(is_expression, heads), line)
     for head in heads:
         arguments = until_bracket(head)
         if arguments is not None:
-            return Extract(arguments, None)
-    return Extract(line[:-1], None) if line.endswith(")") else Extract(None, "no_parenthesis")
+            return arguments
+    if not line.endswith(")"):
+        raise FormatError("no_parenthesis")
+    return line[:-1]

@@ -4,13 +4,13 @@ import ast
 import re
 from pathlib import Path
 
-from azr.evaluation.suite import Completion
+from azr.evaluation.suite.items import Completion
 from azr.sandbox import Job
-from azr.tasks.program.syntax import parse_silently
+from azr.tasks.program.values import parse_silently
 
 PASSED = "passed"
 
-TEST_PROGRAM = Path(__file__).with_name("suite_program.py").read_text(encoding="utf-8")
+TEST_PROGRAM = Path(__file__).with_name("program.py").read_text(encoding="utf-8")
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 

@@ -8,7 +8,7 @@ import ast
 import builtins
 import re
 
-from azr.tasks.program.syntax import parse_silently
+from azr.tasks.program.values import parse_silently
 
 REACHING = frozenset(
     "gi_frame cr_frame ag_frame tb_frame f_back f_globals f_locals f_builtins f_code "

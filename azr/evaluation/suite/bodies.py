@@ -7,7 +7,7 @@ control token's name that its training texts held, or with prose. None of these 
 import ast
 import re
 
-from azr.tasks.program.syntax import parse_silently
+from azr.tasks.program.values import parse_silently
 
 BODY_ENDS = (
     "\nclass ", "\ndef ", "\n#", "\nif ", "\nprint", "\nassert", "\n@", "\n```",

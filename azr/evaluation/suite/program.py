@@ -31,7 +31,7 @@ mro_of = type.__dict__["__mro__"].__get__
 bases_of = type.__dict__["__bases__"].__get__
 flags_of = type.__dict__["__flags__"].__get__
 state_of = object.__getattribute__
-exception_args = BaseException.args.__get__
+exception_args = vars_of(BaseException)["args"].__get__
 
 ATOMS = {
     id(kind)
@@ -51,6 +51,8 @@ BASES = (
     (list, list.__iter__), (tuple, tuple.__iter__), (set, set.__iter__),
     (frozenset, frozenset.__iter__), (deque, deque.__iter__), (dict, dict.items),
 )  # fmt: skip
+FILLS = {id(list): list.extend, id(set): set.update}
+
 
 classes = {id(Counter): Counter, id(Fraction): Fraction}
 """Of which an instance reaches the test as it is: the prompt's and the test's own, and these."""
@@ -84,7 +86,7 @@ def f(setup, solution, test, entry_point):
     return "passed"
 
 
-def world(**replaced):
+def world(**replaced) -> dict:
     """Returns names to run a module in, with builtins of its own.
 
     It is called as public harnesses call it; where its name has no module, dataclasses fail.
@@ -207,11 +209,7 @@ def is_static(value):
 
 def parts(value, kind):
     """Returns what an instance of a class of the prompt's holds."""
-    found = [base_items(value, kind)]
-    try:
-        found.append(state_of(value, "__dict__"))
-    except AttributeError:
-        pass
+    found = [base_items(value, kind), state(value)]
     for slot in slots(kind):
         try:
             found.append(slot.__get__(value))
@@ -220,6 +218,13 @@ def parts(value, kind):
     if inherits(kind, BaseException):
         found.append(exception_args(value))
     return found
+
+
+def state(value):
+    try:
+        return state_of(value, "__dict__")
+    except AttributeError:
+        return {}
 
 
 def base_items(value, kind):
@@ -268,21 +273,19 @@ def in_base(value, kind, base, read, done):
     """Returns an instance of a built-in class with what a value of a subclass holds."""
     if base in (int, float, str, bytes):
         return read(value)
-    if base in (list, set, dict):  # these can hold themselves
-        same = OrderedDict() if inherits(kind, OrderedDict) else base()
+    if base is dict:
+        same = next((known() for known in (Counter, OrderedDict) if inherits(kind, known)), {})
         if inherits(kind, defaultdict):
-            factory = defaultdict.default_factory.__get__(value)
+            factory = vars_of(defaultdict)["default_factory"].__get__(value)
             same = defaultdict(factory and converted(factory, done))
-        elif inherits(kind, Counter):
-            same = Counter()
+        done[id(value)] = (value, same)  # it can hold itself
+        for key, held in read(value):
+            dict.__setitem__(same, converted(key, done), converted(held, done))
+        return same
+    if id(base) in FILLS:
+        same = base()
         done[id(value)] = (value, same)
-        if base is dict:
-            for key, held in read(value):
-                dict.__setitem__(same, converted(key, done), converted(held, done))
-        elif base is list:
-            same += [converted(item, done) for item in read(value)]
-        else:
-            same |= {converted(item, done) for item in read(value)}
+        FILLS[id(base)](same, [converted(item, done) for item in read(value)])
         return same
     items = [converted(item, done) for item in read(value)]
     if base is deque:
@@ -290,7 +293,7 @@ def in_base(value, kind, base, read, done):
     fields = vars_of(kind).get("_fields") if base is tuple else None
     if type(fields) is tuple and all([type(field) is str for field in fields]):
         if fields not in rows:
-            rows[fields] = namedtuple("Row", fields)
+            rows[fields] = partial(namedtuple, "Row")(fields)
         return rows[fields](*items)
     return base(items)
 
@@ -298,12 +301,9 @@ def in_base(value, kind, base, read, done):
 def cleaned(value, kind, done):
     """Returns an instance of a class of the prompt's after its parts were converted in place."""
     done[id(value)] = (value, value)
-    try:
-        state = state_of(value, "__dict__")
-    except AttributeError:
-        state = {}
-    for name, held in list(dict.items(state)):
-        dict.__setitem__(state, name, converted(held, done))
+    names = state(value)
+    for name, held in list(dict.items(names)):
+        dict.__setitem__(names, name, converted(held, done))
     for slot in slots(kind):
         try:
             slot.__set__(value, converted(slot.__get__(value), done))
@@ -321,7 +321,7 @@ def cleaned(value, kind, done):
             dict.__setitem__(value, key, converted(held, done))
     else:
         fixed = [*fixed, *items]
-    if type(state) is not dict or not is_trusted(fixed):
+    if type(names) is not dict or not is_trusted(fixed):
         raise TypeError("the function returned a value of no built-in type")
     return value
 

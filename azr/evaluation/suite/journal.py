@@ -51,24 +51,23 @@ class Journal:
 
     def _read(self, identity: dict[str, Any]) -> int:
         """Takes the whole lines; returns how many bytes they have."""
-        data = self.path.read_bytes()
         kept = 0
-        for number, raw in enumerate(data.splitlines(keepends=True)):
+        for number, raw in enumerate(self.path.read_bytes().splitlines(keepends=True)):
             try:
-                row = json.loads(raw) if raw.endswith(b"\n") else None
-                line = Line(**row) if number and row else None
+                row = json.loads(raw)
+                line = Line(**row) if number else None
             except (ValueError, TypeError):
-                row = line = None
-            if row is None:
                 break
-            if number == 0 and row != identity:
+            if row is None or not raw.endswith(b"\n"):
+                break
+            if line:
+                self.lines[line.place] = line
+            elif row != identity:
                 changed = sorted(k for k in {*row, *identity} if row.get(k) != identity.get(k))
                 raise ConfigError(
                     f"{self.path} holds samples of another evaluation ({', '.join(changed)} "
                     "differ); move it away, or name another file with --out"
                 )
-            if line:
-                self.lines[line.place] = line
             kept += len(raw)
         return kept
 
