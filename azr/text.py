@@ -18,7 +18,6 @@ run are alike, and so are those of a resumed run and of an evaluation of its che
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,20 +51,19 @@ def prompt_ids(
     distinct = list(dict.fromkeys(instructions))
     if not distinct:
         return []
-    dressing = _dressing(tokenizer, style)
+    start, head, tail = _dressing(tokenizer, style)
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     plain = [i for i in distinct if not any(name in i for name in control)]
     encode = partial(tokenizer, add_special_tokens=False)
     ids = {}
     if plain:
-        encoded = encode([f"{dressing.head}{i}{dressing.tail}" for i in plain])["input_ids"]
-        ids = {i: (*dressing.start, *e) for i, e in zip(plain, encoded, strict=True)}
-    for instruction in distinct:
-        if instruction not in ids:
-            head, tail = (encode(text)["input_ids"] for text in (dressing.head, dressing.tail))
-            body = encode(instruction, split_special_tokens=True)["input_ids"]
-            ids[instruction] = (*dressing.start, *head, *body, *tail)
-    return [ids[instruction] for instruction in instructions]
+        encoded = encode([f"{head}{i}{tail}" for i in plain])["input_ids"]
+        ids = {i: (*start, *e) for i, e in zip(plain, encoded, strict=True)}
+    for i in distinct:
+        if i not in ids:
+            parts = encode(head), encode(i, split_special_tokens=True), encode(tail)
+            ids[i] = (*start, *(token for part in parts for token in part["input_ids"]))
+    return [ids[i] for i in instructions]
 
 
 def prompt_texts(
@@ -75,29 +73,20 @@ def prompt_texts(
 
     A start-of-text token that the ids have in front and no template wrote is not shown.
     """
-    dressing = _dressing(tokenizer, style)
-    return [f"{dressing.head}{i}{dressing.tail}" for i in instructions]
+    _, head, tail = _dressing(tokenizer, style)
+    return [f"{head}{i}{tail}" for i in instructions]
 
 
-@dataclass(frozen=True, slots=True)
-class _Dressing:
-    start: tuple[int, ...]
-    """Token ids before all text."""
-    head: str
-    tail: str
-
-
-def _dressing(tokenizer: PreTrainedTokenizerBase, style: str) -> _Dressing:
+def _dressing(tokenizer: PreTrainedTokenizerBase, style: str) -> tuple[tuple[int, ...], str, str]:
+    """Returns token ids before all text, and what stands before and after an instruction."""
     if style == R1:
-        start = _start_ids(tokenizer)
-        return _Dressing(start, f"{FRAME}\n\nUser: ", f"\n\nAssistant: {THINK}")
+        return _start_ids(tokenizer), f"{FRAME}\n\nUser: ", f"\n\nAssistant: {THINK}"
     if style == COMPLETION:
-        return _Dressing(_start_ids(tokenizer), "", "")
+        return _start_ids(tokenizer), "", ""
     if style == CHAT:
-        head, tail = _chat_parts(tokenizer)
         # The template writes a start-of-text token itself, where the model wants one.
-        return _Dressing((), head, tail)
-    return _Dressing((), "", "")
+        return (), *_chat_parts(tokenizer)
+    return (), "", ""
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -3,13 +3,14 @@
 import codecs
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from pathlib import Path
 from typing import Any
 
 from azr.config.checks import fault_of, shown
-from azr.config.options import Config, field_names
+from azr.config.options import Config, field_names, value_of
 from azr.errors import ConfigError
 
 DEFAULT_PRESET = "cpu-prime.toml"
@@ -120,34 +121,23 @@ def _nearest(name: str) -> str:
     return "; see --help for the options"
 
 
-def to_toml(config: Any) -> str:
+def to_toml(config: Config) -> str:
     """Returns the resolved configuration as TOML text that `load_toml` reads back to itself."""
     lines: list[str] = []
-
-    def emit(part: Any, where: str) -> None:
-        tables = []
-        for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
-            if dataclasses.is_dataclass(value):
-                tables.append((f"{where}{f.name}", value))
-            else:
-                lines.append(f"{f.name} = {_toml_value(value)}")
-        for name, value in tables:
-            lines.extend(["", f"[{name}]"])
-            emit(value, f"{name}.")
-
-    emit(config, "")
+    table = ""
+    for name in field_names():  # every section has its own options before its sections
+        where, _, key = name.rpartition(".")
+        if where != table:
+            lines += ["", f"[{where}]"]
+            table = where
+        lines.append(f"{key} = {_toml_value(value_of(config, name))}")
     return "\n".join(lines) + "\n"
 
 
 def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, int | float):
-        return repr(value)
-    raise TypeError(f"no TOML form for {value!r}")
+    if not isinstance(value, str):
+        return json.dumps(value)  # of numbers and truth values it is TOML as well
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'

@@ -75,8 +75,8 @@ class Learner:
         self.loss_config, self.config = loss, optim
         self.seed = seed
         weight, (_, head_size) = head_weight(model), head_shape(model.config)
-        self.backend = choose(attention, weight.device, weight.dtype, head_size)
-        self._logprobs = partial(response_logprobs, backend=self.backend, temperature=temperature)
+        backend = choose(attention, weight.device, weight.dtype, head_size)
+        self._logprobs = partial(response_logprobs, backend=backend, temperature=temperature)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
         self.bad_in_a_row = 0

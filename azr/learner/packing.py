@@ -97,14 +97,11 @@ def pack(samples: Sequence[Experience], device: torch.device) -> Packed:
     The last token of a response is predicted but predicts nothing, so it is not in the tree.
     """
     sequences = [s.prompt_ids + s.response_ids[:-1] for s in samples]
-    distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
-    tree = token_tree(list(distinct))
+    tree = token_tree(sequences)
     lengths = np.array([len(s.response_ids) for s in samples])
-    paths = [
-        tree.paths[distinct[sequence]][len(sample.prompt_ids) - 1 :]
-        for sequence, sample in zip(sequences, samples, strict=True)
-    ]
-    before = np.concatenate(paths)
+    before = np.concatenate(
+        [path[len(s.prompt_ids) - 1 :] for path, s in zip(tree.paths, samples, strict=True)]
+    )
     target = np.concatenate([np.array(s.response_ids, dtype=np.int64) for s in samples])
     # One number a pair: targets are below 2^31, tokens of a tree below 2^32.
     pairs, pair_of_token = np.unique(before << 31 | target, return_inverse=True)

@@ -159,7 +159,7 @@ def _longest_context(
     config: Config,
     environment: Environment,
     tokenizer: PreTrainedTokenizerBase,
-    limit: int | None = None,
+    limit: int | None,
 ) -> int:
     """Returns the tokens of the longest prompt with its longest response.
 
@@ -167,11 +167,8 @@ def _longest_context(
     the longest references together, up to the limit; tasks that a model proposes later may have
     longer ones, up to the limit. Raises ConfigError where no prompt is short enough.
     """
-    responses = [
-        response_tokens(config, environment, role, task_type)
-        for role in ROLES
-        for task_type in config.task.types
-    ]
+    cells = ((role, task_type) for role in ROLES for task_type in config.task.types)
+    response = max(response_tokens(config, environment, *cell) for cell in cells)
     if config.task.style in TEXT_STYLES:
         prompts = prompt_ids(tokenizer, _long_prompts(config, environment), config.task.style)
     else:
@@ -183,7 +180,7 @@ def _longest_context(
             f"--rollout.max-prompt-tokens {limit}: the shortest prompt has {min(lengths)} tokens; "
             "allow more, or fewer --rollout.max-new-tokens"
         )
-    return min(max(lengths), limit or max(lengths)) + max(responses)
+    return min(max(lengths), limit or max(lengths)) + response
 
 
 def _long_prompts(config: Config, environment: Environment) -> list[str]:

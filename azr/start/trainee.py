@@ -13,7 +13,6 @@ from azr.keys import generator
 from azr.learner import Learner, micro_batches
 from azr.learner.packing import pack
 from azr.learner.warmup import format_warmup, warmup_samples
-from azr.memory import PackedTokens
 from azr.rollout import RolloutEngine
 from azr.selfplay import SelfPlay
 from azr.start.model import make_engine, naming_attention
@@ -93,8 +92,8 @@ def is_warmed_up(config: Config) -> bool:
 
 def warmup_tokens(
     config: Config, environment: Environment, tokenizer: PreTrainedTokenizerBase
-) -> list[PackedTokens]:
-    """Returns the micro-batches of the format warm-up's first step."""
+) -> list[tuple[int, int]]:
+    """Returns the tokens, packed and padded, of the micro-batches of the warm-up's first step."""
     samples = warmup_samples(
         tokenizer,
         _warmup_rows(config, environment, 0, config.warmup.batch_size),
@@ -102,7 +101,4 @@ def warmup_tokens(
     )
     parts = micro_batches(samples, range(len(samples)), config.optim.micro_batch_tokens)
     batches = (pack([samples[i] for i in part], torch.device("cpu")) for part in parts)
-    return [
-        PackedTokens(packed=b.ids.numel(), padded=len(b.rows.lengths) * b.rows.longest)
-        for b in batches
-    ]
+    return [(b.ids.numel(), len(b.rows.lengths) * b.rows.longest) for b in batches]

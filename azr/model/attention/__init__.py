@@ -16,31 +16,11 @@ from azr.model.attention.interface import (
     use_azr_attention,
 )
 from azr.model.attention.packed import Backend, PackedAttend, PackedRows, gathered
-from azr.model.attention.probe import (
-    NAMES,
-    BackendProbe,
-    backends,
-    choose,
-    described,
-)
+from azr.model.attention.probe import NAMES, BackendProbe, backends, choose, described
 
 __all__ = [
-    "NAMES",
-    "Attend",
-    "Backend",
-    "BackendProbe",
-    "PackedAttend",
-    "PackedRows",
-    "arange_positions",
-    "attention_forward",
-    "backends",
-    "check_azr_attention",
-    "choose",
-    "described",
-    "embedding_weight",
-    "gathered",
-    "head_shape",
-    "head_weight",
-    "hidden_states",
+    "NAMES", "Attend", "Backend", "BackendProbe", "PackedAttend", "PackedRows",
+    "arange_positions", "attention_forward", "backends", "check_azr_attention", "choose",
+    "described", "embedding_weight", "gathered", "head_shape", "head_weight", "hidden_states",
     "use_azr_attention",
-]
+]  # fmt: skip

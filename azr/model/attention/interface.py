@@ -8,7 +8,6 @@ queries and keys as [B, H, T, K] (B rows, H heads, T tokens, K head size).
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -16,6 +15,8 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+
+from azr.model.attention.sdpa import causal
 
 NAME = "azr"
 
@@ -58,10 +59,9 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Returns ([B, T, H, K] attention output, None) in transformers' convention.
 
-    G key-value heads serve H query heads (H a multiple of G). Without `attend` the rows attend
-    causally to themselves, padding on the right being seen by no real token. The mask is not
-    read: see `hidden_states`. Raises ValueError for dropout, or for a mask that a layer has made,
-    where `attend` is given.
+    Without `attend` the rows attend causally to themselves, padding on the right being seen by no
+    real token. The mask is not read: see `hidden_states`. Raises ValueError for dropout, or for a
+    mask that a layer has made, where `attend` is given.
     """
     if attend is not None:
         if dropout:
@@ -77,14 +77,7 @@ def attention_forward(
         q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (q_BHTK, k_BGTK, v_BGTK))
         scale = q_THK.shape[2] ** -0.5 if scaling is None else scaling
         return attend(module.layer_idx, q_THK, k_TGK, v_TGK, scale)[None], None
-    groups = q_BHTK.shape[1] // k_BGTK.shape[1]
-    if groups > 1:
-        k_BGTK = k_BGTK.repeat_interleave(groups, dim=1)
-        v_BGTK = v_BGTK.repeat_interleave(groups, dim=1)
-    out = F.scaled_dot_product_attention(
-        q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scaling, dropout_p=dropout
-    )
-    return out.transpose(1, 2).contiguous(), None
+    return causal(q_BHTK, k_BGTK, v_BGTK, scaling, dropout).contiguous(), None
 
 
 def use_azr_attention(model: PreTrainedModel) -> None:

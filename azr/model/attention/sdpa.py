@@ -7,6 +7,19 @@ from torch import Tensor
 from azr.model.attention.packed import PackedRows
 
 
+def causal(
+    q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, scale: float | None, dropout: float = 0.0
+) -> Tensor:
+    """Returns [B, L, H, K]: G key-value heads serve H query heads (H a multiple of G)."""
+    groups = q_BHLK.shape[1] // k_BGLK.shape[1]
+    if groups > 1:
+        k_BGLK = k_BGLK.repeat_interleave(groups, dim=1)
+        v_BGLK = v_BGLK.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(
+        q_BHLK, k_BGLK, v_BGLK, is_causal=True, scale=scale, dropout_p=dropout
+    ).transpose(1, 2)
+
+
 class Sdpa:
     """The backend of the CPU, of fp32, and of GPUs without FlashAttention."""
 
@@ -16,16 +29,8 @@ class Sdpa:
     def varlen(
         self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, rows: PackedRows, scale: float
     ) -> Tensor:
-        q_BLHK, k_BLGK, v_BLGK = (_as_grid(x, rows) for x in (q_NHK, k_NGK, v_NGK))
-        groups = q_BLHK.shape[2] // k_BLGK.shape[2]
-        q_BHLK, k_BGLK, v_BGLK = (x.transpose(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))
-        if groups > 1:
-            k_BGLK = k_BGLK.repeat_interleave(groups, dim=1)
-            v_BGLK = v_BGLK.repeat_interleave(groups, dim=1)
-        out_BHLK = F.scaled_dot_product_attention(
-            q_BHLK, k_BGLK, v_BGLK, is_causal=True, scale=scale
-        )
-        flat = out_BHLK.transpose(1, 2).flatten(0, 1)
+        q_BHLK, k_BGLK, v_BGLK = (_as_grid(x, rows).transpose(1, 2) for x in (q_NHK, k_NGK, v_NGK))
+        flat = causal(q_BHLK, k_BGLK, v_BGLK, scale).flatten(0, 1)
         return flat if rows.grid_place is None else flat.index_select(0, rows.grid_place)
 
     def decode(
