@@ -126,8 +126,8 @@ class RunDb:
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_SCHEMA)
             with self._db:
-                for table, kept in keep.items():
-                    self._db.execute(f"DELETE FROM {table} WHERE id > ?", (kept,))
+                for table in _TABLES if keep else ():
+                    self._db.execute(f"DELETE FROM {table} WHERE id > ?", (keep[table],))
                 for table in ("tasks", "samples") if last_step is not None else ():
                     self._db.execute(f"DELETE FROM {table} WHERE step > ?", (last_step,))
             self._last = {
