@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from azr.errors import RunError, naming_disk_errors
+from azr.tasks.records import Task
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (id INTEGER PRIMARY KEY, type TEXT NOT NULL, key TEXT NOT NULL,
@@ -100,7 +101,7 @@ class RunDb:
     def __init__(
         self,
         path: Path,
-        to_json: Callable[[object], dict],
+        to_json: Callable[[Task], dict],
         keep: Mapping[str, int] | None = None,
         warn: Callable[[str], None] = lambda message: None,
         last_step: int | None = None,
@@ -149,7 +150,7 @@ class RunDb:
         return self._locked_s > 0 and time.monotonic() - self._locked_s > GIVE_UP_S
 
     def write(
-        self, step: int, tasks: Iterable[tuple[str, str, object]], samples: Iterable[SampleRow]
+        self, step: int, tasks: Iterable[tuple[str, str, Task]], samples: Iterable[SampleRow]
     ) -> None:
         """Adds the (type, key, task) that entered the buffers, and the samples, of one step."""
         counted = Counter(samples)

@@ -25,6 +25,7 @@ from azr.run.machine import describe_machine
 from azr.run.metrics import MetricsLog
 from azr.run.stage import Stage
 from azr.streams import take_losses
+from azr.tasks.records import Task
 
 
 class RunLog:
@@ -35,7 +36,7 @@ class RunLog:
         config: Config,
         *,
         started: float,
-        to_json: Callable[[object], dict],
+        to_json: Callable[[Task], dict],
         universe: Mapping[str, int],
         resumed: Path | None = None,
         state: Mapping | None = None,
@@ -154,7 +155,7 @@ class RunLog:
         self._loop_started = time.monotonic()
 
     def samples(
-        self, step: int, tasks: Iterable[tuple[str, str, object]], episodes: Iterable[object]
+        self, step: int, tasks: Iterable[tuple[str, str, Task]], episodes: Iterable[object]
     ) -> None:
         """Records the tasks that entered the buffers, and the samples, of a step."""
         rows = [SampleRow.of(e) for e in episodes]

@@ -24,7 +24,7 @@ from azr.selfplay import seeding_metrics, write_seeds
 from azr.start.model import build_model
 from azr.start.prepare import Prepared, prepare
 from azr.start.trainee import Trainee, assemble, frozen_copy, is_warmed_up, warm_up
-from azr.tasks import Environment, Task
+from azr.tasks import Environment
 
 
 @dataclass(slots=True)
@@ -88,15 +88,11 @@ def open_session(
     model = trainee.model if trainee else build_model(config, environment, ready.tokenizer)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
 
-    def to_json(task: object) -> dict:
-        assert isinstance(task, Task)  # the record of a run knows no tasks
-        return environment.to_json(task)
-
     with naming_disk_errors(resume or Path(config.run.root)):
         log = RunLog(
             config,
             started=started,
-            to_json=to_json,
+            to_json=environment.to_json,
             universe=universe,
             resumed=resume,
             state=checkpoint.state["log"] if checkpoint else None,
