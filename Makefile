@@ -47,7 +47,7 @@ sandbox-asan: $(VENV)/.for-test ## build the sandbox with ASan and UBSan and run
 lint: $(VENV)/.for-lint ## check style and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m tests.type_errors
+	@$(PY) -m pyrefly check --python-interpreter-path $(PY)
 
 gpu: ## does it run, numbers, learning (CALL=1, CALL="2 3", STAGES="learn"; REHEARSE=1 on a CPU)
 	@$(PYTHON) -m bench.gpu_stages $(STAGES) $(if $(CALL),--call $(CALL)) \
