@@ -111,16 +111,8 @@ class CheckpointWriter:
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     """Writes one checkpoint now; returns its path. Raises RunError where the disk refuses."""
-    from safetensors.torch import save_file  # and with it torch, which nobody else here needs
-
-    def write(temporary: Path) -> None:
-        snapshot.write_model(temporary / "hf")
-        save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
-        with open(temporary / "state.json", "w") as file:
-            file.writelines(json_parts(snapshot.state))
-
     final = checkpoint_path(folder, snapshot.step)
-    write_marked(final, write)
+    write_marked(final, lambda temporary: _write_all(temporary, snapshot))
     return final
 
 
@@ -178,6 +170,15 @@ def _write(write: Callable[[Path], None], temporary: Path) -> None:
     except Exception as error:
         # safetensors and tokenizers have exceptions of their own for a full disk.
         raise OSError(None, str(error)) from error
+
+
+def _write_all(temporary: Path, snapshot: Snapshot) -> None:
+    from safetensors.torch import save_file  # and with it torch, which nobody else here needs
+
+    snapshot.write_model(temporary / "hf")
+    save_file(dict(snapshot.tensors), temporary / "train_state.safetensors")
+    with open(temporary / "state.json", "w") as file:
+        file.writelines(json_parts(snapshot.state))
 
 
 @dataclass(frozen=True, slots=True)
