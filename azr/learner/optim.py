@@ -120,7 +120,6 @@ class MasterAdamW(AdamW):
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back `state_tensors`."""
         super().load_tensors(tensors)
         for name, master in self.named.items():
             master.copy_(tensors[f"{_STATE}/master/{name}"])
@@ -205,7 +204,6 @@ class StochasticAdamW(NamedState):
         return {f"{_STATE}/updates": torch.tensor(self.updates)} | super().state_tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back `state_tensors`."""
         self.updates = int(tensors[f"{_STATE}/updates"])
         super().load_tensors(tensors)
 
