@@ -67,15 +67,8 @@ MUTATIONS = {
         INVERT,
         "adversarial",
     ),
-    "fastmath in the SIMD loops": (
-        "modular/simd.py",
-        'error_model="numpy")',
-        'error_model="numpy", fastmath=True)',
-        INVERT,
-        "fastmath",
-    ),
-    "fastmath in the plain loops": (
-        "modular/kernels.py",
+    "fastmath in the compiled loops": (
+        "modular/jit.py",
         'error_model="numpy")',
         'error_model="numpy", fastmath=True)',
         INVERT,
