@@ -8,6 +8,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PretrainedConfig
@@ -39,15 +40,15 @@ def memory_plan(
     parameters: int,
     context_tokens: int,
     available: int | None = None,
-    warmup: Sequence[tuple[int, int]] = (),
+    warmup: Sequence["PackedTokens"] = (),
     resident: int = 0,
 ) -> list[Part]:
     """Returns the parts; `context_tokens` is the longest prompt with its response.
 
-    `warmup` are the tokens of the format warm-up's micro-batches, where there is one, packed and
-    padded (see `_activations`); `resident` is what the process holds already of the `available`
-    bytes. The KV cache is planned for every slot at that length, or for what the other parts that
-    rollouts hold leave of the `available` bytes: completions that do not fit wait.
+    `warmup` are the micro-batches of the format warm-up, where there is one; `resident` is what
+    the process holds already of the `available` bytes. The KV cache is planned for every slot at
+    that length, or for what the other parts that rollouts hold leave of the `available` bytes:
+    completions that do not fit wait.
     """
     text = architecture.get_text_config()
     width = {"float32": 4, "bfloat16": 2}[config.run.dtype]
@@ -104,14 +105,23 @@ def _optimizer_parts(config: Config, parameters: int) -> list[Part]:
     ]
 
 
+class PackedTokens(NamedTuple):
+    """The size of a micro-batch."""
+
+    packed: int
+    """Tokens that go through the model: what rows share stands once."""
+    padded: int
+    """Tokens of its rows in full, filled up to the longest."""
+
+
 def _warmup_parts(
-    config: Config, text: PretrainedConfig, parameters: int, batches: Sequence[tuple[int, int]]
+    config: Config, text: PretrainedConfig, parameters: int, batches: Sequence[PackedTokens]
 ) -> list[Part]:
     """Returns what the format warm-up holds: an optimiser of its own, which is gone afterwards."""
     width, gradient, moments = (4, 4, 8) if config.run.dtype == "float32" else (2, 2, 4)
     # Tied weights gather two gradients, the head's and the embedding's, before they are added.
     head = text.vocab_size * text.hidden_size * 4 * 2
-    kept = max(_activations(config, text, *tokens) for tokens in batches) * width
+    kept = max(_activations(config, text, b.packed, b.padded) for b in batches) * width
     slack = CPU_SLACK if config.run.device == "cpu" else 1.0
     return [
         Part("its gradients", parameters * gradient + head, "--model.path", "warm-up"),
@@ -122,9 +132,6 @@ def _warmup_parts(
 
 def _activations(config: Config, text: PretrainedConfig, packed: int, padded: int) -> int:
     """Returns about how many numbers autograd keeps of a micro-batch.
-
-    `packed` are the tokens that go through the model, what rows share once; `padded` are those of
-    its rows in full, filled up to the longest.
 
     Of a decoder layer that is about 8 tensors of the hidden size and 4 of the feed-forward size for
     each packed token (norms, residuals, inputs of projections), and queries, keys, values and

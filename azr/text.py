@@ -79,14 +79,13 @@ def prompt_texts(
 
 def _dressing(tokenizer: PreTrainedTokenizerBase, style: str) -> tuple[tuple[int, ...], str, str]:
     """Returns token ids before all text, and what stands before and after an instruction."""
+    head = tail = ""
     if style == R1:
-        return _start_ids(tokenizer), f"{FRAME}\n\nUser: ", f"\n\nAssistant: {THINK}"
-    if style == COMPLETION:
-        return _start_ids(tokenizer), "", ""
-    if style == CHAT:
-        # The template writes a start-of-text token itself, where the model wants one.
-        return (), *_chat_parts(tokenizer)
-    return (), "", ""
+        head, tail = f"{FRAME}\n\nUser: ", f"\n\nAssistant: {THINK}"
+    elif style == CHAT:
+        head, tail = _chat_parts(tokenizer)
+    # A chat template writes a start-of-text token itself, where the model wants one.
+    return (_start_ids(tokenizer) if style in (R1, COMPLETION) else ()), head, tail
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -67,15 +67,8 @@ MUTATIONS = {
         INVERT,
         "adversarial",
     ),
-    "fastmath in the SIMD loops": (
-        "modular/simd.py",
-        'error_model="numpy")',
-        'error_model="numpy", fastmath=True)',
-        INVERT,
-        "fastmath",
-    ),
-    "fastmath in the plain loops": (
-        "modular/kernels.py",
+    "fastmath in the compiled loops": (
+        "modular/jit.py",
         'error_model="numpy")',
         'error_model="numpy", fastmath=True)',
         INVERT,
@@ -118,8 +111,8 @@ MUTATIONS = {
     ),
     "drop the range of an answer": (
         "modular/kernels.py",
-        "is_odd = (min(x, y) < 1.0) | (max(x, y) >= m)",
-        "is_odd = min(x, y) < 1.0",
+        "(min(x[i], y[i]) >= 1) & (max(x[i], y[i]) < p[i])",
+        "(min(x[i], y[i]) >= 1)",
         VERIFY,
         "small_row",
     ),
@@ -132,7 +125,7 @@ MUTATIONS = {
     ),
     "never test p for primality": (
         "modular/__init__.py",
-        "status[divides[~is_prime(flat_p[divides])]] = NOT_PRIME",
+        "status[divides[~is_prime(p[divides])]] = NOT_PRIME",
         "divides",
         VERIFY,
         "answer_p",
@@ -146,9 +139,9 @@ MUTATIONS = {
     ),
     "take the next prime of a random number": (
         "modular/kernels.py",
-        "        word = mix(word + GOLDEN)\n\n\n@jit\ndef draw_listed",
+        "        word = mix(word + GOLDEN)\n\n\n@jit\ndef draw_group",
         "        low = span = candidate\n        first_odd = candidate + U64(2)\n"
-        "        span = U64(1)\n\n\n@jit\ndef draw_listed",
+        "        span = U64(1)\n\n\n@jit\ndef draw_group",
         SAMPLE,
         "uniform",
     ),

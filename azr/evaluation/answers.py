@@ -64,8 +64,7 @@ def ask(
         responses = []
         for sample, text in zip(batch, texts, strict=True):
             number, first, _ = asked[sample.request]
-            is_finished = sample.finish_reason == "stop"
-            responses.append(Response(number, first + sample.index, text, is_finished))
+            responses.append(Response(number, first + sample.index, text, sample.is_finished))
         yield [r for r in responses if (r.question, r.index) not in answered]
 
 

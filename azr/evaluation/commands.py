@@ -11,7 +11,7 @@ from azr.config import Config
 from azr.errors import RunError, naming_model
 from azr.evaluation import family
 from azr.evaluation.cells import make_cells
-from azr.evaluation.family import GradedTask, scores
+from azr.evaluation.family import GradedTask
 from azr.evaluation.subject import Subject
 from azr.evaluation.suite.grading import LIMITS, MODULES, failing_references
 from azr.evaluation.suite.items import load_suite
@@ -55,8 +55,8 @@ def evaluate_family(config: Config, subject: Subject, baseline: Subject | None, 
             with naming_model("--baseline "):
                 before = _graded(*other, environment, baseline.step)
         cells = make_cells(environment, after, before)
-        metrics = as_metrics(scores(environment, after))
-        metrics_before = as_metrics(scores(environment, before)) if before else None
+        metrics = as_metrics(family.scores(environment, after))
+        metrics_before = as_metrics(family.scores(environment, before)) if before else None
     print_family(cells, subject.model, baseline.model if baseline else None)
     result = {
         "model": subject.model,

@@ -7,7 +7,6 @@ value, since the greedy answers of an untrained model are a lottery.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +16,7 @@ from azr.evaluation.answers import ask, insist
 from azr.keys import make_key
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.tasks import Answer, Environment, Task
-from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
+from azr.tasks.envelope import stop_strings
 from azr.text import end_ids, prompt_ids, response_tokens
 
 
@@ -64,7 +63,7 @@ def grade_tasks(
         task_type: Sampling(
             max_new_tokens=response_tokens(config, environment, "solve", task_type),
             stop_token_ids=end_ids(tokenizer, engine.model),
-            stop_strings=STOP_STRINGS if style in TEXT_STYLES else (),
+            stop_strings=stop_strings(style),
         )
         for task_type in config.task.types
     }
@@ -89,11 +88,11 @@ def grade_tasks(
         answers,
         lambda grade: grade.outcome == "unjudged",
     )
-    outcomes = iter([grade.outcome for grade in grades])
-    return [
-        GradedTask(next(outcomes), tuple(islice(outcomes, n)), split=split, task=task)
-        for split, _, task in wanted
-    ]
+    graded = []
+    for number, (split, _, task) in enumerate(wanted):
+        greedy, *sampled = (g.outcome for g in grades[number * (1 + n) : (number + 1) * (1 + n)])
+        graded.append(GradedTask(greedy, tuple(sampled), split=split, task=task))
+    return graded
 
 
 def scores(environment: Environment, graded: Sequence[GradedTask]) -> Scores:

@@ -253,7 +253,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # see load_model
         raise _unreadable(path, error) from error
-    assert tokenizer is not None  # transformers says None of tokenizers that it lacks a library for
+    if tokenizer is None:
+        raise ModelError(f"{path}: transformers lacks a library that its tokenizer needs")
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{path}: its tokenizer has no end-of-text token; name one as eos_token in "

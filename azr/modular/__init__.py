@@ -16,10 +16,11 @@ int64 otherwise; statuses are uint8.
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from functools import lru_cache
+from itertools import pairwise
 from math import isqrt
 from typing import Literal, NamedTuple, SupportsIndex
 
@@ -106,19 +107,14 @@ def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     return number
 
 
-def _check_mode(check: str) -> None:
-    if check not in ("raise", "status"):
-        raise ValueError(f'check must be "raise" or "status", got {check!r}')
-
-
 def _integers(
-    name: str, value: Answers, *, is_answer: bool = False, is_bounded: bool = False
+    name: str, value: Answers, *, is_answer: bool = False, is_bounded: bool = True
 ) -> np.ndarray:
     """value as an int32 or int64 array that the kernels can read: C-contiguous and native.
 
     A number that does not fit 64 bits becomes -1, which like itself is in no range; where nothing
     else bounds the numbers (`is_bounded` off), one above is a ValueError. None in the list of an
-    answer becomes -1 as well, and `_finish` marks it.
+    answer becomes -1 as well, and `_verify` marks it.
     """
     if type(value) is np.ndarray and value.flags.carray and value.dtype in _KERNEL_DTYPES:
         return value
@@ -136,7 +132,7 @@ def _integers(
         is_narrow = not checked.size or (checked.max() < 2**31 and checked.min() >= -(2**31))
         return checked.astype(np.int32) if is_narrow else checked
     if isinstance(value, int) and not isinstance(value, bool):
-        return _integers(name, [value], is_answer=is_answer, is_bounded=is_bounded).reshape(())
+        return _integers(name, [value], is_bounded=is_bounded).reshape(())
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers, got {value!r:.80} of dtype {array.dtype}")
@@ -146,8 +142,7 @@ def _integers(
             index = int(np.flatnonzero(too_large)[0])
             raise ValueError(f"{name}[{index}] = {array.flat[index]} does not fit 64 bits")
         array = np.where(too_large, -1, array.astype(np.int64))
-    is_narrow = array.dtype.itemsize < 4 or array.dtype.kind + str(array.dtype.itemsize) == "i4"
-    dtype = np.int32 if is_narrow else np.int64
+    dtype = np.int32 if np.can_cast(array.dtype, np.int32) else np.int64
     return np.require(array, dtype, ["C", "A", "W"])
 
 
@@ -155,6 +150,12 @@ def _given(value: Integers, index: int) -> int:
     """The number of a row as it was given, however large."""
     numbers = value if isinstance(value, (list, tuple)) else np.ravel(value)
     return int(numbers[index if len(numbers) > 1 else 0])
+
+
+def _named(flags: np.ndarray, **columns: Integers) -> list[str]:
+    """Each column's number in the first flagged row, as it was given: "x[3] = 5"."""
+    index = int(np.flatnonzero(flags)[0])
+    return [f"{name}[{index}] = {_given(value, index)}" for name, value in columns.items()]
 
 
 def _rows(**columns: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
@@ -168,21 +169,22 @@ def _rows(**columns: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
     dtype = np.int32 if is_narrow else np.int64
     flat = []
     for array in columns.values():
-        array = array.astype(dtype, copy=False)
-        if not array.ndim and shape:
-            array = np.full(shape, array, dtype=dtype)
-        flat.append(array.reshape(-1))
+        if shape and not array.ndim:
+            array = np.full(shape, array)
+        flat.append(array.astype(dtype, copy=False).reshape(-1))
     return shape, flat
 
 
-def _in_parts(work: Callable[[int, int], object], size: int, threads: int) -> None:
-    """Do the work on `threads` consecutive parts of the rows, each in its own thread."""
+def _in_parts(kernel: Callable[..., object], threads: int, *columns: np.ndarray | range) -> None:
+    """Run kernel on `threads` consecutive parts of the columns, each in its own thread."""
     if threads == 1:
-        work(0, size)
+        kernel(*columns)
         return
+    size = len(columns[0])
     cuts = [size * part // threads for part in range(threads + 1)]
+    parts = [[column[a:b] for column in columns] for a, b in pairwise(cuts)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, cuts[:-1], cuts[1:]))
+        list(pool.map(lambda part: kernel(*part), parts))
 
 
 # --- inversion ----------------------------------------------------------------------------------
@@ -215,41 +217,30 @@ def invert(
     ValueError (out of range) naming its index and values. check="status": such rows get y = 0, and
     the result is the pair (y, status) with OK or BAD_PROBLEM per row.
     """
-    _check_mode(check)
+    if check not in ("raise", "status"):
+        raise ValueError(f'check must be "raise" or "status", got {check!r}')
     threads = _integer("threads", threads, 1, 1024)
-    shape, (flat_x, flat_p) = _rows(
-        x=_integers("x", x, is_bounded=True), p=_integers("p", p, is_bounded=True)
-    )
-    dtype = np.dtype(np.int32)
-    p_max = 2
+    shape, (flat_x, flat_p) = _rows(x=_integers("x", x), p=_integers("p", p))
+    p_max, is_valid, is_reduced = 2, True, True
     if flat_x.size:
-        x_min, p_min, p_max, is_reduced = kernels.scan(flat_x, flat_p)
-        if x_min < 0 or p_min < 2 or p_max > MAX_P:
-            flat_x = _reduce_beyond_64_bits(x, flat_x, flat_p)
-            bad = (flat_x < 0) | (flat_p < 2) | (flat_p > MAX_P)
-            if check == "raise" and bad.any():
-                index = int(np.flatnonzero(bad)[0])
-                raise ValueError(
-                    f"need x >= 0 and 2 <= p <= 2**62 - 1, got x[{index}] = {_given(x, index)}, "
-                    f"p[{index}] = {_given(p, index)}"
-                )
-            flat_x, flat_p = np.where(bad, 0, flat_x), np.where(bad, 2, flat_p)
-            p_max = flat_p.max()
-            is_reduced = False
-        if not is_reduced:
-            flat_x = flat_x % flat_p
-        if p_max >= 2**31:
-            dtype = np.dtype(np.int64)
-        flat_x = flat_x.astype(dtype, copy=False)
-        flat_p = flat_p.astype(dtype, copy=False)
+        p_max, is_valid, is_reduced = kernels.scan(flat_x, flat_p)
+    if not is_valid or p_max > MAX_P:
+        flat_x = _reduce_beyond_64_bits(x, flat_x, flat_p)
+        bad = (flat_x < 0) | (flat_p < 2) | (flat_p > MAX_P)
+        if check == "raise" and bad.any():
+            row = ", ".join(_named(bad, x=x, p=p))
+            raise ValueError(f"need x >= 0 and 2 <= p <= 2**62 - 1, got {row}")
+        flat_x, flat_p = np.where(bad, 0, flat_x), np.where(bad, 2, flat_p)
+        p_max = flat_p.max()
+        is_reduced = False
+    if not is_reduced:
+        flat_x = flat_x % flat_p
+    dtype = np.dtype(np.int32 if p_max < 2**31 else np.int64)
+    flat_x, flat_p = flat_x.astype(dtype, copy=False), flat_p.astype(dtype, copy=False)
     y = np.empty(flat_x.size, dtype=dtype)
-    kernel = _inversion_kernel(p_max)
-    _in_parts(lambda a, b: kernel(flat_x[a:b], flat_p[a:b], y[a:b]), y.size, threads)
+    _in_parts(_inversion_kernel(p_max), threads, flat_x, flat_p, y)
     if check == "raise" and y.size and y.min() == 0:
-        index = int(np.flatnonzero(y == 0)[0])
-        raise NotInvertible(
-            f"x[{index}] = {_given(x, index)} has no inverse modulo p[{index}] = {_given(p, index)}"
-        )
+        raise NotInvertible(" has no inverse modulo ".join(_named(y == 0, x=x, p=p)))
     result = y.reshape(shape)
     if out is not None:
         if out.dtype.kind != "i" or out.dtype.itemsize < dtype.itemsize or out.shape != shape:
@@ -278,34 +269,39 @@ def _reduce_beyond_64_bits(x: Integers, flat_x: np.ndarray, flat_p: np.ndarray) 
 # --- verification -------------------------------------------------------------------------------
 
 
-def _finish(shape, status, bad: int, answer, check: str, problem: dict) -> np.ndarray:
-    """Raise for the first bad problem, mark answers that were None, restore the shape."""
+def _verify(
+    name_1: str, given_1: Integers, name_2: str, given_2: Integers,
+    unknown: str, answer: Answers, check: str, max_p: int = MAX_P,
+) -> np.ndarray:  # fmt: skip
+    """The uint8 status of each answer for `unknown` to problems of two named columns."""
+    if check not in ("raise", "status"):
+        raise ValueError(f'check must be "raise" or "status", got {check!r}')
+    is_p_unknown = unknown == "p"
+    first, second = _integers(name_1, given_1), _integers(name_2, given_2)
+    last = _integers(unknown, answer, is_answer=True)
+    if is_p_unknown:
+        shape, (x, y, p) = _rows(x=first, y=second, p=last)
+    else:
+        shape, (p, x, y) = _rows(p=first, known=second, answer=last)
+    status = np.empty(p.size, dtype=np.uint8)
+    if is_p_unknown or p.dtype == np.int64:
+        bad = kernels.verify(x, y, p, max_p, is_p_unknown, status)
+    else:
+        kernels.verify_32(x, y, p, status)
+        is_clean = not status.size or status.max() <= kernels.WRONG
+        bad = 0 if is_clean else kernels.mark_bad(x, p, status)
     if bad and check == "raise":
-        index = int(np.flatnonzero(status == kernels.BAD_PROBLEM)[0])
-        row = ", ".join(f"{name}[{index}] = {_given(v, index)}" for name, v in problem.items())
-        raise ValueError(f"not a problem: {row}")
+        row = _named(status == kernels.BAD_PROBLEM, **{name_1: given_1, name_2: given_2})
+        raise ValueError(f"not a problem: {', '.join(row)}")
     if isinstance(answer, (list, tuple)):
         for index, item in enumerate(answer):
             if item is None and status[index] != BAD_PROBLEM:
                 status[index] = UNPARSABLE
+    if is_p_unknown:
+        # Primality last, and only of the survivors: a wrong answer costs a few nanoseconds.
+        divides = np.flatnonzero(status == kernels.OK)
+        status[divides[~is_prime(p[divides])]] = NOT_PRIME
     return status.reshape(shape) if shape else status[0]
-
-
-def _verify_pair(p, known, answer, known_name: str, answer_name: str, check: str) -> np.ndarray:
-    _check_mode(check)
-    shape, (flat_p, flat_known, flat_answer) = _rows(
-        p=_integers("p", p, is_bounded=True),
-        known=_integers(known_name, known, is_bounded=True),
-        answer=_integers(answer_name, answer, is_answer=True, is_bounded=True),
-    )
-    status = np.empty(flat_p.size, dtype=np.uint8)
-    if flat_p.dtype == np.int64:
-        bad = kernels.verify_pair(flat_p, flat_known, flat_answer, status)
-    else:
-        kernels.verify_pair_32(flat_p, flat_known, flat_answer, status)
-        is_clean = not status.size or status.max() <= kernels.WRONG
-        bad = 0 if is_clean else kernels.mark_bad(flat_p, flat_known, status)
-    return _finish(shape, status, bad, answer, check, {"p": p, known_name: known})
 
 
 def verify_y(
@@ -318,14 +314,14 @@ def verify_y(
     2..MAX_P, or x not in 1..p-1) raises ValueError, or is BAD_PROBLEM with check="status". That p
     is prime is not tested: the congruence needs no prime.
     """
-    return _verify_pair(p, x, y, "x", "y", check)
+    return _verify("p", p, "x", x, "y", y, check)
 
 
 def verify_x(
     p: Integers, y: Integers, x: Answers, *, check: Literal["raise", "status"] = "raise"
 ) -> np.ndarray:
     """The uint8 status of each answer x to "x * y = 1 (mod p), what is x?"; as `verify_y`."""
-    return _verify_pair(p, y, x, "y", "x", check)
+    return _verify("p", p, "y", y, "x", x, check)
 
 
 def verify_p(
@@ -344,19 +340,8 @@ def verify_p(
     x * y - 1 = 0, which every number divides: there any prime in range is OK. A malformed problem
     (x or y not in 1..MAX_P) raises ValueError, or is BAD_PROBLEM with check="status".
     """
-    _check_mode(check)
     max_p = _integer("max_p", max_p, 2, MAX_P)
-    shape, (flat_x, flat_y, flat_p) = _rows(
-        x=_integers("x", x, is_bounded=True),
-        y=_integers("y", y, is_bounded=True),
-        p=_integers("p", p, is_answer=True, is_bounded=True),
-    )
-    status = np.empty(flat_p.size, dtype=np.uint8)
-    bad = kernels.verify_modulus(flat_x, flat_y, flat_p, max_p, status)
-    # Primality last, and only of the survivors: a wrong answer costs a few nanoseconds.
-    divides = np.flatnonzero(status == kernels.OK)
-    status[divides[~is_prime(flat_p[divides])]] = NOT_PRIME
-    return _finish(shape, status, bad, p, check, {"x": x, "y": y})
+    return _verify("x", x, "y", y, "p", p, check, max_p)
 
 
 _DIGITS = re.compile(r"[0-9]{1,19}")
@@ -401,7 +386,7 @@ def is_prime(n: Integers) -> np.ndarray:
 
     Numbers below 2, negative ones included, are not prime.
     """
-    array = _integers("n", n)
+    array = _integers("n", n, is_bounded=False)
     flat = array.reshape(-1)
     result = np.empty(flat.size, dtype=bool)
     left = np.empty(flat.size + 1, dtype=np.int64)
@@ -427,49 +412,38 @@ def primes_upto(limit: int) -> np.ndarray:
     primes = np.empty(int(1.25506 * limit / np.log(limit)) + 1, dtype=dtype)
     primes[0] = 2
     small = primes_upto(isqrt(limit))[1:].astype(np.int64)
-    count = 1
-    for low, composite in _segments(limit):
-        kernels.sieve_odds(composite, small, low, limit + 1)
-        count = kernels.gather_odds(composite, low, primes, count)
-    return primes[:count].copy()
-
-
-def _segments(limit: int, size: int = 1 << 18) -> Iterator[tuple[int, np.ndarray]]:
-    """Byte buffers for the odd numbers 3..limit, `size` at a time, to stay in the L2 cache."""
-    buffer = np.empty(size, dtype=np.uint8)
-    for low in range(3, limit + 1, 2 * size):
-        yield low, buffer[: (min(limit, low + 2 * size - 1) - low) // 2 + 1]
+    return primes[: kernels.sieve(small, limit, primes)].copy()
 
 
 # --- drawing ------------------------------------------------------------------------------------
 
 
+def _edges(min_p: int, max_p: int, p_dist: str) -> list[int]:
+    """Where the groups of primes begin, and the end: one group, or one per bit length."""
+    powers = [2**bits for bits in range(63) if min_p < 2**bits <= max_p and p_dist == "log"]
+    return [min_p, *powers, max_p + 1]
+
+
 @lru_cache(maxsize=8)
 def _listed(min_p: int, max_p: int, p_dist: str) -> tuple[np.ndarray, np.ndarray]:
-    """(primes of the range, offsets of their groups): one group, or one per bit length."""
+    """(primes of the range, offsets of the groups that hold any)."""
     primes = primes_upto(max_p)
-    primes = primes[np.searchsorted(primes, min_p) :].copy()
-    if p_dist == "uniform":
-        return primes, np.array([0, primes.size])
-    edges = [2**bits for bits in range(63) if min_p < 2**bits <= max_p]
-    offsets = np.concatenate([[0], np.searchsorted(primes, edges), [primes.size]])
-    return primes, np.unique(offsets)  # a bit length without primes is no group
+    primes = primes[primes >= min_p]
+    return primes, np.unique(np.searchsorted(primes, _edges(min_p, max_p, p_dist)))
 
 
 @lru_cache(maxsize=8)
 def _intervals(min_p: int, max_p: int, p_dist: str) -> tuple[np.ndarray, np.ndarray]:
-    """(first, last) number of each group of `_listed` that holds a prime, as uint64 arrays."""
-    edges = [2**bits for bits in range(63) if min_p < 2**bits <= max_p and p_dist == "log"]
-    starts, ends = [min_p, *edges], [*(edge - 1 for edge in edges), max_p]
-    pairs = [(a, b) for a, b in zip(starts, ends, strict=True) if _holds_prime(a, b)]
-    lows, highs = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(lows, dtype=np.uint64), np.array(highs, dtype=np.uint64)
+    """(first, last) number of each group that holds a prime, as uint64 arrays."""
+    groups = [(a, b - 1) for a, b in pairwise(_edges(min_p, max_p, p_dist)) if _holds_prime(a, b)]
+    lows, highs = np.array(groups, dtype=np.uint64).reshape(-1, 2).T.copy()
+    return lows, highs
 
 
 def _holds_prime(low: int, high: int) -> bool:
-    """Whether a prime lies in [low, high]; prime gaps below 2**62 are short, so this is quick."""
-    for first in range(low, high + 1, 1024):
-        if is_prime(np.arange(first, min(first + 1023, high) + 1)).any():
+    """Whether a prime lies in [low, high); prime gaps below 2**62 are short, so this is quick."""
+    for first in range(low, high, 1024):
+        if is_prime(np.arange(first, min(first + 1024, high))).any():
             return True
     return False
 
@@ -504,8 +478,7 @@ def sample(
     dtype = np.int32 if max_p < 2**31 else np.int64
     p, x, y = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
     _draw(p, x, max_p, min_p, seed, start, bool(exclude_trivial), p_dist, threads)
-    kernel = _inversion_kernel(max_p)
-    _in_parts(lambda a, b: kernel(x[a:b], p[a:b], y[a:b]), n, threads)
+    _in_parts(_inversion_kernel(max_p), threads, x, p, y)
     return Problems(p, x, y)
 
 
@@ -521,7 +494,7 @@ def _draw(p, x, max_p, min_p, seed, start, exclude_trivial, p_dist, threads) -> 
     key = np.uint64(kernels.stream_key(np.uint64(seed)))
     trivial = np.uint64(exclude_trivial)
 
-    def fill(a: int, b: int) -> None:
-        kernel(key, np.uint64(start + a), *groups, trivial, p[a:b], x[a:b])
+    def fill(rows: range, p: np.ndarray, x: np.ndarray) -> None:
+        kernel(key, np.uint64(rows.start), *groups, trivial, p, x)
 
-    _in_parts(fill, p.size, threads)
+    _in_parts(fill, threads, range(start, start + p.size), p, x)

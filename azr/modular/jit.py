@@ -12,7 +12,6 @@ from pathlib import Path
 
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.extending import intrinsic
 
 _warned: list[str] = []
 
@@ -28,11 +27,6 @@ def jit(function: Callable) -> Callable:
     except Exception as error:  # no folder: the RuntimeError of Numba, or what the folder raised
         _warn(error)
     return compiled
-
-
-def instruction(definition: Callable) -> Callable:
-    """Numba's `intrinsic`; its annotations have callers give the typing context, too."""
-    return intrinsic(definition)
 
 
 def _warn(error: Exception) -> None:

@@ -17,9 +17,9 @@ the function alone: a helper elsewhere could change without the cache noticing.
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import overload
+from numba.extending import lower_builtin, type_callable
 
-from azr.modular.jit import instruction, jit
+from azr.modular.jit import jit
 
 U64 = np.uint64
 
@@ -28,46 +28,22 @@ OK, WRONG, OUT_OF_RANGE, NOT_PRIME, UNPARSABLE, BAD_PROBLEM = range(6)
 # --- exact products ------------------------------------------------------------------------------
 
 
-@instruction
-def _mul_high_word(typing_context, a, b):
-    """The upper 64 bits of a 64 x 64-bit product: one `mul` instruction."""
-
-    def codegen(context, builder, signature, args):
-        wide = ir.IntType(128)
-        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
-        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
-
-    return types.uint64(types.uint64, types.uint64), codegen
-
-
 def mul_high(a, b):
     """Upper 64 bits of a * b for uint64 a and b; this body is the plain-Python twin."""
     return U64(int(a) * int(b) >> 64)
 
 
-@overload(mul_high, inline="always")
-def _mul_high_compiled(a, b):
-    return lambda a, b: _mul_high_word(a, b)
+@type_callable(mul_high)
+def _type_mul_high(context):
+    return lambda a, b: types.uint64(types.uint64, types.uint64)
 
 
-@instruction
-def _fused(typing_context, a, b, c):
-    """a * b + c, rounded once."""
-
-    def codegen(context, builder, signature, args):
-        return builder.fma(*args)
-
-    return types.float64(types.float64, types.float64, types.float64), codegen
-
-
-def fused(a, b, c):
-    """a * b + c, rounded once, for integral floats; this body is the plain-Python twin."""
-    return float(int(a) * int(b) + int(c))
-
-
-@overload(fused, inline="always")
-def _fused_compiled(a, b, c):
-    return lambda a, b, c: _fused(a, b, c)
+@lower_builtin(mul_high, types.uint64, types.uint64)
+def _emit_mul_high(context, builder, signature, args):
+    """One `mul` instruction."""
+    wide = ir.IntType(128)
+    product = builder.mul(*(builder.zext(factor, wide) for factor in args))
+    return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
 
 
 @jit
@@ -87,13 +63,38 @@ BASES_64 = np.array([2, 325, 9375, 28178, 450775, 9780504, 1795265022], dtype=np
 LIMIT_32 = U64(4_759_123_141)
 
 
+_LOW_32 = U64(0xFFFFFFFF)
+
+
 @jit
-def montgomery_product(a, b, n, n_inverse):
-    """a * b / 2**64 mod n, in [0, n), for odd n < 2**63 and a, b < n (all uint64)."""
-    high = mul_high(a, b)
-    q = a * b * n_inverse
-    other = mul_high(q, n)
+def montgomery_product(a, b, n, n_inverse, is_narrow):
+    """a * b / R mod n, in [0, n), for odd n, n_inverse * n = 1 mod R, a < R and b < n (all uint64).
+
+    R is 2**64 and n < 2**63 or, if `is_narrow`, R is 2**32 and n below it. The masks change no
+    value: they let LLVM see 32-bit factors, one SIMD multiplication each.
+    """
+    if is_narrow:
+        ab = (a & _LOW_32) * (b & _LOW_32)
+        q = (ab & _LOW_32) * (n_inverse & _LOW_32) & _LOW_32
+        t = np.int64(ab >> U64(32)) - np.int64(q * (n & _LOW_32) >> U64(32))
+        return U64(t + np.int64(n) if t < 0 else t)
+    high, other = mul_high(a, b), mul_high(a * b * n_inverse, n)
     return high - other if high >= other else high - other + n
+
+
+@jit
+def montgomery_form(n, n_inverse, is_narrow):
+    """(R mod n, which is 1 in Montgomery form; R**2 mod n, the product with which leads there)."""
+    one = square = (U64(0) - n) % n  # 2**64 mod n
+    if is_narrow:
+        one = montgomery_product(U64(1), square, n, n_inverse, is_narrow)
+    else:
+        # 2 squared six times is R.
+        square += square
+        square -= n if square >= n else U64(0)
+        for _ in range(6):
+            square = montgomery_product(square, square, n, n_inverse, is_narrow)
+    return one, square
 
 
 @jit
@@ -109,37 +110,27 @@ def is_prime_word(n):
     if n < U64(1369):
         return True
     n_inverse = inverse_of_odd(n)
-    one = (U64(0) - n) % n  # 2**64 mod n: the number 1 in Montgomery form
-    minus_one = n - one
-    # 2**128 mod n takes a number into Montgomery form; by 64 doublings it needs no wide division.
-    square = one
-    for _ in range(64):
-        square = square + square
-        if square >= n:
-            square -= n
+    one, square = montgomery_form(n, n_inverse, False)
     odd = n - U64(1)
     twos = 0
     while odd & U64(1) == U64(0):
         odd >>= U64(1)
         twos += 1
     for base in BASES_32 if n < LIMIT_32 else BASES_64:
-        a = base % n
-        if a == U64(0):
-            continue
-        a = montgomery_product(a, square, n, n_inverse)
+        a = montgomery_product(base, square, n, n_inverse, False)
         power = one
         bits = odd
         while bits:
             if bits & U64(1):
-                power = montgomery_product(power, a, n, n_inverse)
-            a = montgomery_product(a, a, n, n_inverse)
+                power = montgomery_product(power, a, n, n_inverse, False)
+            a = montgomery_product(a, a, n, n_inverse, False)
             bits >>= U64(1)
-        if power == one or power == minus_one:
+        if power == one or power == U64(0):  # 0: n divides the base, which says nothing
             continue
-        for _ in range(twos - 1):
-            power = montgomery_product(power, power, n, n_inverse)
-            if power == minus_one:
+        for _ in range(twos):
+            if power == n - one:
                 break
+            power = montgomery_product(power, power, n, n_inverse, False)
         else:
             return False
     return True
@@ -171,34 +162,12 @@ def sort_out(n, out, left):
 LANES = 64
 
 
-_LOW_32 = U64(0xFFFFFFFF)
-
-
-@jit
-def product_32(a, b, n, n_inverse):
-    """a * b / 2**32 mod n, in [0, n), for odd n < 2**32, n_inverse * n = 1 mod 2**32; a, b < n.
-
-    The masks change no value: they let LLVM see 32-bit factors, one SIMD multiplication each.
-    """
-    ab = (a & _LOW_32) * (b & _LOW_32)
-    q = (ab & _LOW_32) * (n_inverse & _LOW_32) & _LOW_32
-    t = np.int64(ab >> U64(32)) - np.int64(q * (n & _LOW_32) >> U64(32))
-    return U64(t + np.int64(n) if t < 0 else t)
-
-
-@jit
-def product(a, b, n, n_inverse, is_narrow):
-    """The Montgomery product of one of the two word sizes."""
-    return product_32(a, b, n, n_inverse) if is_narrow else montgomery_product(a, b, n, n_inverse)
-
-
 def _strong_test(word_bits):
     """The strong probable-prime test with Montgomery products of one word size, LANES at once.
 
     The word size is a number and not a function, because Numba's disk cache knows a function that
     varies again only in the process that made it.
     """
-
     is_narrow = word_bits == 32
 
     @jit
@@ -209,78 +178,58 @@ def _strong_test(word_bits):
         divides says nothing, and passes.
         """
         modulus, inverse = np.ones(LANES, np.uint64), np.ones(LANES, np.uint64)
-        one, exponent = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+        one, square = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
         factor, power = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
-        # 0 or 1, as wide as what they are compared with
-        passed, passed_all = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+        passes = np.zeros(LANES, np.uint64)
         kept = 0
         for first in range(0, count, LANES):
             lanes = min(LANES, count - first)
             all_bits = low_bits = U64(0)
             for i in range(lanes):
                 m = U64(n[left[first + i]])
-                modulus[i] = m
-                inverse[i] = inverse_of_odd(m)
-                one[i] = (U64(1) << U64(32)) % m if is_narrow else (U64(0) - m) % m
-                exponent[i] = m - U64(1)
+                modulus[i], inverse[i] = m, inverse_of_odd(m)
+                one[i], square[i] = montgomery_form(m, inverse[i], is_narrow)
                 all_bits |= m
                 low_bits |= (m - U64(1)) & (U64(1) - m)
-            if is_narrow:
-                for i in range(LANES):
-                    inverse[i] &= _LOW_32
             top = word_bits - 1
             while (all_bits >> U64(top)) & U64(1) == U64(0):
                 top -= 1
-            passed_all[:] = U64(1)
+            passes[:] = U64(0)
             for base in bases:
-                # factor = base * one mod n: the base in Montgomery form.
-                if is_narrow:
-                    for i in range(LANES):
-                        factor[i] = base * one[i] % modulus[i]
-                else:
-                    factor[:] = U64(0)
-                    for k in range(31, -1, -1):
-                        add = (base >> U64(k)) & U64(1)
-                        for i in range(LANES):
-                            f = factor[i] + factor[i]
-                            f -= modulus[i] if f >= modulus[i] else U64(0)
-                            f += one[i] if add else U64(0)
-                            f -= modulus[i] if f >= modulus[i] else U64(0)
-                            factor[i] = f
                 for i in range(LANES):
-                    passed[i] = U64(factor[i] == U64(0))
-                # power = base ** (exponent >> shift), shift falling. The test looks at the
-                # exponents (n - 1) / 2**k, k >= 1: -1 at any of them or 1 at the odd one is a pass.
+                    m, v = modulus[i], inverse[i]
+                    factor[i] = montgomery_product(base, square[i], m, v, is_narrow)
+                    power[i] = factor[i] if m >> U64(top) else one[i]
+                    passes[i] += U64(factor[i] == U64(0))
+                # power = base ** (n >> shift), shift falling, and n >> shift = (n - 1) >> shift.
+                # The test looks at the exponents (n - 1) / 2**k, k >= 1: -1 at any of them or 1 at
+                # the odd one is a pass, and no base has two.
                 for shift in range(top, 0, -1):
                     bit = U64(1) << U64(shift)
-                    if shift == top:
-                        for i in range(LANES):
-                            power[i] = factor[i] if exponent[i] & bit else one[i]
-                    elif base == U64(2):
+                    if shift < top and base == U64(2):
                         for i in range(LANES):
                             r, m, v = power[i], modulus[i], inverse[i]
-                            square = product(r, r, m, v, is_narrow)
-                            double = square + square
-                            double -= modulus[i] if double >= modulus[i] else U64(0)
-                            power[i] = double if exponent[i] & bit else square
-                    else:
+                            once = montgomery_product(r, r, m, v, is_narrow)
+                            twice = once + once
+                            twice -= m if twice >= m else U64(0)
+                            power[i] = twice if m & bit else once
+                    elif shift < top:
                         for i in range(LANES):
                             r, m, v = power[i], modulus[i], inverse[i]
-                            square = product(r, r, m, v, is_narrow)
-                            times = product(square, factor[i], m, v, is_narrow)
-                            power[i] = times if exponent[i] & bit else square
+                            once = montgomery_product(r, r, m, v, is_narrow)
+                            twice = montgomery_product(once, factor[i], m, v, is_narrow)
+                            power[i] = twice if m & bit else once
                     if low_bits >> U64(shift):
                         for i in range(LANES):
-                            is_odd = exponent[i] & (bit + bit - U64(1)) == bit
-                            is_in_reach = exponent[i] & (bit - U64(1)) == U64(0)
+                            below = modulus[i] & (bit + bit - U64(1))
+                            is_odd = below == bit + U64(1)
+                            is_in_reach = below & ~bit == U64(1)
                             is_minus_one = is_in_reach & (power[i] == modulus[i] - one[i])
                             is_one = is_odd & (power[i] == one[i])
-                            passed[i] |= U64(1) if is_minus_one | is_one else U64(0)
-                for i in range(LANES):
-                    passed_all[i] &= passed[i]
+                            passes[i] += U64(1) if is_minus_one | is_one else U64(0)
             for i in range(lanes):
                 left[kept] = left[first + i]
-                kept += np.int64(passed_all[i])
+                kept += passes[i] == U64(bases.size)
         return kept
 
     return strong_test
@@ -291,30 +240,25 @@ strong_test_64 = _strong_test(64)
 
 
 @jit
-def sieve_odds(composite, small, low, high):
-    """Mark composite[k] (uint8) for odd numbers low + 2k < high divisible by an odd prime of small.
+def sieve(small, limit, primes):
+    """Append the odd primes from 3 to limit to primes, which holds 2; how many it then holds.
 
-    `low` is odd; `small` holds the odd primes up to the square root of high.
+    `small` holds the odd primes up to the square root of limit.
     """
-    size = composite.size
-    composite[:] = 0
-    for prime in small:
-        if prime * prime >= high:
-            break
-        first = max(prime * prime, (low + prime - 1) // prime * prime)
-        if first % 2 == 0:
-            first += prime
-        for k in range((first - low) >> 1, size, prime):
-            composite[k] = 1
-
-
-@jit
-def gather_odds(composite, low, out, count):
-    """Append the unmarked odd numbers low + 2k to out from position count; return the new count."""
-    for k in range(composite.size):
-        if composite[k] == 0:
-            out[count] = low + 2 * k
-            count += 1
+    count = 1
+    segment = np.empty(1 << 18, np.uint8)  # of odd numbers; it stays in the L2 cache
+    for low in range(3, limit + 1, 2 * segment.size):
+        size = min(segment.size, (limit - low) // 2 + 1)
+        segment[:size] = 1
+        for prime in small:
+            first = max(prime * prime, (low + prime - 1) // prime * prime)
+            if first % 2 == 0:
+                first += prime
+            for k in range((first - low) >> 1, size, prime):
+                segment[k] = 0
+        for k in range(size):
+            primes[count] = low + 2 * k
+            count += segment[k]
     return count
 
 
@@ -323,16 +267,15 @@ def gather_odds(composite, low, out, count):
 
 @jit
 def scan(x, p):
-    """(smallest x, smallest p, largest p, whether every x < p) of int arrays."""
-    x_min = x[0]
-    p_min = p_max = p[0]
-    reduced = True
+    """(the largest p, whether every x >= 0 and p >= 2, whether every x < p) of int arrays."""
+    x_min, p_min, p_max = x[0], p[0], p[0]
+    is_reduced = True
     for i in range(x.size):
         x_min = min(x_min, x[i])
         p_min = min(p_min, p[i])
         p_max = max(p_max, p[i])
-        reduced &= x[i] < p[i]
-    return x_min, p_min, p_max, reduced
+        is_reduced &= x[i] < p[i]
+    return p_max, x_min >= 0 and p_min >= 2, is_reduced
 
 
 # --- verification -------------------------------------------------------------------------------
@@ -360,72 +303,53 @@ def product_is_one(x, y, p):
 
 
 @jit
-def verify_pair(p, known, answer, out):
-    """out (uint8): OK, WRONG, OUT_OF_RANGE (answer not in 1..p-1) or BAD_PROBLEM, per row.
+def verify(x, y, p, max_p, is_p_unknown, out):
+    """out (uint8) per row: OK or WRONG, or OUT_OF_RANGE unless 1 <= x, y < p <= max_p < 2**62.
 
-    A problem is bad unless 2 <= p < 2**62 and 1 <= known < p. Returns how many rows are bad.
+    It is BAD_PROBLEM unless 1 <= x < p < 2**62 or, if p is the answer, 1 <= x, y < 2**62. Returns
+    how many are.
     """
     bad = 0
     for i in range(p.size):
-        if p[i] < 2 or p[i] >= 1 << 62 or known[i] < 1 or known[i] >= p[i]:
-            out[i] = BAD_PROBLEM
-            bad += 1
-        elif answer[i] < 1 or answer[i] >= p[i]:
-            out[i] = OUT_OF_RANGE
-        elif product_is_one(U64(known[i]), U64(answer[i]), U64(p[i])):
-            out[i] = OK
-        else:
-            out[i] = WRONG
-    return bad
-
-
-@jit
-def verify_pair_32(p, known, answer, out):
-    """out (uint8): OK or WRONG, or OUT_OF_RANGE unless 1 <= known, answer < p; int32 arrays.
-
-    LLVM vectorises this loop. h + e is the exact product. The integer r = h + e - q*p is exact as
-    well, being below 2**33, so r = 1 proves the answer right, whatever q. If it is right, the
-    quotient is k + 1/p for an integer k; 1/p <= 1/3 and an error below 2**31 * 2**-51 leave k the
-    nearest. For p = 2 the one row in range is 1 * 1, and the tie 1/2 rounds to k = 0.
-    """
-    for i in range(p.size):
-        x, y, m = np.float64(known[i]), np.float64(answer[i]), np.float64(p[i])
-        h = x * y
-        e = fused(x, y, -h)
-        q = np.rint(h / m)
-        r = fused(-q, m, h) + e
-        is_odd = (min(x, y) < 1.0) | (max(x, y) >= m)
-        out[i] = np.uint8(OUT_OF_RANGE) if is_odd else np.uint8(r != 1.0)
-
-
-@jit
-def mark_bad(p, known, out):
-    """Where out is OUT_OF_RANGE because of the problem: BAD_PROBLEM. Returns how many."""
-    bad = 0
-    for i in range(p.size):
-        if out[i] == OUT_OF_RANGE and (p[i] < 2 or known[i] < 1 or known[i] >= p[i]):
-            out[i] = BAD_PROBLEM
-            bad += 1
-    return bad
-
-
-@jit
-def verify_modulus(x, y, p, max_p, out):
-    """out (uint8) as for `verify_pair` where p is the answer; primality of OK rows is unchecked.
-
-    A problem is bad unless 1 <= x, y < 2**62. Returns how many rows are bad.
-    """
-    bad = 0
-    for i in range(p.size):
-        if x[i] < 1 or x[i] >= 1 << 62 or y[i] < 1 or y[i] >= 1 << 62:
-            out[i] = BAD_PROBLEM
-            bad += 1
-        elif p[i] > max_p or p[i] <= x[i] or p[i] <= y[i]:
-            out[i] = OUT_OF_RANGE
+        if min(x[i], y[i]) < 1 or max(x[i], y[i]) >= p[i] or p[i] > max_p:
+            if is_p_unknown:
+                is_bad = min(x[i], y[i]) < 1 or max(x[i], y[i]) >= 1 << 62
+            else:
+                is_bad = x[i] < 1 or x[i] >= p[i] or p[i] >= 1 << 62
+            out[i] = BAD_PROBLEM if is_bad else OUT_OF_RANGE
+            bad += is_bad
         elif product_is_one(U64(x[i]), U64(y[i]), U64(p[i])):
             out[i] = OK
         else:
             out[i] = WRONG
+    return bad
+
+
+@jit
+def verify_32(x, y, p, out):
+    """As `verify`, of int32 arrays, with no look for bad problems. LLVM vectorises this loop.
+
+    q misses x*y/p by at most 1/2 + 2**-20, so |r| < p and its 32 bits, which LLVM multiplies in
+    SIMD registers, are all of it; r = 1 proves the answer right. If the answer is right, x*y/p is
+    k + 1/p for an integer k, and 1/p <= 1/3 leaves k the nearest. For p = 2 the one row in range
+    is 1 * 1, and the tie 1/2 rounds to k = 0.
+    """
+    for i in range(p.size):
+        out[i] = OUT_OF_RANGE
+        if (min(x[i], y[i]) >= 1) & (max(x[i], y[i]) < p[i]):
+            q = np.int32(np.rint(np.float64(x[i]) * np.float64(y[i]) / np.float64(p[i])))
+            r = np.int32(x[i] * y[i] - q * p[i])
+            out[i] = r != 1
+
+
+@jit
+def mark_bad(x, p, out):
+    """Where out is OUT_OF_RANGE because of the problem: BAD_PROBLEM. Returns how many."""
+    bad = 0
+    for i in range(p.size):
+        if out[i] == OUT_OF_RANGE and (x[i] < 1 or x[i] >= p[i]):
+            out[i] = BAD_PROBLEM
+            bad += 1
     return bad
 
 
@@ -466,7 +390,7 @@ def below(word, bound):
 
 @jit
 def random_prime(word, low, high):
-    """(uniform prime of [low, high], the last word used); the interval must hold a prime.
+    """A uniform prime of [low, high], from a random word; the interval must hold a prime.
 
     Draws uniformly among the odd numbers of the interval and 2 (if it is there) until one is
     prime. That is exactly uniform over the primes, unlike the next prime of a random number.
@@ -479,51 +403,51 @@ def random_prime(word, low, high):
         k, word = below(word, span)
         candidate = first_odd + U64(2) * k
         if candidate == U64(1):
-            return U64(2), word
+            return U64(2)
         if is_prime_word(candidate):
-            return candidate, word
+            return candidate
         word = mix(word + GOLDEN)
 
 
 @jit
+def draw_group(key, index, groups):
+    """(a uniform group of so many for problem `index`, the word to draw its p from)."""
+    word = mix(key + U64(2) * index * GOLDEN)
+    if groups == U64(1):
+        return U64(0), word
+    group, word = below(word, groups)
+    return group, mix(word + GOLDEN)
+
+
+@jit
+def draw_residue(key, index, modulus, trivial):
+    """A uniform x for problem `index`; trivial = 1 leaves out 1 and p - 1 (then p >= 5)."""
+    word = mix(key + (U64(2) * index + U64(1)) * GOLDEN)
+    return below(word, modulus - U64(1) - U64(2) * trivial)[0] + U64(1) + trivial
+
+
+@jit
 def draw_listed(key, start, primes, offsets, trivial, p, x):
-    """Draw problems start, start + 1, ... with p from `primes` and x; fill p and x.
+    """Fill p and x with problems start, start + 1, ...; p is uniform within a group of `primes`.
 
     Problem i is a function of (key, i) alone. `offsets` cuts `primes` into groups, one of which is
-    drawn first, uniformly. trivial = 1 leaves out x = 1 and x = p - 1 (then p >= 5), 0 keeps them.
+    drawn first, uniformly.
     """
     groups = U64(offsets.size - 1)
     for i in range(p.size):
-        index = start + U64(i)
-        word = mix(key + U64(2) * index * GOLDEN)
-        left = U64(offsets[0])
-        right = U64(offsets[-1])
-        if groups > U64(1):
-            g, word = below(word, groups)
-            left = U64(offsets[g])
-            right = U64(offsets[g + U64(1)])
-            word = mix(word + GOLDEN)
-        k, word = below(word, right - left)
-        modulus = U64(primes[left + k])
-        word = mix(key + (U64(2) * index + U64(1)) * GOLDEN)
-        k, word = below(word, modulus - U64(1) - U64(2) * trivial)
+        group, word = draw_group(key, start + U64(i), groups)
+        first = U64(offsets[group])
+        k = below(word, U64(offsets[group + U64(1)]) - first)[0]
+        modulus = U64(primes[first + k])
         p[i] = modulus
-        x[i] = k + U64(1) + trivial
+        x[i] = draw_residue(key, start + U64(i), modulus, trivial)
 
 
 @jit
 def draw_tested(key, start, lows, highs, trivial, p, x):
     """As `draw_listed`, with p a random prime of an interval [lows[g], highs[g]], g uniform."""
-    groups = U64(lows.size)
     for i in range(p.size):
-        index = start + U64(i)
-        word = mix(key + U64(2) * index * GOLDEN)
-        g = U64(0)
-        if groups > U64(1):
-            g, word = below(word, groups)
-            word = mix(word + GOLDEN)
-        modulus, word = random_prime(word, lows[g], highs[g])
-        word = mix(key + (U64(2) * index + U64(1)) * GOLDEN)
-        k, word = below(word, modulus - U64(1) - U64(2) * trivial)
+        group, word = draw_group(key, start + U64(i), U64(lows.size))
+        modulus = random_prime(word, lows[group], highs[group])
         p[i] = modulus
-        x[i] = k + U64(1) + trivial
+        x[i] = draw_residue(key, start + U64(i), modulus, trivial)

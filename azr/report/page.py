@@ -180,7 +180,7 @@ def _book(name: str, book: SampleBook | None) -> dict[str, object]:
     prompts: dict[str, int] = {}
     samples = []
     for s in book.shown if book else ():
-        row = {name: getattr(s, name) for name in SAMPLE_FIELDS}
+        row = {field: getattr(s, field) for field in SAMPLE_FIELDS}
         row["prompt"] = prompts.setdefault(s.prompt, len(prompts))
         samples.append([float(f"{v:.4g}") if isinstance(v, float) else v for v in row.values()])
     return {

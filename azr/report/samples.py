@@ -154,12 +154,13 @@ def _fetch(db: sqlite3.Connection, ids: Sequence[int]) -> list[ShownSample]:
         " WHERE s.id = ?"
     )
     shown = []
-    for row in (row for number in ids for row in db.execute(one, (number,))):
-        values = {name: row[name] for name in SAMPLE_FIELDS}
-        for name in ("prompt", "task_key", "text"):
-            values[name] = _cut(values[name] or "")
-        values["is_estimate"] = bool(values["is_estimate"])
-        shown.append(ShownSample(**values))
+    for number in ids:
+        for row in db.execute(one, (number,)):
+            values = {field: row[field] for field in SAMPLE_FIELDS}
+            for field in ("prompt", "task_key", "text"):
+                values[field] = _cut(values[field] or "")
+            values["is_estimate"] = bool(values["is_estimate"])
+            shown.append(ShownSample(**values))
     return shown
 
 

@@ -284,11 +284,12 @@ def setup(board: Board) -> str:
 
 def _between_runs(board: Board) -> str:
     options = dict.fromkeys(name for run in board.runs for name in run.options)
-    table = {n: [run.options.get(n, "not there") for run in board.runs] for n in options}
-    rows = [[name, *values] for name, values in table.items() if len(set(values)) > 1]
+    found = {n: [run.options.get(n, "not there") for run in board.runs] for n in options}
+    rows = [[name, *values] for name, values in found.items() if len(set(values)) > 1]
     if not rows:
         return "<p>The runs have the same options.</p>"
-    return f"<p>Where the runs differ:</p>{_table(['option', *board.names], rows, 1 + len(rows))}"
+    table = _table(["option", *board.names], rows, 1 + len(board.names))
+    return f"<p>Where the runs differ:</p>{table}"
 
 
 def more(board: Board) -> str:

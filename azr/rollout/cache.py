@@ -101,7 +101,7 @@ class KVCache(ABC):
         """Returns who attends, and stores, while those prompts are computed, packed in order."""
 
     def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
-        """Keeps the last hidden state of each of them; gives the rows in the slots their prompt."""
+        """Keeps the last hidden state of each of them; a layout may set up the slots' rows."""
         fresh = [self._by_ids[ids] for ids in self.unfilled()]
         if fresh:
             self._hidden[[prompt.place for prompt in fresh]] = hidden_UD

@@ -55,7 +55,7 @@ class DenseCache(KVCache):
         return geometry.token_bytes * (slots * own_tokens + prompts * prompt_tokens)
 
     def take(self, slot: int, row: Waiting) -> bool:
-        """Reserves a row; a dense cache has room for as many as it has slots."""
+        """Reserves a row: of these there are as many as slots, of prompts not always."""
         ids = row.request.token_ids
         prompt = self._by_ids.get(ids)
         if prompt is None:

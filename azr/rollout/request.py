@@ -48,6 +48,11 @@ class Sample:
     """float32 [len(token_ids)], under the sampling temperature, before any truncation."""
     finish_reason: Literal["stop", "length"]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the model ended it itself."""
+        return self.finish_reason == "stop"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:

@@ -6,8 +6,8 @@
               reward, advantage, tokens, finish, is_estimate, count)
 
 Samples of a step that agree in everything are one row with their `count`. `outcome` is valid,
-invalid, malformed or held_out for proposals; correct, wrong or malformed for answers. `reward` is
-NULL where a sample enters no statistic.
+invalid, malformed or held_out for proposals; correct, wrong or malformed for answers; unjudged for
+either where the verifier failed. `reward` is NULL where a sample enters no statistic.
 """
 
 import hashlib

@@ -55,11 +55,11 @@ class Diagnosis:
         return _mean(values)
 
     def first(self, name: str) -> list[float]:
-        """Returns a metric over the steps after the first WINDOW, before the third."""
+        """Returns a metric over the second and the third WINDOW steps."""
         return [m[name] for m in self._first[WINDOW:] if name in m]
 
     def latest(self, name: str) -> list[float]:
-        """Returns a metric over the window, empty until both windows are full."""
+        """Returns a metric over the window, empty until that of `first` is full as well."""
         if len(self._recent) < WINDOW or len(self._first) < 3 * WINDOW:
             return []
         return [m[name] for m in self._recent if name in m]
@@ -76,6 +76,9 @@ class Diagnosis:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
+
+
+# Each yields what to warn of, if anything; the first of it is said.
 
 
 def truncation(d: Diagnosis) -> Iterator[str]:

@@ -54,9 +54,9 @@ class FirstSamples:
         shown = {row.reason: row for row in reversed(rows)}
         examples = list(dict.fromkeys([*shown.values(), *rows]))[:3]
         lines += [f"  {r.type}, {r.reason}, {r.tokens} tokens: {_short(r.text)}" for r in examples]
-        return "\n".join([*lines, f"  {self._advice(role, rows)}"])
+        return "\n".join([*lines, f"  {self._advice(rows)}"])
 
-    def _advice(self, role: str, rows: Sequence[SampleRow]) -> str:
+    def _advice(self, rows: Sequence[SampleRow]) -> str:
         c = self._config
         cut = sum(row.finish == "length" for row in rows)
         malformed = sum(row.outcome == "malformed" for row in rows)

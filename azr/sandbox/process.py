@@ -194,7 +194,7 @@ class Process(Generic[Work]):
     def __init__(self, setting: Setting, role: Literal["zygote", "compiler"], seed: int):
         self.role = role
         self.seed = seed
-        """Of a zygote, and which place it has in the page that is shared."""
+        """Of a zygote: of its hashes, and its place (in C `held_index`) in the shared page."""
         self.sent: dict[int, Work] = {}
         self.sent_bytes = 0
         self.layers: dict[str, int] | None = None

@@ -23,6 +23,7 @@ class Proposed(Proposal):
     prompt: Prompt
     sample: Sample
     verdict: Verdict = Verdict(task=None, status="unjudged")
+    """Until there is one, as where the verifier has failed."""
     key: str = ""
     """What makes its task distinct, where it has become one."""
     traits: Traits | None = None
@@ -65,6 +66,7 @@ class Answered(Answer):
     prompt: Prompt
     sample: Sample
     grade: Grade = Grade(outcome="unjudged")
+    """Until there is one, as where the verifier has failed."""
     key: str
     """What makes its task distinct."""
     is_estimate: bool

@@ -25,7 +25,7 @@ from azr.selfplay.prompts import Prompts
 from azr.selfplay.references import draw_references
 from azr.selfplay.seeding import fill_buffers
 from azr.tasks import Environment, Role, Task, Verdict
-from azr.tasks.envelope import STOP_STRINGS, TEXT_STYLES
+from azr.tasks.envelope import stop_strings
 from azr.tasks.records import Pending
 from azr.text import end_ids, response_texts, response_tokens
 
@@ -57,6 +57,7 @@ class SelfPlay:
         self.config, self.environment = config, environment
         self.engine, self.tokenizer = engine, tokenizer
         self.ends = end_ids(tokenizer, engine.model)
+        self.stops = stop_strings(config.task.style)
         self.prompts = Prompts(config, environment, tokenizer, engine.model)
         self.types = config.task.types
         size = config.selfplay.buffer_size
@@ -258,7 +259,7 @@ class SelfPlay:
             return Proposed(
                 type=wanted[sample.request][0],
                 text=text,
-                finished=sample.finish_reason == "stop",
+                finished=sample.is_finished,
                 references=prompt.references,
                 prompt=prompt,
                 sample=sample,
@@ -299,7 +300,7 @@ class SelfPlay:
             return Answered(
                 task=w.known.task,
                 text=text,
-                finished=sample.finish_reason == "stop",
+                finished=sample.is_finished,
                 prompt=prompts[sample.request],
                 sample=sample,
                 key=w.known.key,
@@ -329,7 +330,7 @@ class SelfPlay:
         def hand_over() -> None:
             clock.lap("rollout")
             responses = [s.token_ids for s in waiting]
-            texts = response_texts(self.tokenizer, responses, self.ends, self._stops())
+            texts = response_texts(self.tokenizer, responses, self.ends, self.stops)
             batch = list(map(made, waiting, texts))
             chunks.append((batch, submit(batch)))
             waiting.clear()
@@ -359,11 +360,8 @@ class SelfPlay:
             min_p=r.min_p,
             max_new_tokens=response_tokens(self.config, self.environment, role, task_type),
             stop_token_ids=self.ends,
-            stop_strings=self._stops(),
+            stop_strings=self.stops,
         )
-
-    def _stops(self) -> tuple[str, ...]:
-        return STOP_STRINGS if self.config.task.style in TEXT_STYLES else ()
 
     def _remember(self, key: str) -> None:
         self.recent_keys.append(key)

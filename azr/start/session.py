@@ -87,7 +87,6 @@ def open_session(
     trainee = restore(ready, checkpoint, resume) if checkpoint and resume else None
     model = trainee.model if trainee else build_model(config, environment, ready.tokenizer)
     universe = {t: n for t in config.task.types if (n := environment.universe_size(t)) is not None}
-
     with naming_disk_errors(resume or Path(config.run.root)):
         log = RunLog(
             config,

@@ -13,6 +13,7 @@ from azr.keys import generator
 from azr.learner import Learner, micro_batches
 from azr.learner.packing import pack
 from azr.learner.warmup import format_warmup, warmup_samples
+from azr.memory import PackedTokens
 from azr.rollout import RolloutEngine
 from azr.selfplay import SelfPlay
 from azr.start.model import make_engine, naming_attention
@@ -92,8 +93,8 @@ def is_warmed_up(config: Config) -> bool:
 
 def warmup_tokens(
     config: Config, environment: Environment, tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[int, int]]:
-    """Returns the tokens, packed and padded, of the micro-batches of the warm-up's first step."""
+) -> list[PackedTokens]:
+    """Returns the sizes of the micro-batches of the warm-up's first step."""
     samples = warmup_samples(
         tokenizer,
         _warmup_rows(config, environment, 0, config.warmup.batch_size),
@@ -101,4 +102,4 @@ def warmup_tokens(
     )
     parts = micro_batches(samples, range(len(samples)), config.optim.micro_batch_tokens)
     batches = (pack([samples[i] for i in part], torch.device("cpu")) for part in parts)
-    return [(b.ids.numel(), len(b.rows.lengths) * b.rows.longest) for b in batches]
+    return [PackedTokens(b.ids.numel(), len(b.rows.lengths) * b.rows.longest) for b in batches]

@@ -242,7 +242,7 @@ class CheckedFamily:
 
     def _pending(self, method: str, pending: Pending[object]) -> Pending[object]:
         if not callable(getattr(pending, "result", None)):
-            rule = "must be a Future, as azr.tasks.environment.done makes one"
+            rule = "must be a Future, as azr.tasks.environment.done makes one, or have a result()"
             self._refuse(f"{method}(...)", pending, rule)
         return pending
 

@@ -55,6 +55,11 @@ REASONS: tuple[str, ...] = get_args(Reason)
 """Why a response is no envelope, in the order in which they are looked for."""
 
 
+def stop_strings(style: str) -> tuple[str, ...]:
+    """Returns what ends a family's responses of a style: of a compact one nothing more does."""
+    return STOP_STRINGS if style in TEXT_STYLES else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """The answer of a response, or the reason why it has none; exactly one of them is None."""

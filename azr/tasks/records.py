@@ -19,9 +19,12 @@ class Task(Generic[P]):
     problem: P
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class Proposal:
-    """A proposer's completion, as text, with the tasks its prompt showed; no family changes it."""
+    """A proposer's completion, as text, with the tasks its prompt showed.
+
+    No family changes it: it is compared, and hashed, as what it says here.
+    """
 
     type: str
     text: str
@@ -40,9 +43,9 @@ class Verdict:
     """Named reason of a rejection; empty where the proposal is valid."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class Answer:
-    """A solver's completion for a task, as text; no family changes it."""
+    """A solver's completion for a task, as text. No family changes it: see `Proposal`."""
 
     task: Task
     text: str

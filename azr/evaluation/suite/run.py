@@ -112,9 +112,14 @@ def run_suite(
         for number, item in enumerate(suite.items)
         for index in range(GREEDY, n)
     }
-    done = {key for key, place in places.items() if place in journal.lines}
-    too_long = [k for k in places if k not in done and questions[k[0]].most_tokens > context]
-    journal.add([Line(*places[k], "malformed", "prompt_too_long", "") for k in too_long])
+    done = {answer for answer, place in places.items() if place in journal.lines}
+    too_long = [
+        (number, index)
+        for number, index in places
+        if (number, index) not in done and questions[number].most_tokens > context
+    ]
+    reason = "prompt_too_long"
+    journal.add([Line(*places[a], outcome="malformed", reason=reason, text="") for a in too_long])
     done.update(too_long)
     count = len(done)
     on_progress(count, len(places))
@@ -141,10 +146,14 @@ def _graded(suite: Suite, style: str, sandbox: Runner, batch: Sequence[Response]
         except FormatError as error:
             grades[number] = Grade(outcome="malformed", reason=str(error))
     grades |= zip(answers, grade_answers(sandbox, list(answers.values())), strict=True)
-    places = [_place(suite.items[r.question], r.index) for r in batch]
     return [
-        Line(*place, grades[number].outcome, grades[number].reason, batch[number].text)
-        for number, place in enumerate(places)
+        Line(
+            *_place(suite.items[r.question], r.index),
+            outcome=grades[number].outcome,
+            reason=grades[number].reason,
+            text=r.text,
+        )
+        for number, r in enumerate(batch)
     ]
 
 
