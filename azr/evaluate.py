@@ -121,7 +121,7 @@ def _evaluate(argv: Sequence[str]) -> None:
             f"--baseline {asked.baseline}: a suite is asked of one model; give the command "
             "once for each"
         )
-    from azr.evaluation.commands import evaluate_family, evaluate_suite
+    from azr.start.evaluation import evaluate_family, evaluate_suite
 
     if asked.suite:
         evaluate_suite(config, subject, Path(asked.suite), asked.out)

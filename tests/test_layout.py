@@ -63,7 +63,8 @@ FORBIDDEN: list[tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[str, ...
         },
     ),
     # What evaluates knows no trainer, nor do the parts of the start that it shares with one.
-    (("azr.evaluation", "azr.start.model", "azr.text"), TRAINER, {}),
+    (("azr.evaluation", "azr.start.evaluation", "azr.start.model", "azr.text"), TRAINER, {}),
+    (("azr.evaluation",), ("azr.start",), {}),
     # The kernels stand alone.
     (KERNELS, ("azr", "transformers", "numba"), {}),
     # A program is not a library, except to another program.
