@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from azr.config import ConfigError
+from azr.config import ConfigError, TaskConfig
 from azr.errors import RunError
-from azr.tasks import Answer, Grade, Proposal, Task, Traits, Verdict, check_family
+from azr.selfplay import Answered, Proposed
+from azr.tasks import (
+    Answer,
+    Grade,
+    Proposal,
+    Task,
+    Traits,
+    Verdict,
+    check_family,
+    load_environment,
+)
 from azr.tasks.checked import CheckedFamily
 from azr.tasks.environment import done
-from azr.tasks.records import References
+from azr.tasks.records import Deferred, References
 
 TASK = Task("add", (1, 2))
 
@@ -235,3 +245,22 @@ def test_names_of_types_and_styles_are_checked():
         setattr(family, attribute, wrong)
         with pytest.raises(ConfigError, match=f"task family toy: {attribute} is .*tuple of names"):
             CheckedFamily(family, "toy")
+
+
+def test_proposals_and_answers_are_hashed_as_what_they_say():
+    said = {"type": "add", "text": "1", "finished": True}
+    assert len({Proposal(**said), Proposal(**said), Proposal(**said | {"text": "2"})}) == 2
+    sampled = [Proposed(**said, prompt=n, sample=n, reward=n) for n in (1.0, 2.0)]
+    assert len({*sampled}) == 1
+    answers = [Answered(task=TASK, text=text, finished=True, prompt=None, sample=None, key="",
+                        is_estimate=False) for text in "ab"]  # fmt: skip
+    assert len({*answers}) == 2 and answers[0].type == "add"
+
+
+def test_what_is_deferred_is_worked_out_once_and_methods_take_names():
+    calls = []
+    deferred = Deferred(lambda: calls.append(1) or "made")
+    assert deferred.result() == deferred.result() == "made" and len(calls) == 1
+    environment = load_environment(TaskConfig())
+    task = environment.eval_tasks("train", "deduction")[0]
+    assert environment.key(task=task) == environment.key(task)

@@ -230,6 +230,6 @@ def _facts(env: Mapping) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{v} {env[v]}" for v in versions if v in env),
         "platform": env.get("platform"),
         "memory plan": f"{peak / 2**30:.2f} GiB" if peak else "",
-        "command": " ".join(map(str, env.get("command", []))),
+        "command": " ".join(map(str, env.get("command") or ())),
     }
     return [(name, str(fact)) for name, fact in facts.items() if fact]

@@ -181,8 +181,8 @@ class CheckedFamily:
 
     # What it says of a task
 
-    def _text(self, method: str, *arguments: Any) -> str:
-        text = getattr(self._family, method)(*arguments)
+    def _text(self, method: str, *arguments: object, **named: object) -> str:
+        text = getattr(self._family, method)(*arguments, **named)
         if not _is_text(text):
             self._refuse(f"{method}(...)", text, "must be a text without unpaired surrogates")
         return text

@@ -1,5 +1,6 @@
 """The records that pass between the self-play loop and a task family, and how a batch waits."""
 
+import functools
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
@@ -98,10 +99,10 @@ class Deferred(Generic[R]):
     """A batch of which the last part is done by whoever asks for the result."""
 
     def __init__(self, finish: Callable[[], R]):
-        self._finish = finish
+        self._finish = functools.cache(finish)
 
     def result(self) -> R:
-        """Returns what became of the batch."""
+        """Returns what became of the batch, worked out the first time."""
         return self._finish()
 
 

@@ -107,7 +107,7 @@ def write_literal(value: object) -> str:
     """Returns a text that reads back as an equal value, the same one for equal sets.
 
     Raises NoLiteral for what has none: infinity, NaN, integers of more digits than Python writes,
-    and anything that is no plain value.
+    and anything that is no plain value; an instance of a subclass is one of its class.
     """
     if not _is_plain(value):
         raise NoLiteral("no plain value")
