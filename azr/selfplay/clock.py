@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from time import perf_counter, process_time
 
 from azr.rollout import RolloutEngine
-
-PHASES = ("rollout", "verify", "update", "eval")
+from azr.run.metrics import PHASES
 
 
 class Clock:
-    """Splits the wall time of a step into laps; what belongs to none of PHASES is "other"."""
+    """Splits the wall time of a step into laps; what belongs to no other of PHASES is "other"."""
 
     def __init__(self, engine: RolloutEngine):
         self._engine, self._tokens = engine, engine.generated_tokens
@@ -32,7 +31,8 @@ class Clock:
         `update` are the metrics of its update.
         """
         total = perf_counter() - self._start
-        engine, seconds = self._engine, {phase: self._seconds[phase] for phase in PHASES}
+        engine = self._engine
+        seconds = {phase: self._seconds[phase] for phase in PHASES if phase != "other"}
         generated = engine.generated_tokens - self._tokens
         shares = {
             "perf/decode_roofline_frac": engine.decode_roofline_frac(),
