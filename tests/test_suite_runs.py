@@ -160,6 +160,9 @@ def test_the_samples_of_another_evaluation_are_not_mixed_in(tmp_path):
     Journal(tmp_path / "j", {"suite": "a", "seed": 1}).close()
     with pytest.raises(ConfigError, match=r"another evaluation \(seed differ\)"):
         Journal(tmp_path / "j", {"suite": "a", "seed": 2})
+    (tmp_path / "other").write_text("[5]\n")  # JSON lines, and nobody's journal
+    with pytest.raises(ConfigError, match=r"another evaluation \(suite differ\)"):
+        Journal(tmp_path / "other", {"suite": "a"})
     (tmp_path / "j").write_text('{"suite": "a", "se')  # cut short in its first line
     Journal(tmp_path / "j", {"suite": "b"}).close()
     assert (tmp_path / "j").read_text() == '{"suite": "b"}\n'

@@ -63,7 +63,8 @@ class Journal:
             if line:
                 self.lines[line.place] = line
             elif row != identity:
-                changed = sorted(k for k in {*row, *identity} if row.get(k) != identity.get(k))
+                held = row if isinstance(row, dict) else {}  # a file of something else
+                changed = sorted(k for k in {*held, *identity} if held.get(k) != identity.get(k))
                 raise ConfigError(
                     f"{self.path} holds samples of another evaluation ({', '.join(changed)} "
                     "differ); move it away, or name another file with --out"
