@@ -175,6 +175,10 @@ class _Prefill:
     first: int
     count: int
 
+    def store(self, layer: int) -> None:
+        """A call does so: a row's tokens do not lie next to each other in the memory."""
+        return None
+
     def __call__(
         self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
     ) -> Tensor:
@@ -199,6 +203,10 @@ class _Decode:
         if self.at is None:
             self.rows = torch.arange(len(own), device=cache.device)
             self.own = torch.from_numpy(own).to(cache.device)
+
+    def store(self, layer: int) -> None:
+        """As in `_Prefill`."""
+        return None
 
     def __call__(
         self, layer: int, q_RHK: Tensor, k_RGK: Tensor, v_RGK: Tensor, scale: float

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from azr.model.attention import Backend, PackedAttend, PackedRows
+from azr.model.attention import Backend, PackedAttend, PackedRows, Store
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
 from azr.rollout.cache import Geometry, KVCache, Prompt, memories
 from azr.rollout.request import Waiting
@@ -194,22 +194,23 @@ class PageCache(KVCache):
 
 @dataclass(frozen=True, slots=True)
 class _Prefill:
-    """Attends within each prompt and stores its keys and values."""
+    """Attends within each prompt, whose keys and values are stored."""
 
     attend: PackedAttend
     layers: list[tuple[Tensor, Tensor]]
     where: Tensor
 
+    def store(self, layer: int) -> Store:
+        return Store(*self.layers[layer], self.where)
+
     def __call__(
         self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
     ) -> Tensor:
-        for memory, x_TGK in zip(self.layers[layer], (k_TGK, v_TGK), strict=True):
-            memory.index_copy_(0, self.where, x_TGK)
         return self.attend(layer, q_THK, k_TGK, v_TGK, scale)
 
 
 class _Decode:
-    """Stores each row's new token and attends to the row. Asks the device nothing."""
+    """Attends to each row, whose new token is stored. Asks the device nothing."""
 
     def __init__(self, cache: PageCache, rows: int):
         self.cache = cache
@@ -224,10 +225,10 @@ class _Decode:
             capacity=cache.row_pages * PAGE_TOKENS,
         )
 
+    def store(self, layer: int) -> Store:
+        return Store(*self.cache.layers[layer], self.where)
+
     def __call__(
         self, layer: int, q_RHK: Tensor, k_RGK: Tensor, v_RGK: Tensor, scale: float
     ) -> Tensor:
-        keys, values = self.cache.layers[layer]
-        keys.index_copy_(0, self.where, k_RGK)
-        values.index_copy_(0, self.where, v_RGK)
-        return self.cache.backend.decode(q_RHK, keys, values, self.rows, scale)
+        return self.cache.backend.decode(q_RHK, *self.cache.layers[layer], self.rows, scale)

@@ -6,9 +6,11 @@ Training and prefill attend over packed rows (`varlen`), a decode step attends o
 
 from azr.model.attention.interface import (
     Attend,
+    Store,
     arange_positions,
     attention_forward,
     check_azr_attention,
+    check_packed,
     embedding_weight,
     head_shape,
     head_weight,
@@ -19,8 +21,8 @@ from azr.model.attention.packed import Backend, PackedAttend, PackedRows, gather
 from azr.model.attention.probe import NAMES, BackendProbe, backends, choose, described
 
 __all__ = [
-    "NAMES", "Attend", "Backend", "BackendProbe", "PackedAttend", "PackedRows",
-    "arange_positions", "attention_forward", "backends", "check_azr_attention", "choose",
-    "described", "embedding_weight", "gathered", "head_shape", "head_weight", "hidden_states",
-    "use_azr_attention",
+    "NAMES", "Attend", "Backend", "BackendProbe", "PackedAttend", "PackedRows", "Store",
+    "arange_positions", "attention_forward", "backends", "check_azr_attention", "check_packed",
+    "choose", "described", "embedding_weight", "gathered", "head_shape", "head_weight",
+    "hidden_states", "use_azr_attention",
 ]  # fmt: skip

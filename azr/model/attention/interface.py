@@ -5,7 +5,7 @@ attention runs on it, in training and in rollouts, with the same weights. transf
 queries and keys as [B, H, T, K] (B rows, H heads, T tokens, K head size).
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,8 +30,22 @@ ALTERS_LOGITS = (
 """Options of transformers configurations that neither `attention_forward` nor the loss applies."""
 
 
+class Store(NamedTuple):
+    """Where the new keys and values of a call are kept."""
+
+    keys_SGK: Tensor
+    values_SGK: Tensor
+    places_T: Tensor
+    """int64: the row of `keys_SGK` and `values_SGK` for each token."""
+
+
 class Attend(Protocol):
     """Who attends, where the tokens of a call are not simply whole rows (B = 1 then)."""
+
+    def store(self, layer: int, /) -> Store | None:
+        """Returns where a layer's keys and values are to be written before it attends; None where
+        nobody reads them again, or where `__call__` keeps them itself."""
+        ...
 
     def __call__(
         self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float, /
@@ -63,21 +77,29 @@ def attention_forward(
     real token. The mask is not read: see `hidden_states`. Raises ValueError for dropout, or for a
     mask that a layer has made, where `attend` is given.
     """
-    if attend is not None:
-        if dropout:
-            raise ValueError(
-                f"attention_dropout {dropout}: packed rows attend without dropout; set it to 0 in "
-                "the model's configuration"
-            )
-        if attention_mask is not None and attention_mask.numel() > 1:
-            raise ValueError(
-                f"{type(module).__name__} makes a mask of its own, which is not supported; use a "
-                "model with standard attention"
-            )
-        q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (q_BHTK, k_BGTK, v_BGTK))
-        scale = q_THK.shape[2] ** -0.5 if scaling is None else scaling
-        return attend(module.layer_idx, q_THK, k_TGK, v_TGK, scale)[None], None
-    return causal(q_BHTK, k_BGTK, v_BGTK, scaling, dropout).contiguous(), None
+    if attend is None:
+        return causal(q_BHTK, k_BGTK, v_BGTK, scaling, dropout).contiguous(), None
+    check_packed(module, attention_mask, dropout)
+    q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (q_BHTK, k_BGTK, v_BGTK))
+    if store := attend.store(module.layer_idx):
+        store.keys_SGK.index_copy_(0, store.places_T, k_TGK)
+        store.values_SGK.index_copy_(0, store.places_T, v_TGK)
+    scale = q_THK.shape[2] ** -0.5 if scaling is None else scaling
+    return attend(module.layer_idx, q_THK, k_TGK, v_TGK, scale)[None], None
+
+
+def check_packed(module: object, attention_mask: Tensor | None, dropout: float) -> None:
+    """Raises ValueError for what packed rows do not attend with: dropout, a mask of a layer's."""
+    if dropout:
+        raise ValueError(
+            f"attention_dropout {dropout}: packed rows attend without dropout; set it to 0 in "
+            "the model's configuration"
+        )
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise ValueError(
+            f"{type(module).__name__} makes a mask of its own, which is not supported; use a "
+            "model with standard attention"
+        )
 
 
 def use_azr_attention(model: PreTrainedModel) -> None:
@@ -153,6 +175,24 @@ def head_shape(config: PretrainedConfig) -> tuple[int, int]:
     return getattr(text, "num_key_value_heads", None) or heads, size
 
 
+class _Calls:
+    """An `Attend` that takes a note of who calls it, with keys and values of what shape."""
+
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def store(self, layer: int) -> None:
+        return None
+
+    def __call__(
+        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
+    ) -> Tensor:
+        self.layers.append(layer)
+        self.shapes.update(tuple(x.shape[1:]) for x in (k_TGK, v_TGK))
+        return v_TGK.new_zeros((*q_THK.shape[:2], v_TGK.shape[2]))
+
+
 @torch.no_grad()
 def _check_calls(model: PreTrainedModel) -> None:
     """Raises ValueError unless each layer of `model` attends once, through `attention_forward`, to
@@ -162,32 +202,25 @@ def _check_calls(model: PreTrainedModel) -> None:
     layer, and the second call would overwrite the first in a KV cache. A forward of two tokens
     tells, in eval mode: dropout would draw from the global generator.
     """
-    calls: list[int] = []
-    shapes: set[tuple[int, ...]] = set()
-
-    def count(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float) -> Tensor:
-        calls.append(layer)
-        shapes.update(tuple(x.shape[1:]) for x in (k_TGK, v_TGK))
-        return v_TGK.new_zeros((*q_THK.shape[:2], v_TGK.shape[2]))
-
+    calls = _Calls()
     if model.config._attn_implementation == NAME:
         ids_12 = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
         was_training = model.training
         try:
-            hidden_states(model.eval(), ids_12, arange_positions(ids_12), count)
+            hidden_states(model.eval(), ids_12, arange_positions(ids_12), calls)
         finally:
             model.train(was_training)
     layers = model.config.get_text_config().num_hidden_layers
-    if sorted(calls) != list(range(layers)):
+    if sorted(calls.layers) != list(range(layers)):
         raise ValueError(
             f"{model.config.model_type}: {layers} layers call transformers' attention interface "
-            f"{len(calls)} times; use a model whose layers each attend through it once"
+            f"{len(calls.layers)} times; use a model whose layers each attend through it once"
         )
-    if shapes != {head_shape(model.config)}:
+    if calls.shapes != {head_shape(model.config)}:
         raise ValueError(
-            f"{model.config.model_type}: keys and values have (heads, head size) {sorted(shapes)}, "
-            f"where its configuration says {head_shape(model.config)}; use a model with standard "
-            "attention"
+            f"{model.config.model_type}: keys and values have (heads, head size) "
+            f"{sorted(calls.shapes)}, where its configuration says {head_shape(model.config)}; "
+            "use a model with standard attention"
         )
 
 
