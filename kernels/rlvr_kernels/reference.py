@@ -12,10 +12,15 @@ from .products import linear
 from .records import TokenLogprobs
 
 __all__ = [
+    "add_rms_norm",
+    "copy_pages",
     "group_normalize",
     "group_statistics",
     "linear_token_logprobs",
     "policy_loss",
+    "rms_norm",
+    "rotary_qkv",
+    "swiglu",
     "token_logprobs",
 ]
 
@@ -205,3 +210,71 @@ def policy_loss(
     if reduction == "seq-mean":
         metrics["sequences"] = units
     return value, {name: metric.detach() for name, metric in metrics.items()}
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, rounded once to x's dtype.
+
+    x [..., D], weight [D]. Computed in float64 where x is float64, else in float32, like the layers
+    below.
+    """
+    return _normed(_wide(x), weight, eps).to(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(x + residual, `rms_norm` of it), the sum rounded to x's dtype before it is normalised."""
+    total = x + residual
+    return total, rms_norm(total, weight, eps=eps)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(first half) * second half of the last dimension, [..., 2F] to [..., F]."""
+    gate, up = _wide(gate_up).chunk(2, -1)
+    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+
+
+def rotary_qkv(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [T, H, K], keys and values [T, G, K] of qkv [T, (H + 2G) K].
+
+    Queries and keys normalised by their weight [K], where there is one, then rotated:
+    x * cos + rotate_half(x) * sin with cos, sin [T, K].
+    """
+    size = cos.shape[1]
+    rows = qkv.reshape(len(qkv), heads + 2 * kv_heads, size)
+    q, k, v = rows.split([heads, kv_heads, kv_heads], 1)
+
+    def rotated(x: Tensor, weight: Tensor | None) -> Tensor:
+        x = _wide(x)
+        if weight is not None:
+            x = _normed(x, weight, eps)
+        first, second = x.chunk(2, -1)
+        half_turned = torch.cat([-second, first], -1)
+        return (x * _wide(cos)[:, None] + half_turned * _wide(sin)[:, None]).to(qkv.dtype)
+
+    return rotated(q, q_weight), rotated(k, k_weight), v
+
+
+def copy_pages(memory: Tensor, source: Tensor, target: Tensor) -> None:
+    """memory[:, target] = memory[:, source], in place: memory [N, P, E], pages [C]."""
+    for read, written in zip(source.tolist(), target.tolist(), strict=True):
+        memory[:, written] = memory[:, read]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight

@@ -40,3 +40,12 @@ def rows_of(tensor: Tensor) -> Rows:
     count = tensor.numel() // max(1, n_vocab)
     (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(merged)) + merged
     return Rows(tensor, count, inner, outer_stride, inner_stride)
+
+
+def matrix_of(tensor: Tensor) -> Tensor:
+    """Return `tensor` [..., D] as [T, D] with contiguous rows, copied only where no view has them.
+
+    Unlike `rows_of` for operators whose results are new: one stride addresses their rows.
+    """
+    matrix = tensor.reshape(-1, tensor.shape[-1])
+    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
