@@ -91,7 +91,8 @@ def restore(ready: Prepared, checkpoint: Checkpoint, run_dir: Path) -> Trainee:
     """
     config, tokenizer = ready.config, ready.tokenizer
     device, dtype = torch.device(config.run.device), DTYPES[config.run.dtype]
-    model = load_weights(str(checkpoint.path / "hf"), tokenizer, dtype, device)
+    fused_layers = config.model.fused_layers
+    model = load_weights(str(checkpoint.path / "hf"), tokenizer, dtype, device, fused_layers)
     reference = None
     if config.loss.kl != "none":
         start = run_dir / START
@@ -104,7 +105,7 @@ def restore(ready: Prepared, checkpoint: Checkpoint, run_dir: Path) -> Trainee:
             ready.warnings.append(
                 f"{start} has no {MARKER} file, as older runs have none: taken as it is"
             )
-        reference = load_weights(str(start / "hf"), tokenizer, dtype, device)
+        reference = load_weights(str(start / "hf"), tokenizer, dtype, device, fused_layers)
         reference.eval().requires_grad_(False)
     trainee = assemble(config, ready.environment, model, tokenizer, reference)
     trainee.selfplay.load_state(checkpoint.state["selfplay"])

@@ -239,10 +239,10 @@ def weak_signals(config: Config) -> list[str]:
 FREE_ON_RESUME = (
     "steps", "eval.every", "save.", "log.", "run.name", "run.root", "run.device",
     "optim.schedule_steps", "optim.micro_batch_tokens", "optim.recompute", "rollout.slots",
-    "rollout.cache_gib",
+    "rollout.cache_gib", "model.fused_layers",
 )  # fmt: skip
-"""Options that may differ from those of the run that is resumed: those of the last two lines that
-bound memory change nothing but rounding, and a run that ran out of it goes on with less."""
+"""Options that may differ from those of the run that is resumed: those of the last two lines change
+nothing but rounding, and a run that ran out of memory goes on with less."""
 
 
 def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
@@ -257,6 +257,6 @@ def check_resumable(config: Config, saved: Config, run_dir: Path) -> None:
         raise ConfigError(
             f"--resume {run_dir}: other options than those of the run: {'; '.join(changed)}. Only "
             "steps, optim.schedule_steps, the cadence of eval, save and log, name, device and what "
-            "bounds memory (rollout.slots, rollout.cache_gib, optim.micro_batch_tokens, "
-            "optim.recompute) may differ"
+            "bounds memory or changes rounding alone (rollout.slots, rollout.cache_gib, "
+            "optim.micro_batch_tokens, optim.recompute, model.fused_layers) may differ"
         )

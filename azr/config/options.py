@@ -97,6 +97,9 @@ class ModelConfig:
     heads: int = 4
     kv_heads: int = 2
     ffn: int = 160
+    fused_layers: Literal["auto", "on", "off"] = "auto"
+    """Decoder layers in few kernels, for Qwen2, Qwen3 and Llama: `auto` where Triton runs, `on` in
+    plain torch elsewhere too, `off` leaves transformers' own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from azr.config import ModelConfig
 from azr.errors import ModelError, in_one_line
 from azr.model.attention import embedding_weight, head_weight, use_azr_attention
+from azr.model.fused import Mode, fuse_layers
 from azr.model.path import check_model_path
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -149,7 +150,7 @@ def load_architecture(path: str) -> PretrainedConfig:
 
 
 def load_model(
-    path: str, dtype: torch.dtype, device: torch.device
+    path: str, dtype: torch.dtype, device: torch.device, fused_layers: Mode = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns (model, tokenizer) of an HF folder or hub id.
 
@@ -159,11 +160,15 @@ def load_model(
     """
     load_architecture(path)  # names what cannot be trained
     tokenizer = load_tokenizer(path)
-    return load_weights(path, tokenizer, dtype, device), tokenizer
+    return load_weights(path, tokenizer, dtype, device, fused_layers), tokenizer
 
 
 def load_weights(
-    path: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    device: torch.device,
+    fused_layers: Mode = "auto",
 ) -> PreTrainedModel:
     """Returns the model of `load_model`, whose architecture and tokenizer were loaded before."""
     try:
@@ -199,6 +204,7 @@ def load_weights(
         head_weight(model)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
+    fuse_layers(model, fused_layers)
     return model
 
 

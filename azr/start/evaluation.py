@@ -94,7 +94,9 @@ def evaluate_suite(config: Config, subject: Subject, suite_path: Path, out: str)
     """
     suite = load_suite(suite_path)
     device = prepare_device(config)
-    model, tokenizer = load_model(subject.model, DTYPES[config.run.dtype], device)
+    model, tokenizer = load_model(
+        subject.model, DTYPES[config.run.dtype], device, config.model.fused_layers
+    )
     path = Path(out) if out else subject.folder(config.run.root) / f"{suite.name}.json"
     check_writable(path)
     style = suite_style(config.task.style, tokenizer)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import Config, ConfigError
 from azr.keys import make_key
+from azr.model.fused import fuse_layers
 from azr.model.load import check_words, load_weights, make_tiny_model, make_tokenizer, pad_id
 from azr.plan import GIB
 from azr.rollout import RolloutEngine
@@ -80,13 +81,15 @@ def build_model(
     if config.model.path:
         if config.task.style not in TEXT_STYLES:
             check_words(tokenizer, environment.vocabulary().words, config.model.path)
-        return load_weights(config.model.path, tokenizer, dtype, device)
+        return load_weights(config.model.path, tokenizer, dtype, device, config.model.fused_layers)
     model = make_tiny_model(config.model, len(tokenizer), make_key(config.run.seed, "init") >> 1)
     for parameter in model.parameters():
         # Buffers stay as they are: rotary frequencies in bf16 would be another model's.
         parameter.data = parameter.data.to(dtype)
     # What transformers wraps `to` in hides from a type checker that it is a method.
-    return model.to(device)  # pyrefly: ignore[bad-argument-type]
+    model.to(device)  # pyrefly: ignore[bad-argument-type]
+    fuse_layers(model, config.model.fused_layers)
+    return model
 
 
 @contextmanager

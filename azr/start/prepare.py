@@ -11,6 +11,7 @@ from azr.config import Config, ConfigError, differences, load_toml
 from azr.keys import generator
 from azr.memory import available_bytes, memory_plan
 from azr.model.attention import described, head_shape
+from azr.model.fused import describe_layers
 from azr.model.load import load_architecture, load_tokenizer, parameter_count, tiny_config
 from azr.plan import Part, check_fit, resident_bytes
 from azr.run.checkpoint import Checkpoint, load_newest
@@ -218,10 +219,11 @@ def _facts(config: Config, architecture: PretrainedConfig, model: str) -> list[t
     optim = replace(Config().optim, schedule_steps=config.steps)
     usual = replace(Config(), steps=config.steps, run=config.run, optim=optim)
     changed = differences(config, usual)
+    torch_device = torch.device(config.run.device)
     with naming_attention():
         attention = described(
             config.rollout.attention,
-            torch.device(config.run.device),
+            torch_device,
             DTYPES[config.run.dtype],
             head_shape(architecture)[1],
         )
@@ -233,4 +235,5 @@ def _facts(config: Config, architecture: PretrainedConfig, model: str) -> list[t
         ("seed", str(config.run.seed)),
         ("not default", ", ".join(f"{name}={value}" for name, value, _ in changed)),
         ("attention", attention),
+        ("layers", describe_layers(config.model.fused_layers, architecture, torch_device)),
     ]

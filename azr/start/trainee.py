@@ -14,6 +14,7 @@ from azr.learner import Learner, micro_batches
 from azr.learner.packing import pack
 from azr.learner.warmup import format_warmup, warmup_samples
 from azr.memory import PackedTokens
+from azr.model.fused import merge_projections
 from azr.rollout import RolloutEngine
 from azr.selfplay import SelfPlay
 from azr.start.model import make_engine, naming_attention
@@ -56,7 +57,9 @@ def assemble(
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Returns the start model that the KL term refers to."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    merge_projections(reference)
+    return reference
 
 
 def warm_up(

@@ -1,0 +1,335 @@
+"""Decoder layers in few kernels: what transformers computes in some forty small ones a layer.
+
+The modules stay transformers' own, with their weights and names; their classes are exchanged for
+subclasses with another `forward`, module by module, so that other models of the process are left
+alone. Norms, rotary embedding with the store into the KV cache, and SwiGLU are kernels of
+rlvr_kernels; queries, keys and values, and gate and up, are one product each. Training and rollouts
+run the same ones. What stands between two roundings is computed in fp32: transformers rounds more
+often in 16 bits, and equals it in fp32 but for the order of sums.
+
+Shapes: T tokens, D hidden size, N outputs of some projections together, H query heads, G key-value
+heads, K head size.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from rlvr_kernels import add_rms_norm, rms_norm, rotary_qkv, swiglu
+from rlvr_kernels.backend import resolve
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from azr.errors import ConfigError, in_one_line
+from azr.model.attention import (
+    Attend,
+    PackedAttend,
+    PackedRows,
+    arange_positions,
+    check_packed,
+    hidden_states,
+)
+from azr.model.attention.sdpa import Sdpa
+
+Mode = Literal["auto", "on", "off"]
+
+FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
+"""Model type -> what its classes' names begin with."""
+
+_SILU = nn.SiLU, type(ACT2FN["silu"])
+
+PARTS = "norms, rotary embedding with the KV store, SwiGLU, merged projections"
+
+TRIAL_TOKENS = 16
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""How far hidden states may be off in the trial, as a share of their size: far above rounding
+through all layers, far below what a wrong layer gives."""
+
+
+def why_not(mode: Mode, config: PretrainedConfig, device: torch.device) -> str | None:
+    """Returns why layers stay transformers' own, None where they are fused.
+
+    Raises ConfigError where "on" asks for what cannot be.
+    """
+    if mode == "off":
+        return "as asked by --model.fused-layers"
+    kind = config.get_text_config().model_type
+    if kind not in FAMILIES:
+        problem = f"layers of {kind} are none of {', '.join(FAMILIES)}"
+        if mode == "on":
+            raise ConfigError(
+                f"--model.fused-layers on: {problem}; use auto, which leaves them as they are"
+            )
+        return problem
+    if mode == "auto" and device.type != "cuda":
+        return "on the CPU they are as fast"
+    if mode == "auto" and resolve("auto", device) != "triton":
+        return "without Triton they are as fast"
+    return None
+
+
+def describe_layers(mode: Mode, config: PretrainedConfig, device: torch.device) -> str:
+    """Returns whether layers are fused and why (not), for a line of the banner."""
+    if reason := why_not(mode, config, device):
+        return f"transformers' own: {reason}"
+    return f"fused by {resolve('auto', device)}: {PARTS}"
+
+
+def fuse_layers(model: PreTrainedModel, mode: Mode = "auto") -> None:
+    """Fuses the layers of a model that is where it will run, unless `why_not` says no.
+
+    A trial of a few tokens is part of it: raises ConfigError where the fused layers fail, or give
+    other hidden states than the model's own. The model is then as it was.
+    """
+    if why_not(mode, model.config, model.device):
+        return
+    before = {module: type(module) for module in model.modules()}
+    expected = _trial(model)
+    try:
+        exchange_classes(model)
+        merge_projections(model)
+        found = _trial(model)
+        error = ((found - expected).norm() / expected.norm()).item()
+        limit = TOLERANCE[model.dtype]
+        problem = None if error < limit else f"hidden states are off by {error:.2g} of their size"
+    except Exception as error:  # whatever a compiler or a driver raises here
+        problem = in_one_line(error)
+    if problem:
+        for module, kind in before.items():
+            module.__class__ = kind
+        raise ConfigError(
+            f"--model.fused-layers {mode}: those of {model.config.model_type} do not work here: "
+            f"{problem}; use --model.fused-layers off"
+        )
+
+
+@torch.no_grad()
+def _trial(model: PreTrainedModel) -> Tensor:
+    """Returns the last hidden states [T, D] of some tokens, fp32."""
+    ids = torch.arange(TRIAL_TOKENS, device=model.device)[None]
+    ids = ids % model.config.get_text_config().vocab_size
+    attend = PackedAttend(Sdpa(), PackedRows.of([TRIAL_TOKENS], model.device))
+    was_training = model.training
+    try:
+        return hidden_states(model.eval(), ids, arange_positions(ids), attend)[0].float()
+    finally:
+        model.train(was_training)
+
+
+def exchange_classes(model: PreTrainedModel) -> None:
+    """Gives every module of a known layer its fused subclass."""
+    for module in model.modules():
+        if fused := _fused_class(type(module)):
+            module.__class__ = fused
+
+
+@cache
+def _fused_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """Returns the fused subclass of a class of transformers; None for any other."""
+    for family, prefix in FAMILIES.items():
+        if kind.__module__ == f"transformers.models.{family}.modeling_{family}":
+            mixin = _MIXINS.get(kind.__name__.removeprefix(prefix))
+            # The name stays: wrapping policies and printed models go by it.
+            return type(kind.__name__, (mixin, kind), {}) if mixin else None
+    return None
+
+
+def merge_projections(model: nn.Module) -> None:
+    """Moves the weights of projections of one input next to one another, as one storage.
+
+    The parameters stay what they are, now views of it. Needed again after whatever gives them
+    memory of their own, as a deep copy does: where they are apart, each is multiplied by itself.
+    """
+    for module in model.modules():
+        if isinstance(module, FusedAttention | FusedMLP):
+            linears = module.merged()
+            if not all(_is_plain(linear, nn.Linear) for linear in linears):
+                continue
+            for parts in ([x.weight for x in linears], [x.bias for x in linears]):
+                if all(part is not None for part in parts) and _whole(parts) is None:
+                    _merge(parts)
+
+
+@torch.no_grad()
+def _merge(parts: Sequence[nn.Parameter]) -> None:
+    pieces = torch.cat([part.detach() for part in parts]).split([len(part) for part in parts])
+    for part, piece in zip(parts, pieces, strict=True):
+        part.data = piece
+
+
+def _whole(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Returns the parts as one tensor, without a gradient; None where they are not one."""
+    first, rows = parts[0], 0
+    if first is None:
+        return None
+    end = first.storage_offset()
+    for part in parts:
+        if part is None or part.storage_offset() != end or not part.is_contiguous():
+            return None
+        if part.untyped_storage()._cdata != first.untyped_storage()._cdata:
+            return None
+        rows, end = rows + len(part), end + part.numel()
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Returns whether a call of the module is its class's `forward` on weights of its own, and
+    nothing else: no adapter, no hook, no shard of a larger weight."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return (
+        type(module) is kind
+        and not any(hooks)
+        and not _has_any_global_hook()
+        and "forward" not in vars(module)
+        and not any(map(is_traceable_wrapper_subclass, module.parameters(recurse=False)))
+    )
+
+
+def projected(x: Tensor, linears: Sequence[nn.Module]) -> Tensor:
+    """Returns what several projections make of one input, behind one another, [..., N].
+
+    One product where all are plain linear layers whose weights lie together; else each is called.
+    """
+    if all(_is_plain(linear, nn.Linear) for linear in linears):
+        weights = [linear.weight for linear in linears]
+        biases = [linear.bias for linear in linears]
+        weight, bias = _whole(weights), _whole(biases)
+        if weight is not None and (bias is not None or not any(b is not None for b in biases)):
+            return _Projected.apply(x, weight, bias, *weights, *(() if bias is None else biases))
+    return torch.cat([linear(x) for linear in linears], dim=-1)
+
+
+class _Projected(torch.autograd.Function):
+    """x @ weight.T + bias, whose gradients go to the parts that both are made of."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, *parts):
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = [len(part) for part in parts[: len(parts) // (1 if bias is None else 2)]]
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        grad_TN = grad.flatten(0, -2)
+        needs = ctx.needs_input_grad
+        count = len(ctx.sizes)
+        found: list[Tensor | None] = [grad @ weight if needs[0] else None, None, None]
+        for first, product in (
+            (3, lambda: grad_TN.T @ x.flatten(0, -2)),
+            (3 + count, lambda: grad_TN.sum(0)),
+        ):
+            wanted = needs[first : first + count]
+            pieces = product().split(ctx.sizes) if any(wanted) else [None] * len(wanted)
+            found += [piece if want else None for piece, want in zip(pieces, wanted, strict=True)]
+        return tuple(found)
+
+
+class FusedNorm(nn.Module):
+    """RMSNorm in one kernel."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.dtype != self.weight.dtype:
+            return super().forward(hidden_states)
+        return rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
+
+
+class FusedMLP(nn.Module):
+    """Gate and up in one product, SwiGLU in one kernel."""
+
+    def merged(self) -> tuple[nn.Module, ...]:
+        return self.gate_proj, self.up_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not any(_is_plain(self.act_fn, kind) for kind in _SILU):
+            return super().forward(x)
+        return self.down_proj(swiglu(projected(x, self.merged())))
+
+
+class FusedAttention(nn.Module):
+    """Queries, keys and values in one product; head norms, rotation and store in one kernel."""
+
+    def merged(self) -> tuple[nn.Module, ...]:
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: object = None,
+        attend: Attend | None = None,
+        **options: object,
+    ) -> tuple[Tensor, None]:
+        cos_1TK, sin_1TK = position_embeddings
+        norms = [norm for name in ("q_norm", "k_norm") if (norm := getattr(self, name, None))]
+        if (
+            attend is None
+            or past_key_values is not None
+            or cos_1TK.shape[-1] != self.head_dim
+            or not all(map(_is_plain_norm, norms))
+        ):
+            return super().forward(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                attend=attend,
+                **options,
+            )
+        check_packed(self, attention_mask, self.attention_dropout if self.training else 0.0)
+        store = attend.store(self.layer_idx)
+        keys, values, places = store or (None, None, None)
+        q_THK, k_TGK, v_TGK = rotary_qkv(
+            projected(hidden_states[0], self.merged()),
+            cos_1TK[0],
+            sin_1TK[0],
+            heads=self.config.num_attention_heads,
+            kv_heads=self.config.num_key_value_heads,
+            q_weight=norms[0].weight if norms else None,
+            k_weight=norms[1].weight if norms else None,
+            eps=norms[0].variance_epsilon if norms else 1.0,  # of no matter without them
+            keys=keys,
+            values=values,
+            places=places,
+        )
+        out_THK = attend(self.layer_idx, q_THK, k_TGK, v_TGK, self.scaling)
+        return self.o_proj(out_THK.flatten(1)[None]), None
+
+
+class FusedLayer(nn.Module):
+    """Attention's residual and the norm behind it in one kernel."""
+
+    def forward(self, hidden_states: Tensor, **options: object) -> Tensor:
+        norm = self.post_attention_layernorm
+        if not _is_plain_norm(norm) or hidden_states.dtype != norm.weight.dtype:
+            return super().forward(hidden_states, **options)
+        normed = self.input_layernorm(hidden_states)
+        attended, _ = self.self_attn(hidden_states=normed, **options)
+        hidden_states, normed = add_rms_norm(
+            attended, hidden_states, norm.weight, eps=norm.variance_epsilon
+        )
+        return hidden_states + self.mlp(normed)
+
+
+_MIXINS: dict[str, type[nn.Module]] = {
+    "RMSNorm": FusedNorm,
+    "MLP": FusedMLP,
+    "Attention": FusedAttention,
+    "DecoderLayer": FusedLayer,
+}
+
+
+def _is_plain_norm(norm: nn.Module) -> bool:
+    return isinstance(norm, FusedNorm) and _is_plain(norm, type(norm))
