@@ -163,12 +163,19 @@ def device() -> Iterator[Finding]:
 
 
 def kernels() -> Iterator[Finding]:
-    """Which kernels of the loss run on each device."""
+    """Which kernels of the loss, and which decoder layers, run on each device."""
     import rlvr_kernels
+    import torch
+
+    from azr.model.fused import FAMILIES, describe_layers
 
     for name, detail in rlvr_kernels.doctor().items():
-        if name not in ("torch", "triton"):  # their versions stand under packages
-            yield Finding("kernels", name, "ok", detail)
+        if name in ("torch", "triton"):  # their versions stand under packages
+            continue
+        yield Finding("kernels", name, "ok", detail)
+        if name == "cpu" or name.startswith("cuda"):
+            layers = describe_layers("auto", next(iter(FAMILIES)), torch.device(name))
+            yield Finding("kernels", f"{name} layers", "ok", layers)
 
 
 def attention() -> Iterator[Finding]:

@@ -13,7 +13,7 @@ heads, K head size.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -51,16 +51,15 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 through all layers, far below what a wrong layer gives."""
 
 
-def why_not(mode: Mode, config: PretrainedConfig, device: torch.device) -> str | None:
-    """Returns why layers stay transformers' own, None where they are fused.
+def why_not(mode: Mode, family: str, device: torch.device) -> str | None:
+    """Returns why layers of a model type stay transformers' own, None where they are fused.
 
     Raises ConfigError where "on" asks for what cannot be.
     """
     if mode == "off":
         return "as asked by --model.fused-layers"
-    kind = config.get_text_config().model_type
-    if kind not in FAMILIES:
-        problem = f"layers of {kind} are none of {', '.join(FAMILIES)}"
+    if family not in FAMILIES:
+        problem = f"layers of {family} are none of {', '.join(FAMILIES)}"
         if mode == "on":
             raise ConfigError(
                 f"--model.fused-layers on: {problem}; use auto, which leaves them as they are"
@@ -73,9 +72,9 @@ def why_not(mode: Mode, config: PretrainedConfig, device: torch.device) -> str |
     return None
 
 
-def describe_layers(mode: Mode, config: PretrainedConfig, device: torch.device) -> str:
-    """Returns whether layers are fused and why (not), for a line of the banner."""
-    if reason := why_not(mode, config, device):
+def describe_layers(mode: Mode, family: str, device: torch.device) -> str:
+    """Returns whether layers of a model type are fused and why (not), in words."""
+    if reason := why_not(mode, family, device):
         return f"transformers' own: {reason}"
     return f"fused by {resolve('auto', device)}: {PARTS}"
 
@@ -86,7 +85,7 @@ def fuse_layers(model: PreTrainedModel, mode: Mode = "auto") -> None:
     A trial of a few tokens is part of it: raises ConfigError where the fused layers fail, or give
     other hidden states than the model's own. The model is then as it was.
     """
-    if why_not(mode, model.config, model.device):
+    if why_not(mode, model.config.model_type, model.device):
         return
     before = {module: type(module) for module in model.modules()}
     expected = _trial(model)
@@ -147,16 +146,15 @@ def merge_projections(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, FusedAttention | FusedMLP):
-            linears = module.merged()
-            if not all(_is_plain(linear, nn.Linear) for linear in linears):
-                continue
+            linears = _plain_linears(module.merged())
             for parts in ([x.weight for x in linears], [x.bias for x in linears]):
-                if all(part is not None for part in parts) and _whole(parts) is None:
+                # Llama and Qwen3 have no biases, as a rule.
+                if parts and all(part is not None for part in parts) and _whole(parts) is None:
                     _merge(parts)
 
 
 @torch.no_grad()
-def _merge(parts: Sequence[nn.Parameter]) -> None:
+def _merge(parts: Sequence[Tensor]) -> None:
     pieces = torch.cat([part.detach() for part in parts]).split([len(part) for part in parts])
     for part, piece in zip(parts, pieces, strict=True):
         part.data = piece
@@ -195,18 +193,24 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def projected(x: Tensor, linears: Sequence[nn.Module]) -> Tensor:
+def _plain_linears(modules: Sequence[nn.Module]) -> list[nn.Linear]:
+    """Returns the modules where all of them are plain linear layers, else none."""
+    linears = [m for m in modules if isinstance(m, nn.Linear) and _is_plain(m, nn.Linear)]
+    return linears if len(linears) == len(modules) else []
+
+
+def projected(x: Tensor, modules: Sequence[nn.Module]) -> Tensor:
     """Returns what several projections make of one input, behind one another, [..., N].
 
     One product where all are plain linear layers whose weights lie together; else each is called.
     """
-    if all(_is_plain(linear, nn.Linear) for linear in linears):
+    if linears := _plain_linears(modules):
         weights = [linear.weight for linear in linears]
         biases = [linear.bias for linear in linears]
         weight, bias = _whole(weights), _whole(biases)
         if weight is not None and (bias is not None or not any(b is not None for b in biases)):
             return _Projected.apply(x, weight, bias, *weights, *(() if bias is None else biases))
-    return torch.cat([linear(x) for linear in linears], dim=-1)
+    return torch.cat([module(x) for module in modules], dim=-1)
 
 
 class _Projected(torch.autograd.Function):
@@ -239,6 +243,9 @@ class _Projected(torch.autograd.Function):
 class FusedNorm(nn.Module):
     """RMSNorm in one kernel."""
 
+    weight: nn.Parameter
+    variance_epsilon: float
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         if hidden_states.dtype != self.weight.dtype:
             return super().forward(hidden_states)
@@ -247,6 +254,11 @@ class FusedNorm(nn.Module):
 
 class FusedMLP(nn.Module):
     """Gate and up in one product, SwiGLU in one kernel."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: nn.Module
 
     def merged(self) -> tuple[nn.Module, ...]:
         return self.gate_proj, self.up_proj
@@ -259,6 +271,16 @@ class FusedMLP(nn.Module):
 
 class FusedAttention(nn.Module):
     """Queries, keys and values in one product; head norms, rotation and store in one kernel."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    config: PretrainedConfig
+    layer_idx: int
+    head_dim: int
+    scaling: float
+    attention_dropout: float
 
     def merged(self) -> tuple[nn.Module, ...]:
         return self.q_proj, self.k_proj, self.v_proj
@@ -274,11 +296,12 @@ class FusedAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         cos_1TK, sin_1TK = position_embeddings
         norms = [norm for name in ("q_norm", "k_norm") if (norm := getattr(self, name, None))]
+        head_norms = [norm for norm in norms if _is_plain_norm(norm)]
         if (
             attend is None
             or past_key_values is not None
             or cos_1TK.shape[-1] != self.head_dim
-            or not all(map(_is_plain_norm, norms))
+            or len(head_norms) < len(norms)
         ):
             return super().forward(
                 hidden_states,
@@ -297,9 +320,9 @@ class FusedAttention(nn.Module):
             sin_1TK[0],
             heads=self.config.num_attention_heads,
             kv_heads=self.config.num_key_value_heads,
-            q_weight=norms[0].weight if norms else None,
-            k_weight=norms[1].weight if norms else None,
-            eps=norms[0].variance_epsilon if norms else 1.0,  # of no matter without them
+            q_weight=head_norms[0].weight if norms else None,
+            k_weight=head_norms[1].weight if norms else None,
+            eps=head_norms[0].variance_epsilon if norms else 1.0,  # of no matter without them
             keys=keys,
             values=values,
             places=places,
@@ -310,6 +333,11 @@ class FusedAttention(nn.Module):
 
 class FusedLayer(nn.Module):
     """Attention's residual and the norm behind it in one kernel."""
+
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
 
     def forward(self, hidden_states: Tensor, **options: object) -> Tensor:
         norm = self.post_attention_layernorm
@@ -331,5 +359,5 @@ _MIXINS: dict[str, type[nn.Module]] = {
 }
 
 
-def _is_plain_norm(norm: nn.Module) -> bool:
+def _is_plain_norm(norm: nn.Module) -> TypeGuard[FusedNorm]:
     return isinstance(norm, FusedNorm) and _is_plain(norm, type(norm))

@@ -227,6 +227,7 @@ def _facts(config: Config, architecture: PretrainedConfig, model: str) -> list[t
             DTYPES[config.run.dtype],
             head_shape(architecture)[1],
         )
+    layers = describe_layers(config.model.fused_layers, architecture.model_type, torch_device)
     return [
         ("device", f"{config.run.device}, {config.run.dtype} ({reason})"),
         ("loss kernels", doctor()[device]),
@@ -235,5 +236,5 @@ def _facts(config: Config, architecture: PretrainedConfig, model: str) -> list[t
         ("seed", str(config.run.seed)),
         ("not default", ", ".join(f"{name}={value}" for name, value, _ in changed)),
         ("attention", attention),
-        ("layers", describe_layers(config.model.fused_layers, architecture, torch_device)),
+        ("layers", layers),
     ]
