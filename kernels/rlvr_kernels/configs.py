@@ -20,6 +20,20 @@ class RowConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NormConfig:
+    """A row in one block, of `columns` a warp and at most max_warps warps.
+
+    A backward pass that adds the weight's gradient keeps `warps_a_processor` busy, a row after the
+    other in each program: more hide more of the memory's latency, and write more partial sums.
+    """
+
+    max_columns: int
+    columns_a_warp: int
+    max_warps: int
+    warps_a_processor: int
+
+
+@dataclass(frozen=True, slots=True)
 class TileConfig:
     """A tile of block_m tokens by block_n vocabulary columns, block_k hidden units a step."""
 
@@ -35,6 +49,14 @@ ROW_FORWARD = RowConfig(block=2048, num_warps=4, num_stages=3)
 ROW_BACKWARD = RowConfig(block=2048, num_warps=4, num_stages=1)
 SAMPLE = RowConfig(block=2048, num_warps=8, num_stages=3)
 LOSS = RowConfig(block=1024, num_warps=4, num_stages=1)
+
+# Not tuned on a GPU: 16 elements a thread in a row, 8 where rows are cut into blocks, which are two
+# or one 128-bit loads in bf16, and a small batch fills the chip.
+NORM = NormConfig(max_columns=16384, columns_a_warp=512, max_warps=16, warps_a_processor=16)
+SWIGLU = RowConfig(block=1024, num_warps=4, num_stages=1)
+PAGES = RowConfig(block=4096, num_warps=4, num_stages=1)
+ROTARY_PAIRS = 256  # pairs of columns that a program of one warp turns: 8 a thread
+ROTARY_WARPS_A_PROCESSOR = 32
 
 # (generation, bytes an element) -> tile. Generation 8 fits the 99 KiB that a block has on 8.6, 8.9
 # and 12.0 as well as the A100, 9 is the H100 and H200: see `generation`.
@@ -73,6 +95,13 @@ def tile_for(
     if interpreted:
         return INTERPRETED_TILE
     return table[_generation_of(tensor.device), tensor.element_size()]
+
+
+def processors(tensor: torch.Tensor) -> int:
+    """Return how many multiprocessors the GPU of `tensor` has; 4 for the interpreter."""
+    if not tensor.is_cuda:
+        return 4
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
 @cache

@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .backend import interpreting
-from .configs import LINEAR_DLOGITS, LINEAR_FORWARD, LINEAR_WITH_EPILOGUE, TileConfig, tile_for
+from .configs import (
+    LINEAR_DLOGITS,
+    LINEAR_FORWARD,
+    LINEAR_WITH_EPILOGUE,
+    TileConfig,
+    processors,
+    tile_for,
+)
 from .logprob_triton import on_device
 from .softmax_triton import LN2, LOG2E, NEG_INF, NO_TOP, add_block, dlogit, finish, merge
 
@@ -201,7 +208,7 @@ def forward_sums(
     config = _tile(LINEAR_FORWARD, hidden_TD, is_plain)
     tiles_m = triton.cdiv(n_rows, config.block_m)
     n_tiles_n = triton.cdiv(n_vocab, config.block_n)
-    n_splits = choose_splits(tiles_m, n_tiles_n, _processors(hidden_TD), n_rows)
+    n_splits = choose_splits(tiles_m, n_tiles_n, processors(hidden_TD), n_rows)
     split_size = triton.cdiv(n_tiles_n, n_splits) * config.block_n
     n_splits = triton.cdiv(n_vocab, split_size)
     partials = hidden_TD.new_empty((4, n_splits, n_rows), dtype=torch.float32)
@@ -258,12 +265,6 @@ def choose_splits(tiles_m: int, tiles_n: int, processors: int, n_rows: int) -> i
         if time < best_time:
             best, best_time = splits, time
     return best
-
-
-def _processors(tensor: Tensor) -> int:
-    if not tensor.is_cuda:
-        return 4
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
 def _tile(plain: dict[tuple[int, int], TileConfig], hidden: Tensor, is_plain: bool) -> TileConfig:

@@ -202,7 +202,7 @@ def rotary_qkv_backward(
     n_tokens, size = cos.shape
     d_qkv = cos.new_zeros(n_tokens, heads + 2 * kv_heads, size, dtype=dtype)
     back_sin = -sin.roll(size // 2, 1)  # what turns the rotation back, also of unequal halves
-    d_weights = []
+    d_weights: list[Tensor] = []
     for first, count, weight, grad in (
         (0, heads, q_weight, g_q),
         (heads, kv_heads, k_weight, g_k),
@@ -222,7 +222,7 @@ def rotary_qkv_backward(
         d_weights.append(d_weight)
     if g_v is not None:
         d_qkv[:, heads + kv_heads :] = g_v
-    return d_qkv.flatten(1), *d_weights
+    return d_qkv.flatten(1), d_weights[0], d_weights[1]
 
 
 @rotary_qkv_backward.register_fake
