@@ -315,7 +315,8 @@ class FusedAttention(nn.Module):
         store = attend.store(self.layer_idx)
         keys, values, places = store or (None, None, None)
         q_THK, k_TGK, v_TGK = rotary_qkv(
-            projected(hidden_states[0], self.merged()),
+            # Packed rows are one batch row; a view of it costs no gradient of its own.
+            projected(hidden_states.flatten(0, 1), self.merged()),
             cos_1TK[0],
             sin_1TK[0],
             heads=self.config.num_attention_heads,

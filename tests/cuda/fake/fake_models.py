@@ -5,11 +5,12 @@ import types
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from azr.model.attention import backends, use_azr_attention
+from azr.model.fused import fuse_layers
 
-SHAPES = ("qwen2.5-3b", "llama-3.1-8b")
+SHAPES = ("qwen2.5-3b", "qwen3-4b", "llama-3.1-8b")
 
 
 def _config(shape: str, layers: int):
@@ -19,6 +20,13 @@ def _config(shape: str, layers: int):
             vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_attention_heads=16,
             num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 1e6}, **common,
+        )  # fmt: skip
+    if shape == "qwen3-4b":
+        return Qwen3Config(
+            vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_attention_heads=32,
+            num_key_value_heads=8, head_dim=128, max_position_embeddings=40960,
+            tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            **common,
         )  # fmt: skip
     if shape == "llama-3.1-8b":
         return LlamaConfig(
@@ -32,13 +40,14 @@ def _config(shape: str, layers: int):
     )  # fmt: skip
 
 
-def fake_model(shape: str, layers: int, dtype: torch.dtype = torch.bfloat16):
-    """Returns a model on "cuda"; called where tensors are fake."""
+def fake_model(shape: str, layers: int, dtype: torch.dtype = torch.bfloat16, fused="auto"):
+    """Returns a model on "cuda", its layers fused as by default; called where tensors are fake."""
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(
             _config(shape, layers), dtype=dtype, attn_implementation="sdpa"
         )
     use_azr_attention(model)
+    fuse_layers(model, fused)
     return model.eval()
 
 

@@ -135,23 +135,25 @@ def test_mixes_that_run_the_same_kernels_share_their_graphs(device, draws):
     assert len(device.captures) == 1
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", FLASH)
-def test_launches_of_a_layer_are_counted(device, draws, monkeypatch, name):
+def test_launches_of_a_layer_are_counted(device, draws, monkeypatch, name, shape):
     usable(name, monkeypatch)
     found: list[Counter] = []
     for layers in (1, 2):
         device.captures.clear()
-        engine = RolloutEngine(fake_model("qwen2.5-3b", layers), slots=8, attention=name)
+        engine = RolloutEngine(fake_model(shape, layers), slots=8, attention=name)
         samples_of(engine, requests_of([DRAWN], count=4, longest=20))
         found.append(device.captures[0].launches)
     layer = found[1] - found[0]
     rest = found[0].total() - layer.total()
     print(
-        f"\nlaunches of a decode step, {name}: {layer.total()} a layer and {rest} for embedding, "
-        f"head, sampler and slots; a layer: {dict(layer.most_common())}"
+        f"\nlaunches of a decode step, {shape}, {name}: {layer.total()} a layer and {rest} for "
+        f"embedding, head, sampler and slots; a layer: {dict(layer.most_common())}"
     )
     # The bound is where it stands: a change that adds kernels to every layer has to say so here.
-    assert layer.total() <= 41 and layer["mm"] + layer["addmm"] == 7
+    # What torch's own operator for rows of any length makes beside its kernel is no kernel of ours.
+    assert layer.total() - layer["zeros"] <= 10 and layer["mm"] + layer["addmm"] == 4
     assert rest <= 44
 
 
