@@ -1,6 +1,6 @@
 """Decode steps captured as CUDA graphs, one for each bucket of rows.
 
-A captured step is one launch instead of the forty-odd kernels of each layer. It reads and writes
+A captured step is one launch instead of ten or more for each layer. It reads and writes
 the same tensors at every replay: the engine's slots, the cache, and the model's own weights, so a
 step of the optimiser, which changes weights in place, is seen by the next replay.
 """
