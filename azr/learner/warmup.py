@@ -38,7 +38,7 @@ def format_warmup(
     by tokens, and the mean loss so far of the step. The rate ramps up, then falls linearly to 0.
     """
     run = optim or OptimConfig()
-    # "master" would leave its copies of bf16 weights behind: the run makes its own.
+    # "master" would hold copies of bf16 weights beside those of the run's own optimiser.
     settings = OptimConfig(lr=config.lr, weight_decay=0.0, bf16_update="stochastic")
     optimizer = make_optimizer(model, settings, seed=0)
     weight, (_, head_size) = head_weight(model), head_shape(model.config)
@@ -64,6 +64,7 @@ def format_warmup(
         optimizer.clip(settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    optimizer.close()
     return mean_loss
 
 

@@ -7,6 +7,8 @@
     group_normalize        advantages whitened inside each group
     sample_tokens          one token a row from logits, with its log-prob, in one pass
     policy_loss            the clipped REINFORCE++ / PPO token loss with its metrics
+    adamw_                 AdamW of bf16 weights and moments, rounded stochastically, in one launch
+    accumulate_            the sum of bf16 gradients in 24 bits, square_sum its squared norm
     reference              float64-capable plain torch of each: the specification
     doctor                 which backend will run here, and why
 
@@ -14,6 +16,7 @@ Triton kernels run on CUDA (sm_80 and newer); everywhere else the same functions
 """
 
 from . import reference
+from .adamw import accumulate_, adamw_, square_sum
 from .backend import doctor
 from .groups import GroupStatistics, group_normalize, group_statistics
 from .linear_logprob import linear_token_logprobs
@@ -26,6 +29,8 @@ __all__ = [
     "GroupStatistics",
     "SampledTokens",
     "TokenLogprobs",
+    "accumulate_",
+    "adamw_",
     "combine_partials",
     "doctor",
     "group_normalize",
@@ -35,6 +40,7 @@ __all__ = [
     "policy_loss",
     "reference",
     "sample_tokens",
+    "square_sum",
     "token_logprobs",
 ]
 __version__ = "0.1.0"

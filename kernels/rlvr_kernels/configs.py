@@ -35,6 +35,9 @@ ROW_FORWARD = RowConfig(block=2048, num_warps=4, num_stages=3)
 ROW_BACKWARD = RowConfig(block=2048, num_warps=4, num_stages=1)
 SAMPLE = RowConfig(block=2048, num_warps=8, num_stages=3)
 LOSS = RowConfig(block=1024, num_warps=4, num_stages=1)
+# Eight elements a thread, and 32 where nothing is stored.
+ADAMW = RowConfig(block=1024, num_warps=4, num_stages=1)
+SQUARE_SUM = RowConfig(block=4096, num_warps=4, num_stages=1)
 
 # (generation, bytes an element) -> tile. Generation 8 fits the 99 KiB that a block has on 8.6, 8.9
 # and 12.0 as well as the A100, 9 is the H100 and H200: see `generation`.
