@@ -45,7 +45,7 @@ def hashed(key, position, place):
 @triton.jit(do_not_specialize=["key", "first"])
 def adamw_kernel(
     weight_ptr, exp_avg_ptr, exp_avg_sq_ptr,  # inputs and results
-    grad_ptr, grad_low_ptr, scale_ptr,  # inputs
+    grad_ptr, low_ptr, scale_ptr,  # inputs
     n_elements,  # shapes
     fresh1: tl.float32, beta2: tl.float32, fresh2: tl.float32, correction: tl.float32,
     eps: tl.float32, rate: tl.float32, decay: tl.float32,
@@ -56,7 +56,7 @@ def adamw_kernel(
     inside = at < n_elements
     g = tl.load(grad_ptr + at, mask=inside, other=0.0)
     if HAS_LOW:
-        g = widened(g, tl.load(grad_low_ptr + at, mask=inside, other=0))
+        g = widened(g, tl.load(low_ptr + at, mask=inside, other=0))
     g = g.to(tl.float32) * tl.load(scale_ptr)
     m = tl.load(exp_avg_ptr + at, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(exp_avg_sq_ptr + at, mask=inside, other=0.0).to(tl.float32)
