@@ -64,6 +64,7 @@ def memory_plan(
     tokens = min(
         config.optim.micro_batch_tokens, (solved + types * c.proposals_per_type) * context_tokens
     )
+    # No group of samples keeps more than one that shares nothing (azr.learner.micro_batches).
     reference = parameters * width * (config.loss.kl != "none")
     activations = _activations(config, text, tokens, tokens) * width
     # Rollout: fp32 logits, and where tokens are drawn by inversion fp32 log-probs and two fp64
@@ -112,7 +113,7 @@ class PackedTokens(NamedTuple):
     packed: int
     """Tokens that go through the model: what rows share stands once."""
     padded: int
-    """Tokens of its rows in full, filled up to the longest."""
+    """Tokens of its rows in full, where attention pads filled up to the longest."""
 
 
 def _warmup_parts(
