@@ -64,6 +64,7 @@ def memory_plan(
     tokens = min(
         config.optim.micro_batch_tokens, (solved + types * c.proposals_per_type) * context_tokens
     )
+    # No group of samples keeps more than one that shares nothing (azr.learner.micro_batches).
     reference = parameters * width * (config.loss.kl != "none")
     activations = _activations(config, text, tokens, tokens) * width
     # Rollout: fp32 logits, and where tokens are drawn by inversion fp32 log-probs and two fp64
@@ -97,7 +98,8 @@ def _optimizer_parts(config: Config, parameters: int) -> list[Part]:
     elif config.optim.bf16_update == "master":
         gradient, moments, copies = 4, 8, 4
     else:
-        gradient, moments, copies, option = 2, 4, 0, "--model.path"
+        # Bits below bf16's from the second micro-batch on: how many come is not known before.
+        gradient, moments, copies, option = 3, 4, 0, "--model.path"
     return [
         Part("gradients", parameters * gradient, option, "update"),
         Part("AdamW moments", parameters * moments, option, "self-play"),
@@ -111,14 +113,14 @@ class PackedTokens(NamedTuple):
     packed: int
     """Tokens that go through the model: what rows share stands once."""
     padded: int
-    """Tokens of its rows in full, filled up to the longest."""
+    """Tokens of its rows in full, where attention pads filled up to the longest."""
 
 
 def _warmup_parts(
     config: Config, text: PretrainedConfig, parameters: int, batches: Sequence[PackedTokens]
 ) -> list[Part]:
     """Returns what the format warm-up holds: an optimiser of its own, which is gone afterwards."""
-    width, gradient, moments = (4, 4, 8) if config.run.dtype == "float32" else (2, 2, 4)
+    width, gradient, moments = (4, 4, 8) if config.run.dtype == "float32" else (2, 3, 4)
     # Tied weights gather two gradients, the head's and the embedding's, before they are added.
     head = text.vocab_size * text.hidden_size * 4 * 2
     kept = max(_activations(config, text, b.packed, b.padded) for b in batches) * width

@@ -2,10 +2,11 @@
 
     python -m bench.gpu_model --device cuda --findings FILE --folder DIR [--toy]
 
-Random weights, made on the device in bf16. The engine runs 64 prompts x 8 samples at 256 slots
+Random weights, made on the device in bf16. Decode steps of 128 and 256 rows are timed with the
+layers of transformers and with fused ones. The engine runs 64 prompts x 8 samples at 256 slots
 twice, once to capture its graphs and once for the clock; its log-probs are held against a forward
 in training; then comes one update on 256 of the samples, as configs/a100-qwen2.5-3b-prime.toml has
-it. Profiles of decode steps and of an update go to DIR/profile.txt. Every figure is written as soon
+it, and the same with the layers of transformers. Profiles of decode steps and of an update go to DIR/profile.txt. Every figure is written as soon
 as it is known.
 """
 
@@ -14,7 +15,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,19 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from azr.config import load_toml, preset_path
-from azr.learner import Experience, Learner
+from azr.learner import Experience, Learner, micro_batches
 from azr.learner.packing import pack
 from azr.memory import memory_plan
 from azr.model.attention import (
     PackedAttend,
     choose,
+    embedding_weight,
     head_shape,
     head_weight,
     hidden_states,
     use_azr_attention,
 )
+from azr.model.fused import exchange_classes, fuse_layers, restore_classes
 from azr.plan import by_phase, readable
 from azr.rollout import Request, RolloutEngine, Sample, Sampling
 from azr.rollout.graphs import side_stream
@@ -75,12 +78,16 @@ class Sizes:
     profiled_steps: int = 6
     profiled_context: int = 500
     profiled_samples: int = 32
+    rated_rows: dict[int, int] = field(default_factory=lambda: {128: 128, 256: 256})
+    """By the name of the figure, since a rehearsal has fewer."""
+    rated_steps: int = 64
 
 
 FULL = Sizes(architecture=QWEN_3B)
 TOY = Sizes(
     architecture=TINY, slots=16, prompts=4, samples=4, prompt_tokens=(8, 12), mean=8, most=24,
     compared=4, updated=16, profiled_context=16, profiled_samples=8,
+    rated_rows={128: 8, 256: 16}, rated_steps=4,
 )  # fmt: skip
 
 
@@ -141,6 +148,7 @@ def make_model(sizes: Sizes, device: torch.device) -> PreTrainedModel:
             config, dtype=torch.bfloat16, attn_implementation="sdpa"
         )
     use_azr_attention(model)
+    fuse_layers(model, "on")
     return model.eval()
 
 
@@ -156,6 +164,8 @@ class Stage:
         device.settle_libraries()
         self.weights_bytes = device.held_bytes()
         self.engine = RolloutEngine(self.model, slots=sizes.slots)
+        head_size = head_shape(self.model.config)[1]
+        self.backend = choose("auto", device.torch, torch.bfloat16, head_size)
         work = Work.ragged(
             sizes.prompts, sizes.samples, sizes.prompt_tokens, mean=sizes.mean, most=sizes.most
         )
@@ -164,6 +174,23 @@ class Stage:
         parameters = sum(p.numel() for p in self.model.parameters())
         print(f"{parameters:,} parameters, attention {self.engine.backend.name}", flush=True)
         findings.note("attention backend", self.engine.backend.name)
+
+    def decode_rates(self) -> None:
+        """Decode steps beside their floor, on one prompt that all rows share: the layers of
+        transformers, and then the fused ones that all other parts have."""
+        prompt = tuple(range(2, 2 + self.sizes.profiled_context))
+        sampling = Sampling(max_new_tokens=self.sizes.rated_steps)
+        for layers, change in (("_unfused", restore_classes), ("", exchange_classes)):
+            self.engine.release()  # graphs hold the kernels that they were captured with
+            change(self.model)
+            for name, rows in self.sizes.rated_rows.items():
+                request = Request(token_ids=prompt, sampling=sampling, key=0, n=rows)
+                list(self.engine.generate([request]))
+                before = self._metered()
+                list(self.engine.generate([request]))
+                floor_s, step_s, _ = self._metered() - before
+                if step_s:  # the CPU has no meter
+                    self.findings.figure(f"decode_3b_{name}_rows{layers}_frac", floor_s / step_s)
 
     def rollouts(self) -> None:
         """Tokens a second and the share of the roofline, on a second call with graphs captured."""
@@ -199,11 +226,9 @@ class Stage:
         """Log-probs of the rollout beside those of the learner's own forward."""
         batch = self._experience(self.sizes.compared)
         packed = pack(batch, self.device.torch)
-        head_size = head_shape(self.model.config)[1]
-        backend = choose("auto", self.device.torch, torch.bfloat16, head_size)
         with torch.no_grad():
             hidden = hidden_states(
-                self.model, packed.ids, packed.positions, PackedAttend(backend, packed.rows)
+                self.model, packed.ids, packed.positions, PackedAttend(self.backend, packed.rows)
             )[0]
             found = linear_token_logprobs(
                 hidden.index_select(0, packed.token_of_pair),
@@ -275,7 +300,29 @@ class Stage:
         figure("update_3b_peak_gib", self.device.peak_bytes() / GIB)
         figure("mismatch_3b_kl_nats", metrics["mismatch/kl"])
         self.findings.note("update", {k: v for k, v in metrics.items() if np.isfinite(v)})
+        if self.engine.meter:
+            rate = self.engine.meter.floor.rates.flop_per_s
+            figure("update_3b_matmul_frac", self._update_flop(batch) / took / rate)
         self._profile(f"update on {len(small)} samples", lambda: learner.update(small, 3))
+        restore_classes(self.model)
+        started = self.device.sync()
+        learner.update(batch, 4)
+        figure("update_3b_unfused_s", self.device.sync() - started)
+        exchange_classes(self.model)
+
+    def _update_flop(self, batch: list[Experience]) -> float:
+        """Returns the operations of an update's matrix products: a forward pass and a backward of
+        twice as many. What is computed again does not count, nor does attention."""
+        head = head_weight(self.model).numel()
+        used = (
+            sum(p.numel() for p in self.model.parameters()) - embedding_weight(self.model).numel()
+        )
+        flop = 0.0
+        budget = self.config.optim.micro_batch_tokens
+        for part in micro_batches(batch, range(len(batch)), budget, self.backend):
+            packed = pack([batch[i] for i in part], torch.device("cpu"))
+            flop += 6.0 * (used * packed.ids.numel() + head * packed.token_of_pair.numel())
+        return flop
 
     def plan(self) -> None:
         """What azr.memory says that the update will hold."""
@@ -314,7 +361,14 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = TOY if options.toy else FULL
     findings = Findings(options.findings)
     stage = Stage(sizes, Device(options.device), findings, options.folder)
-    parts = (stage.rollouts, stage.mismatch, stage.decode_profiles, stage.release, stage.update)
+    parts = (
+        stage.decode_rates,
+        stage.rollouts,
+        stage.mismatch,
+        stage.decode_profiles,
+        stage.release,
+        stage.update,
+    )
     return findings.run({part.__name__: part for part in parts})
 
 

@@ -90,6 +90,15 @@ FIGURES = {
     "sampler_256_us": Figure("us", "a draw from 256 rows of V fp32 logits"),
     "sampler_256_copy_frac": Figure("frac", "the same: bytes read a second over copy's"),
     "sampler_256_eager_ratio": Figure("x", "softmax, multinomial and log in torch over ours"),
+    **{
+        f"decode_3b_{rows}_rows{layers}_frac": Figure(
+            "frac", f"decode steps of {rows} rows, 500 to 564 tokens each{what}: floor over time", must
+        )
+        for layers, what, must in (
+            ("_unfused", ", with the layers of transformers", None), ("", "", 0.60)
+        )
+        for rows in (128, 256)
+    },
     "rollout_3b_first_call_s": Figure(
         "s", "3B, 256 slots: the first call, compilation and capture of graphs included"
     ),
@@ -111,6 +120,10 @@ FIGURES = {
     "engine_3b_held_gib": Figure("GiB", "KV cache and graphs of the engine"),
     "engine_3b_left_gib": Figure("GiB", "what `release()` leaves allocated of them", most=0.1),
     "update_3b_s": Figure("s", "one update on 256 samples: fp32 copies, recomputed layers"),
+    "update_3b_unfused_s": Figure("s", "the same with the layers of transformers"),
+    "update_3b_matmul_frac": Figure(
+        "frac", "the update's products, without those computed again, a second over matmul's", 0.35
+    ),
     "update_3b_tok_s": Figure("tok/s", "prompts and responses of its samples over its time"),
     "update_3b_trained_tok_s": Figure("tok/s", "response tokens alone over its time"),
     "update_3b_peak_gib": Figure("GiB", "most memory that it held"),

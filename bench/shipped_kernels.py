@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from itertools import product
 
+from rlvr_kernels import adamw_triton as adamw
 from rlvr_kernels import linear_logprob_triton as linear
 from rlvr_kernels import logprob_triton as row
 from rlvr_kernels import loss_triton as loss
 from rlvr_kernels import sample_triton as sampling
 from rlvr_kernels.configs import (
+    ADAMW,
     LINEAR_DLOGITS,
     LINEAR_FORWARD,
     LINEAR_WITH_EPILOGUE,
@@ -15,6 +17,7 @@ from rlvr_kernels.configs import (
     ROW_BACKWARD,
     ROW_FORWARD,
     SAMPLE,
+    SQUARE_SUM,
     TileConfig,
     generation,
 )
@@ -31,6 +34,7 @@ def shipped_kernels() -> Iterator[Shipped]:
     yield from linear_kernels()
     yield from loss_kernels()
     yield from sample_kernels()
+    yield from adamw_kernels()
 
 
 def row_kernels() -> Iterator[Shipped]:
@@ -261,6 +265,37 @@ def sample_kernels() -> Iterator[Shipped]:
                     BLOCK=SAMPLE.block, LANE=16 // DTYPES[dtype], STAGES=SAMPLE.num_stages
                 ),
                 num_warps=SAMPLE.num_warps,
+                num_stages=3,
+                needs_wide_loads=not is_odd,
+            )
+
+
+def adamw_kernels() -> Iterator[Shipped]:
+    of_bf16 = ["weight_ptr", "exp_avg_ptr", "exp_avg_sq_ptr", "grad_ptr", "total_ptr"]
+    numbers = ["fresh1", "beta2", "fresh2", "correction", "eps", "rate", "decay"]
+    without, with_low = {"low_ptr": None, "HAS_LOW": False}, {"HAS_LOW": True}
+    kernels = (
+        ("adamw", "", adamw.adamw_kernel, ADAMW, without),
+        ("adamw", "24 bits", adamw.adamw_kernel, ADAMW, with_low),
+        ("accumulate", "24 bits", adamw.accumulate_kernel, ADAMW, {}),
+        ("square_sum", "", adamw.square_sum_kernel, SQUARE_SUM, without),
+        ("square_sum", "24 bits", adamw.square_sum_kernel, SQUARE_SUM, with_low),
+    )
+    for capability in CHIPS:
+        for (name, label, kernel, config, constants), is_odd in product(kernels, (False, True)):
+            yield Shipped(
+                name=name,
+                label=", ".join(filter(None, [label, "odd size" * is_odd])),
+                kernel=kernel,
+                capability=capability,
+                dtype="bf16",
+                arguments=dict.fromkeys(of_bf16, "*bf16")
+                | dict.fromkeys(["scale_ptr", "sums_ptr"], "*fp32")
+                | dict.fromkeys(numbers, "fp32")
+                | {"low_ptr": "*u8", "key": "i64", "first": "i64"}
+                | {"n_elements": "i32" if is_odd else "i32 16"},
+                constants=constants | {"BLOCK": config.block},
+                num_warps=config.num_warps,
                 num_stages=3,
                 needs_wide_loads=not is_odd,
             )

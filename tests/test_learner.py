@@ -15,6 +15,8 @@ import azr.learner
 from azr.advantage import task_relative_advantages
 from azr.config import LossConfig, ModelConfig, OptimConfig
 from azr.learner import Experience, Learner, TrainingDiverged, scheduled_rate
+from azr.learner.packing import pack
+from azr.model.attention.sdpa import Sdpa
 from azr.model.load import make_tiny_model
 from azr.rollout import Request, RolloutEngine, Sampling
 
@@ -289,6 +291,88 @@ def test_micro_batches_keep_to_the_budget(monkeypatch):
     make_learner(optim=replace(OPTIM, micro_batch_tokens=24)).update(batch, 1)
     assert len(batch) > 2 * len(shapes) > 10
     assert all(rows == 1 and tokens <= 24 for rows, tokens in shapes)
+
+
+class Packs(Sdpa):
+    """Takes rows as they are, as FlashAttention does; what it computes is SDPA's."""
+
+    name, cache = "packs", "pages"
+
+
+def selfplay_batch(prompts=32, samples=8, seed=0, longest=900, instruction=600):
+    """Prompts that share a long instruction, and samples whose responses begin alike."""
+    rng = np.random.default_rng(seed)
+    common = tuple(rng.integers(2, 999, size=instruction).tolist())
+    start = tuple(rng.integers(2, 999, size=12).tolist())
+    batch = []
+    for _ in range(prompts):
+        own = tuple(rng.integers(2, 999, size=rng.integers(20, 400)).tolist())
+        for _ in range(samples):
+            rest = tuple(rng.integers(2, 999, size=rng.integers(1, longest)).tolist())
+            response = start[: rng.integers(0, 13)] + rest
+            zeros = np.zeros(len(response), dtype=np.float32)
+            batch.append(
+                Experience(
+                    prompt_ids=common + own,
+                    response_ids=response,
+                    rollout_logprobs=zeros,
+                    advantage=1.0,
+                )
+            )
+    return batch
+
+
+@pytest.mark.parametrize("backend", [Sdpa(), Packs()], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("budget", [700, 4096, 16384])
+def test_every_sample_is_in_one_group_and_no_group_exceeds_the_budget(backend, budget):
+    batch = [*selfplay_batch(prompts=6), *make_batch(count=12)]
+    # One is the beginning of the next, and one occurs twice.
+    first = batch[0]
+    cut = replace(
+        first, response_ids=first.response_ids[:5], rollout_logprobs=first.rollout_logprobs[:5]
+    )
+    batch += [cut, batch[3]]
+    part = [i for i in range(len(batch)) if i != 1]
+    groups = azr.learner.micro_batches(batch, part, budget, backend)
+    assert sorted(i for group in groups for i in group) == part
+    for group in groups:
+        packed = pack([batch[i] for i in group], torch.device("cpu"))
+        runs, full = packed.ids.numel(), sum(packed.rows.lengths)
+        if backend.cache == "rows":
+            full = runs = packed.rows.longest * len(group)
+        assert len(group) == 1 or runs + (full - runs) / 5 <= budget
+
+
+def test_groups_are_full_of_tokens_that_run():
+    """A self-play step of 256 samples, 1,000 tokens each: counted as if padded, a third is run."""
+    batch, budget = selfplay_batch(), 16384
+    filled = {}
+    for backend in (Sdpa(), Packs()):
+        groups = azr.learner.micro_batches(batch, range(len(batch)), budget, backend)
+        packs = [pack([batch[i] for i in group], torch.device("cpu")) for group in groups]
+        runs = [packed.ids.numel() for packed in packs]
+        counted = [
+            tokens + (sum(packed.rows.lengths) - tokens) / 5
+            for tokens, packed in zip(runs, packs, strict=True)
+        ]
+        filled[backend.name] = len(groups), np.mean(counted[:-1]) / budget, sum(runs)
+    assert filled["packs"][1] > 0.8
+    assert filled["packs"][0] < 0.6 * filled["sdpa"][0]
+    assert filled["packs"][2] <= filled["sdpa"][2]
+
+
+def test_groups_of_packed_tokens_change_no_gradient(monkeypatch):
+    batch = make_batch(count=14)
+    results = []
+    for budget, backend in ((10**6, Sdpa()), (17, Packs()), (40, Packs()), (10**6, Packs())):
+        monkeypatch.setattr(azr.learner, "choose", lambda *_, backend=backend: backend)
+        learner = make_learner(optim=replace(OPTIM, micro_batch_tokens=budget))
+        recorder = Recorder(learner)
+        results.append((learner.update(batch, 1), recorder.gradients[0]))
+    whole_metrics, whole = results[0]
+    for metrics, gradients in results[1:]:
+        assert_same_gradients(gradients, whole, tolerance=1e-5)
+        assert metrics == pytest.approx(whole_metrics, rel=1e-4, abs=1e-6)
 
 
 def test_what_sequences_share_runs_through_the_model_once(monkeypatch):

@@ -20,6 +20,7 @@ from azr.config import (
     RunConfig,
 )
 from azr.learner import Experience, Learner
+from azr.learner.optim import StochasticAdamW
 from azr.memory import available_bytes, give_back, memory_plan
 from azr.model.attention.sdpa import Sdpa
 from azr.model.load import parameter_count, save_model
@@ -43,6 +44,12 @@ def plan_of(model, config=CONFIG):
     parts = {part.name: part for part in plan}
     assert len(parts) == len(plan)
     return parts
+
+
+def gradients_of(optimizer):
+    if isinstance(optimizer, StochasticAdamW):
+        return [t for g in optimizer.gradients for t in (g.total, g.low)]
+    return [p.grad for p in optimizer.named.values()]
 
 
 def bytes_of(tensors):
@@ -88,18 +95,19 @@ def test_the_exact_parts_are_what_is_allocated(family, dtype, update):
     step = learner.optimizer.step
 
     def spy():
-        gradients.append(bytes_of(p.grad for p in learner.optimizer.named.values()))
+        gradients.append(bytes_of(gradients_of(learner.optimizer)))
         step()
 
     learner.optimizer.step = spy
     learner.update(
         [
             Experience(
-                prompt_ids=(3, 4),
+                prompt_ids=(first, *range(2, 26)),
                 response_ids=(5,),
                 rollout_logprobs=torch.zeros(1).numpy(),
                 advantage=1.0,
             )
+            for first in (3, 5)  # two micro-batches
         ],
         1,
     )

@@ -76,6 +76,7 @@ class Learner:
         self.seed = seed
         weight, (_, head_size) = head_weight(model), head_shape(model.config)
         backend = choose(attention, weight.device, weight.dtype, head_size)
+        self._groups = partial(micro_batches, budget=optim.micro_batch_tokens, backend=backend)
         self._logprobs = partial(response_logprobs, backend=backend, temperature=temperature)
         self.optimizer = make_optimizer(model, optim, seed)
         self.skipped_updates = 0
@@ -126,7 +127,7 @@ class Learner:
         denom = tokens if config.reduction == "token" else len(part)
         self.optimizer.zero_grad(set_to_none=True)
         metrics: list[dict[str, Tensor]] = []
-        for micro in micro_batches(batch, part, self.config.micro_batch_tokens):
+        for micro in self._groups(batch, part):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, entropy = self._logprobs(self.model, packed, return_entropy=True)
             if old is None:
@@ -179,7 +180,7 @@ class Learner:
     @torch.no_grad()
     def _old_logprobs(self, batch: Sequence[Experience]) -> dict[int, Tensor]:
         old = {}
-        for micro in micro_batches(batch, range(len(batch)), self.config.micro_batch_tokens):
+        for micro in self._groups(batch, range(len(batch))):
             packed = pack([batch[i] for i in micro], head_weight(self.model).device)
             logprobs, _ = self._logprobs(self.model, packed)
             for row, i in enumerate(micro):
@@ -187,11 +188,58 @@ class Learner:
         return old
 
 
-def micro_batches(batch: Sequence[Experience], part: Iterable[int], budget: int) -> list[list[int]]:
-    """Returns the samples of a part in groups of similar length, each within `budget` tokens.
+def micro_batches(
+    batch: Sequence[Experience], part: Iterable[int], budget: int, backend: Backend
+) -> list[list[int]]:
+    """Returns the samples of a part in groups, each within `budget` tokens.
 
-    A sample that is longer has a group of its own.
+    A sample that is longer has a group of its own. FlashAttention takes rows as they are, so that
+    tokens count which really run, and what samples share counts once. For a backend that pads,
+    samples of similar length come together and count as if all were padded.
     """
+    groups = _padded_groups if backend.cache == "rows" else _packed_groups
+    return groups(batch, part, budget)
+
+
+AGAIN = 0.2
+"""What a token counts that attention alone sees again. There four tensors of the hidden size are
+kept for it; of a token that runs, eight more and four of the feed-forward size, which is at least
+twice the hidden (see azr.memory)."""
+
+
+def _packed_groups(
+    batch: Sequence[Experience], part: Iterable[int], budget: int
+) -> list[list[int]]:
+    """Counts the tokens of the tree that `pack` makes of a group, and those seen again."""
+    sequences = {i: batch[i].prompt_ids + batch[i].response_ids[:-1] for i in part}
+    groups: list[list[int]] = []
+    before: tuple[int, ...] = ()
+    tokens = full = 0
+    # In order, a sequence shares with those before it exactly what it shares with the last one.
+    for i in sorted(sequences, key=sequences.__getitem__):
+        own = sequences[i]
+        shared = _shared(before, own)
+        tokens += len(own) - shared
+        # One that is the beginning of the next is no row of its own.
+        full += len(own) - (shared if shared == len(before) else 0)
+        if groups and tokens + AGAIN * (full - tokens) <= budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            tokens = full = len(own)
+        before = own
+    return groups
+
+
+def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Returns with how many equal tokens both begin."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _padded_groups(
+    batch: Sequence[Experience], part: Iterable[int], budget: int
+) -> list[list[int]]:
     lengths = {i: len(batch[i].prompt_ids) + len(batch[i].response_ids) for i in part}
     # Samples of one prompt lie next to each other, so that they meet in one group.
     order = sorted(
@@ -204,7 +252,6 @@ def micro_batches(batch: Sequence[Experience], part: Iterable[int], budget: int)
     longest = 0
     for i in order:
         longest = max(longest, lengths[i])
-        # Counted as if padded: a bound that holds for every attention backend.
         if groups and longest * (len(groups[-1]) + 1) <= budget:
             groups[-1].append(i)
         else:

@@ -6,21 +6,21 @@ smaller than that, so that plain AdamW on bf16 weights changes most of them neve
     "master"       an fp32 copy of every weight takes the updates; gradients of all micro-batches
                    are added up in fp32. 18 bytes a parameter with the bf16 weight.
     "stochastic"   weights and moments stay in bf16 and are rounded up or down at random, in
-                   proportion to the distance, which keeps every update in the mean. 8 bytes.
+                   proportion to the distance, which keeps every update in the mean. Gradients of
+                   several micro-batches are added up in 24 bits, rounded likewise. 9 bytes.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from rlvr_kernels import accumulate_, adamw_, square_sum
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from azr.config import OptimConfig
 from azr.keys import make_key
-
-CHUNK = 2**24
-"""Elements that the stochastic update holds in fp32 at a time: 64 MiB a temporary."""
 
 _STATE = "optimizer"
 
@@ -46,6 +46,13 @@ class NamedState(torch.optim.Optimizer):
     named: dict[str, Tensor]
     kinds: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
     """What it keeps of each."""
+    hooks: Sequence[RemovableHandle] = ()
+    """By which it takes the gradients of the model's weights, where it does."""
+
+    def close(self) -> None:
+        """Leaves the gradients to the model's weights again: for an optimiser that is done."""
+        for hook in self.hooks:
+            hook.remove()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of everything that the next step depends on."""
@@ -100,8 +107,10 @@ class MasterAdamW(AdamW):
         masters = {
             name: nn.Parameter(weight.detach().float()) for name, weight in self.weights.items()
         }
-        for name, weight in self.weights.items():
+        self.hooks = [
             weight.register_post_accumulate_grad_hook(partial(_collect, masters[name]))
+            for name, weight in self.weights.items()
+        ]
         super().__init__(masters, config)
 
     @torch.no_grad()
@@ -135,18 +144,54 @@ def _collect(master: nn.Parameter, weight: Tensor) -> None:
         master.grad.add_(grad)
 
 
+@dataclass(slots=True)
+class GradientSum:
+    """The gradients of a bf16 weight over the micro-batches of an update.
+
+    The first is kept as it is. From the second on the sum has 8 bits more, and each addition is
+    rounded stochastically to them. A weight's gradient comes here as soon as autograd has it.
+    """
+
+    key: int = 0
+    """That of this update's noise."""
+    total: Tensor | None = None
+    low: Tensor | None = None
+    """uint8: the 8 bits below those of `total`."""
+    count: int = 0
+
+    def add(self, weight: Tensor) -> None:
+        """Takes the weight's gradient from it."""
+        grad, weight.grad = weight.grad, None
+        assert grad is not None  # or autograd would not call
+        self.count += 1
+        if self.total is None:
+            self.total = grad
+            return
+        if self.low is None:
+            self.low = torch.zeros_like(self.total, dtype=torch.uint8)
+        accumulate_(self.total, self.low, grad, key=make_key(self.key, self.count))
+
+    def clear(self, key: int) -> None:
+        """Begins anew, with the noise of `key`."""
+        self.key, self.total, self.low, self.count = key, None, None, 0
+
+
 class StochasticAdamW(NamedState):
     """AdamW on bf16 weights with bf16 moments, all rounded stochastically.
 
     The noise is a function of the seed, the number of updates so far and the weight's place, so
-    that a resumed run rounds as the run would have. Gradients of several micro-batches add up in
-    bf16, so that few and large ones are better than many.
+    that a resumed run rounds as the run would have.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, seed: int):
         self.named = dict(model.named_parameters())
         self.seed, self.updates = seed, 0
-        self._scale: Tensor | float = 1.0
+        self.gradients = [GradientSum() for _ in self.named]
+        self.hooks = [
+            weight.register_post_accumulate_grad_hook(gradient.add)
+            for weight, gradient in zip(self.named.values(), self.gradients, strict=True)
+        ]
+        self._scale: Tensor | None = None
         defaults = {
             "lr": config.lr,
             "betas": (config.beta1, config.beta2),
@@ -154,18 +199,22 @@ class StochasticAdamW(NamedState):
             "eps": 1e-8,
         }
         super().__init__(self.named.values(), defaults)
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients since the last update."""
+        super().zero_grad(set_to_none)
+        self._scale = None
+        for place, gradient in enumerate(self.gradients):
+            gradient.clear(make_key(self.seed, "accumulation", self.updates, place))
 
     def clip(self, max_norm: float) -> Tensor:
         """Returns the gradients' norm, fp32; `step` scales them to at most `max_norm`.
 
         They are not scaled in place: another rounding to bf16 is saved.
         """
-        norms = [
-            torch.linalg.vector_norm(p.grad, dtype=torch.float32)
-            for p in self.named.values()
-            if p.grad is not None
-        ]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        sums = [square_sum(g.total, g.low) for g in self.gradients if g.total is not None]
+        norm = torch.stack(sums).sum().sqrt()
         self._scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -174,30 +223,29 @@ class StochasticAdamW(NamedState):
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
         """Updates every weight that has a gradient."""
         self.updates += 1
-        group = self.param_groups[0]
-        for place, p in enumerate(self.named.values()):
-            if p.grad is None:
+        options = self.param_groups[0]
+        beta1, beta2 = options["betas"]
+        for place, (p, gradient) in enumerate(
+            zip(self.named.values(), self.gradients, strict=True)
+        ):
+            if gradient.total is None:
                 continue
             if not self.state[p]:
                 self.state[p] = {kind: torch.zeros_like(p) for kind in self.kinds}
-            noise = torch.Generator(p.device)
-            noise.manual_seed(make_key(self.seed, "rounding", self.updates, place) >> 1)
-            flat = [t.view(-1) for t in (p, p.grad, *self.state[p].values())]
-            for chunk in zip(*(t.split(CHUNK) for t in flat), strict=True):
-                self._update(chunk, group, noise)
-        self._scale = 1.0
-
-    def _update(self, chunk: tuple[Tensor, ...], group: dict, noise: torch.Generator) -> None:
-        p, grad, exp_avg, exp_avg_sq = chunk
-        (beta1, beta2), lr = group["betas"], group["lr"]
-        g = grad.float().mul_(self._scale)
-        m = exp_avg.float().lerp_(g, 1 - beta1)
-        v = exp_avg_sq.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        size = v.sqrt().div_(math.sqrt(1 - beta2**self.updates)).add_(group["eps"])
-        w = p.float().mul_(1 - lr * group["weight_decay"])
-        w.addcdiv_(m, size, value=-lr / (1 - beta1**self.updates))
-        for stored, exact in ((p, w), (exp_avg, m), (exp_avg_sq, v)):
-            round_stochastic_(stored, exact, noise)
+            adamw_(
+                p,
+                gradient.total,
+                **self.state[p],
+                grad_low=gradient.low,
+                scale=torch.ones((), device=p.device) if self._scale is None else self._scale,
+                lr=options["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=options["eps"],
+                weight_decay=options["weight_decay"],
+                step=self.updates,
+                key=make_key(self.seed, "rounding", self.updates, place),
+            )
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies on the CPU of the moments, and the number of updates."""
@@ -205,19 +253,5 @@ class StochasticAdamW(NamedState):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         self.updates = int(tensors[f"{_STATE}/updates"])
+        self.zero_grad()
         super().load_tensors(tensors)
-
-
-def round_stochastic_(stored: Tensor, exact: Tensor, noise: torch.Generator) -> None:
-    """Writes fp32 `exact` into bf16 `stored`, rounded to one of its two neighbours.
-
-    The mean over the noise is the exact value, as bf16 is fp32 without its lower 16 bits: a
-    uniform 16-bit number is added to them, and they are cut off. `exact` must be finite; it is
-    overwritten.
-    """
-    bits = exact.view(torch.int32)
-    bits.add_(
-        torch.randint(0, 2**16, bits.shape, dtype=torch.int32, device=bits.device, generator=noise)
-    )
-    bits.bitwise_and_(-(2**16))
-    stored.copy_(exact)

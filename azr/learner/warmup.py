@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,11 +39,12 @@ def format_warmup(
     by tokens, and the mean loss so far of the step. The rate ramps up, then falls linearly to 0.
     """
     run = optim or OptimConfig()
-    # "master" would leave its copies of bf16 weights behind: the run makes its own.
+    # "master" would hold copies of bf16 weights beside those of the run's own optimiser.
     settings = OptimConfig(lr=config.lr, weight_decay=0.0, bf16_update="stochastic")
     optimizer = make_optimizer(model, settings, seed=0)
     weight, (_, head_size) = head_weight(model), head_shape(model.config)
     backend = choose(attention, weight.device, weight.dtype, head_size)
+    groups = partial(micro_batches, budget=run.micro_batch_tokens, backend=backend)
     mean_loss = float("nan")
     for step in range(config.steps):
         ramp = min(1.0, (step + 1) / min(RAMP_STEPS, config.steps))
@@ -51,7 +53,7 @@ def format_warmup(
         samples = warmup_samples(tokenizer, rows(step, config.batch_size), encode)
         tokens = sum(len(s.response_ids) for s in samples)
         loss_sum, done = torch.zeros((), device=weight.device), 0
-        for micro in micro_batches(samples, range(len(samples)), run.micro_batch_tokens):
+        for micro in groups(samples, range(len(samples))):
             packed = pack([samples[i] for i in micro], weight.device)
             with recomputing(model) if run.recompute else nullcontext():
                 logprobs, _ = response_logprobs(model, packed, backend)
@@ -64,6 +66,7 @@ def format_warmup(
         optimizer.clip(settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    optimizer.close()
     return mean_loss
 
 

@@ -87,7 +87,6 @@ def fuse_layers(model: PreTrainedModel, mode: Mode = "auto") -> None:
     """
     if why_not(mode, model.config.model_type, model.device):
         return
-    before = {module: type(module) for module in model.modules()}
     expected = _trial(model)
     try:
         exchange_classes(model)
@@ -99,8 +98,7 @@ def fuse_layers(model: PreTrainedModel, mode: Mode = "auto") -> None:
     except Exception as error:  # whatever a compiler or a driver raises here
         problem = in_one_line(error)
     if problem:
-        for module, kind in before.items():
-            module.__class__ = kind
+        restore_classes(model)
         raise ConfigError(
             f"--model.fused-layers {mode}: those of {model.config.model_type} do not work here: "
             f"{problem}; use --model.fused-layers off"
@@ -125,6 +123,14 @@ def exchange_classes(model: PreTrainedModel) -> None:
     for module in model.modules():
         if fused := _fused_class(type(module)):
             module.__class__ = fused
+
+
+def restore_classes(model: PreTrainedModel) -> None:
+    """Gives every module transformers' own class back; merged weights stay where they are."""
+    for module in model.modules():
+        if isinstance(module, tuple(_MIXINS.values())):
+            _, own = type(module).__bases__
+            module.__class__ = own
 
 
 @cache

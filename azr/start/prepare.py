@@ -108,7 +108,9 @@ def _plan_memory(
         limit = prompt_limit(config, room)
         _check_evaluation(config, environment, tokenizer, room)
     context = _longest_context(config, environment, tokenizer, limit)
-    warmup = warmup_tokens(config, environment, tokenizer) if is_warmed else ()
+    warmup = ()
+    if is_warmed:
+        warmup = warmup_tokens(config, environment, tokenizer, architecture)
     # What is held already is in the plan as well, so that it tells what a monitor will show.
     resident = resident_bytes() if config.run.device == "cpu" else 0
     available = available_bytes(config.run.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from azr.config import Config
 from azr.keys import generator
@@ -15,9 +15,10 @@ from azr.learner.packing import pack
 from azr.learner.warmup import format_warmup, warmup_samples
 from azr.memory import PackedTokens
 from azr.model.fused import merge_projections
+from azr.model.attention import choose, head_shape
 from azr.rollout import RolloutEngine
 from azr.selfplay import SelfPlay
-from azr.start.model import make_engine, naming_attention
+from azr.start.model import DTYPES, make_engine, naming_attention
 from azr.tasks import Environment
 from azr.text import prompt_ids
 
@@ -95,7 +96,10 @@ def is_warmed_up(config: Config) -> bool:
 
 
 def warmup_tokens(
-    config: Config, environment: Environment, tokenizer: PreTrainedTokenizerBase
+    config: Config,
+    environment: Environment,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: PretrainedConfig,
 ) -> list[PackedTokens]:
     """Returns the sizes of the micro-batches of the warm-up's first step."""
     samples = warmup_samples(
@@ -103,6 +107,15 @@ def warmup_tokens(
         _warmup_rows(config, environment, 0, config.warmup.batch_size),
         partial(prompt_ids, tokenizer, style=config.task.style),
     )
-    parts = micro_batches(samples, range(len(samples)), config.optim.micro_batch_tokens)
-    batches = (pack([samples[i] for i in part], torch.device("cpu")) for part in parts)
-    return [PackedTokens(b.ids.numel(), len(b.rows.lengths) * b.rows.longest) for b in batches]
+    device, dtype = torch.device(config.run.device), DTYPES[config.run.dtype]
+    with naming_attention():
+        backend = choose(config.rollout.attention, device, dtype, head_shape(architecture)[1])
+    parts = micro_batches(samples, range(len(samples)), config.optim.micro_batch_tokens, backend)
+    sizes = []
+    for part in parts:
+        packed = pack([samples[i] for i in part], torch.device("cpu"))
+        rows = packed.rows
+        pads = backend.cache == "rows"
+        full = len(rows.lengths) * rows.longest if pads else sum(rows.lengths)
+        sizes.append(PackedTokens(packed.ids.numel(), full))
+    return sizes

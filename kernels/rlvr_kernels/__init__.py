@@ -11,6 +11,8 @@
     rotary_qkv             merged queries, keys and values rotated, and stored to a KV cache
     swiglu                 silu(gate) * up of merged projections
     copy_pages             pages copied inside of a KV cache, all layers in one launch
+    adamw_                 AdamW of bf16 weights and moments, rounded stochastically, in one launch
+    accumulate_            the sum of bf16 gradients in 24 bits, square_sum its squared norm
     reference              float64-capable plain torch of each: the specification
     doctor                 which backend will run here, and why
 
@@ -18,6 +20,7 @@ Triton kernels run on CUDA (sm_80 and newer); everywhere else the same functions
 """
 
 from . import reference
+from .adamw import accumulate_, adamw_, square_sum
 from .backend import doctor
 from .groups import GroupStatistics, group_normalize, group_statistics
 from .linear_logprob import linear_token_logprobs
@@ -34,6 +37,8 @@ __all__ = [
     "GroupStatistics",
     "SampledTokens",
     "TokenLogprobs",
+    "accumulate_",
+    "adamw_",
     "add_rms_norm",
     "combine_partials",
     "copy_pages",
@@ -47,6 +52,7 @@ __all__ = [
     "rms_norm",
     "rotary_qkv",
     "sample_tokens",
+    "square_sum",
     "swiglu",
     "token_logprobs",
 ]

@@ -49,6 +49,9 @@ ROW_FORWARD = RowConfig(block=2048, num_warps=4, num_stages=3)
 ROW_BACKWARD = RowConfig(block=2048, num_warps=4, num_stages=1)
 SAMPLE = RowConfig(block=2048, num_warps=8, num_stages=3)
 LOSS = RowConfig(block=1024, num_warps=4, num_stages=1)
+# Eight elements a thread, and 32 where nothing is stored.
+ADAMW = RowConfig(block=1024, num_warps=4, num_stages=1)
+SQUARE_SUM = RowConfig(block=4096, num_warps=4, num_stages=1)
 
 # Not tuned on a GPU: 16 elements a thread in a row, 8 where rows are cut into blocks, which are two
 # or one 128-bit loads in bf16, and a small batch fills the chip.

@@ -18,6 +18,9 @@ import triton.language as tl
 from launcher import pretend
 from rlvr_kernels import (
     GroupStatistics,
+    accumulate_,
+    adamw,
+    adamw_,
     backend,
     combine_partials,
     group_normalize,
@@ -29,6 +32,7 @@ from rlvr_kernels import (
     loss,
     policy_loss,
     sample_tokens,
+    square_sum,
     token_logprobs,
     vocab_parallel,
 )
@@ -54,7 +58,7 @@ class Case(NamedTuple):
 def launch_on(capability: int, cases: Iterable[Case]) -> int:
     """Return how many of the cases failed on a chip."""
     chip = CHIPS[capability] | {"processors": PROCESSORS[capability]}
-    modules = (backend, logprob, linear_logprob, vocab_parallel, loss)
+    modules = (backend, adamw, logprob, linear_logprob, vocab_parallel, loss)
     n_failed = 0
     with pretend(capability, chip, modules) as (driver, bodies):
         for case in cases:
@@ -145,6 +149,8 @@ def core_cases() -> Iterator[Case]:
     yield Case("sample bf16", partial(sample, "bf16", 256, QWEN))
     yield Case("sample fp32 one row, odd", partial(sample, "fp32", 1, ODD))
     yield Case("groups", partial(groups, 4096, 6))
+    yield Case("update", partial(update, (11008, 2048)))
+    yield Case("update of one element", partial(update, (1,), key=1, first=1))
 
 
 def all_cases() -> Iterator[Case]:
@@ -185,6 +191,9 @@ def all_cases() -> Iterator[Case]:
         options = dict(kl=kl, full=full, reduction=reduction, denom=denom)
         each = partial(losses, (16, 1030), is_per_sequence=not full, **options)
         yield Case(f"loss {options}", each)
+
+    for shape in ((2048,), (QWEN, 2048), (ODD, 3), (2**20, 2**11 + 1)):
+        yield Case(f"update {shape}", partial(update, shape, key=-(2**63), first=2**20))
 
 
 def rows(
@@ -272,6 +281,20 @@ def sample(dtype, n_rows, n_vocab, layout="dense"):
     logits = laid_out((n_rows, n_vocab), DTYPES[dtype], layout).detach()
     keys, positions = torch.zeros(2, n_rows + 1, dtype=torch.int64)[:, 1:]
     sample_tokens(logits, keys, positions, torch.ones(n_rows), backend="triton")
+
+
+def update(shape, key=2**64 - 1, first=0):
+    """A sum of two gradients, and updates by the first alone and by the sum."""
+    weight, grad, exp_avg, exp_avg_sq = torch.zeros((4, *shape), dtype=torch.bfloat16)
+    low = torch.zeros(shape, dtype=torch.uint8)
+    noise = dict(key=key, first=first, backend="triton")
+    for bits in (None, low):
+        scale = square_sum(grad, bits, backend="triton")
+        adamw_(
+            weight, grad, exp_avg, exp_avg_sq, grad_low=bits, scale=scale, lr=1, beta1=0.9,
+            beta2=0.999, eps=1e-8, weight_decay=0, step=1, **noise,
+        )  # fmt: skip
+        accumulate_(grad, low, weight, **noise)
 
 
 def laid_out(shape, dtype, layout):
