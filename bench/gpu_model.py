@@ -6,8 +6,8 @@ Random weights, made on the device in bf16. Decode steps of 128 and 256 rows are
 layers of transformers and with fused ones. The engine runs 64 prompts x 8 samples at 256 slots
 twice, once to capture its graphs and once for the clock; its log-probs are held against a forward
 in training; then comes one update on 256 of the samples, as configs/a100-qwen2.5-3b-prime.toml has
-it, and the same with the layers of transformers. Profiles of decode steps and of an update go to DIR/profile.txt. Every figure is written as soon
-as it is known.
+it, and the same with the layers of transformers. Profiles of decode steps and of an update go to
+DIR/profile.txt. Every figure is written as soon as it is known.
 """
 
 import gc

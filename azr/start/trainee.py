@@ -14,8 +14,8 @@ from azr.learner import Learner, micro_batches
 from azr.learner.packing import pack
 from azr.learner.warmup import format_warmup, warmup_samples
 from azr.memory import PackedTokens
-from azr.model.fused import merge_projections
 from azr.model.attention import choose, head_shape
+from azr.model.fused import merge_projections
 from azr.rollout import RolloutEngine
 from azr.selfplay import SelfPlay
 from azr.start.model import DTYPES, make_engine, naming_attention
