@@ -92,7 +92,7 @@ FIGURES = {
     "sampler_256_eager_ratio": Figure("x", "softmax, multinomial and log in torch over ours"),
     **{
         f"decode_3b_{rows}_rows{layers}_frac": Figure(
-            "frac", f"decode steps of {rows} rows at 500 tokens and more{what}: floor over time", must
+            "frac", f"decode steps of {rows} rows of 500 tokens up{what}: floor over time", must
         )
         for layers, what, must in (
             ("_unfused", ", with the layers of transformers", None), ("", "", 0.60)
