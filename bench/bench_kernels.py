@@ -4,13 +4,23 @@ On the CPU: the torch paths. On a GPU: the Triton kernels against the chip's own
 rate, measured in the same rounds, with peak memory. T tokens, H hidden units, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rlvr_kernels import linear_token_logprobs, policy_loss, reference, token_logprobs
+from rlvr_kernels import (
+    add_rms_norm,
+    linear_token_logprobs,
+    policy_loss,
+    reference,
+    rotary_qkv,
+    swiglu,
+    token_logprobs,
+)
 
 from bench.peers import optional
 
@@ -131,6 +141,150 @@ def hidden_weight_ids(n_tokens, n_hidden, n_vocab, device, dtype):
     return hidden, weight, ids
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer of Qwen2.5-3B at a scale; each call returns the tuple of results that ours does."""
+
+    inputs: tuple[torch.Tensor, ...]
+    upstream: list[torch.Tensor]
+    ours: Callable[[], tuple[torch.Tensor, ...]]
+    peers: dict[str, Callable[[], tuple[torch.Tensor, ...]]]
+    """In torch: the formula of transformers, and torch's own function if there is one."""
+    liger: dict[str, tuple[str, Callable[[ModuleType], Callable]]]
+    """The module of each of Liger's, and what makes the call of it."""
+    forward_bytes: int
+    """Least that has to be moved; backward, with a gradient of each result, likewise."""
+    backward_bytes: int
+
+    def liger_rows(self, wrap: Callable) -> dict:
+        def row(module: str, build: Callable):
+            return optional(module, lambda found: wrap(build(found)))
+
+        return {name: row(*made) for name, made in self.liger.items()}
+
+
+def random_layer_inputs(scale, *shapes):
+    generator = torch.Generator(scale.device).manual_seed(3)
+    options = dict(device=scale.device, generator=generator)
+    return [torch.randn(shape, **options).to(scale.dtype).requires_grad_() for shape in shapes]
+
+
+def norm_layer(scale, n_columns=2048, eps=1e-6) -> Layer:
+    """The residual added, and the sum normalised."""
+    shape = (scale.n_tokens, n_columns)
+    x, residual, weight, *upstream = random_layer_inputs(
+        scale, shape, shape, shape[1:], *2 * [shape]
+    )
+
+    def eager():
+        total = x + residual
+        wide = total.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return total, weight * normed.to(total.dtype)
+
+    def of_torch():
+        total = x + residual
+        return total, F.rms_norm(total, weight.shape, weight, eps)
+
+    def liger_fused(module):
+        # Returns the sum second.
+        return lambda: module.LigerFusedAddRMSNormFunction.apply(x, residual, weight, eps)[::-1]
+
+    def liger(module):
+        def call():
+            total = x + residual
+            # Not in place: that would write over the upstream gradient.
+            options = (0.0, "llama", False)
+            return total, module.LigerRMSNormFunction.apply(total, weight, eps, *options)
+
+        return call
+
+    size = x.numel() * x.element_size()
+    return Layer(
+        (x, residual, weight), upstream,
+        lambda: add_rms_norm(x, residual, weight, eps=eps), dict(eager=eager, rms_norm=of_torch),
+        dict(
+            liger_fused=("liger_kernel.ops.fused_add_rms_norm", liger_fused),
+            liger=("liger_kernel.ops.rms_norm", liger),
+        ),
+        forward_bytes=4 * size, backward_bytes=4 * size,
+    )  # fmt: skip
+
+
+def swiglu_layer(scale, n_columns=11008) -> Layer:
+    shape = (scale.n_tokens, n_columns)
+    gate_up, *upstream = random_layer_inputs(scale, (scale.n_tokens, 2 * n_columns), shape)
+
+    def eager():
+        gate, up = gate_up.chunk(2, -1)
+        return (F.silu(gate) * up,)
+
+    def liger(module):
+        return lambda: (module.LigerFusedGateUpSiLUMulFunction.apply(gate_up),)
+
+    def liger_apart(module):
+        """Of two tensors, which it writes the gradient over: here copies of the halves."""
+        return lambda: (module.LigerSiLUMulFunction.apply(*gate_up.chunk(2, -1)),)
+
+    size = gate_up.numel() * gate_up.element_size() // 2
+    return Layer(
+        (gate_up,), upstream,
+        lambda: (swiglu(gate_up),), dict(eager=eager),
+        dict(
+            liger=("liger_kernel.ops.swiglu", liger),
+            liger_apart=("liger_kernel.ops.swiglu", liger_apart),
+        ),
+        forward_bytes=3 * size, backward_bytes=5 * size,
+    )  # fmt: skip
+
+
+def rotary_layer(scale, heads=16, kv_heads=2, size=128) -> Layer:
+    """Queries and keys rotated, values copied: what attention reads, as tensors of their own."""
+    n_tokens, counts = scale.n_tokens, (heads, kv_heads, kv_heads)
+    shapes = [(n_tokens, count, size) for count in counts]
+    qkv, *upstream = random_layer_inputs(scale, (n_tokens, sum(counts) * size), *shapes)
+    angles = torch.rand(n_tokens, size // 2, device=scale.device).repeat(1, 2)
+    cos, sin = angles.cos().to(scale.dtype), angles.sin().to(scale.dtype)
+
+    def parts():
+        return qkv.view(n_tokens, sum(counts), size).split(counts, 1)
+
+    def turned(x):
+        first, second = x.chunk(2, -1)
+        return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+
+    def eager():
+        q, k, v = parts()
+        return turned(q), turned(k), v.contiguous()
+
+    def liger(module):
+        def call():
+            q, k, v = parts()
+            heads_first = (q.transpose(0, 1)[None], k.transpose(0, 1)[None])
+            q, k = module.LigerRopeFunction.apply(*heads_first, cos[None], sin[None])
+            return q[0].transpose(0, 1), k[0].transpose(0, 1), v.contiguous()
+
+        return call
+
+    moved = 2 * qkv.numel() * qkv.element_size()
+    return Layer(
+        (qkv,), upstream,
+        lambda: rotary_qkv(qkv, cos, sin, heads=heads, kv_heads=kv_heads), dict(eager=eager),
+        dict(liger=("liger_kernel.ops.rope", liger)),
+        forward_bytes=moved, backward_bytes=moved,
+    )  # fmt: skip
+
+
+LAYERS = {"norm": norm_layer, "swiglu": swiglu_layer, "rotary": rotary_layer}
+
+
+def copy_of(n_bytes, device):
+    """Moves that many bytes: half of them read, half written."""
+    source = torch.zeros(n_bytes // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return without_grad(lambda: target.copy_(source))
+
+
 # ------------------------------------------------------------------------------------------ CPU
 
 
@@ -187,6 +341,23 @@ def bench_cpu_linear(compare, n_tokens, n_hidden, n_vocab):
         eager=both(masked_eager),
     )
     result.bar("eager", must=1.5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def bench_cpu_layers(compare, name):
+    """At the width of a model that a CPU trains; no bars: torch's own operators are good there."""
+    scale = Scale("cpu", torch.float32, 128, 2048, 128)
+    sizes = {"norm": (256,), "swiglu": (512,), "rotary": (4, 2, 64)}[name]
+    layer = LAYERS[name](scale, *sizes)
+
+    def both(function):
+        return with_backward(function, layer.inputs, layer.upstream)
+
+    compare.with_options(items=scale.n_tokens, unit="token", rounds=15, warmup=2)(
+        f"layer {name} T={scale.n_tokens}, {sizes}, forward+backward",
+        both(layer.ours),
+        **{peer: both(call) for peer, call in layer.peers.items()},
+    )
 
 
 def torch_linear_cross_entropy(hidden, weight, ids, **options):
@@ -510,3 +681,37 @@ def bench_gpu_policy_loss(compare):
     )
     result.bar("eager", must=5, reach=10)
     result.bar("compiled", must=1.2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LAYERS)
+def bench_gpu_layers(compare, name):
+    """Each direction against a copy of as many bytes, both against the other libraries."""
+    from bench.measure import l2_flush
+
+    layer = LAYERS[name](GPU)
+    found = layer.ours()
+    label = f"layer {name} T={GPU.n_tokens} bf16"
+
+    def both(function):
+        return with_backward(function, layer.inputs, layer.upstream)
+
+    for direction, ours, moved in (
+        ("forward", without_grad(layer.ours), layer.forward_bytes),
+        (
+            "backward",
+            lambda: backward_of(found, layer.inputs, layer.upstream, retain_graph=True),
+            layer.backward_bytes,
+        ),
+    ):
+        result = compare.with_options(
+            device="cuda", rounds=60, before=l2_flush(), memory=True, unit="B", items=moved
+        )(f"{label} {direction}", ours, copy=copy_of(moved, GPU.device))
+        result.bar("copy", must=0.80, reach=0.90)
+    result = compare.with_options(device="cuda", rounds=60, before=l2_flush(), memory=True)(
+        f"{label} forward+backward",
+        both(layer.ours),
+        **{peer: both(call) for peer, call in layer.peers.items()},
+        **layer.liger_rows(both),
+    )
+    result.bar("eager", must=2)

@@ -25,8 +25,10 @@ from rlvr_kernels import (
 )
 
 from bench.bench_kernels import (
+    LAYERS,
     Scale,
     backward_of,
+    copy_of,
     eager_with_entropy,
     hidden_weight_ids,
     logits_and_ids,
@@ -222,6 +224,24 @@ def sampler(setting: Setting) -> None:
     setting.ratio("sampler_256_eager_ratio", result, "eager")
 
 
+def layers(setting: Setting) -> None:
+    """A norm, a SwiGLU and a rotation, each direction beside a copy of as many bytes."""
+    device = setting.scale.device
+    for name, build in LAYERS.items():
+        layer = build(setting.scale)
+        forward = setting.timed(
+            f"{name} forward", without_grad(layer.ours), cold=True,
+            copy=copy_of(layer.forward_bytes, device),
+        )  # fmt: skip
+        setting.ratio(f"{name}_fwd_copy_frac", forward, "copy")
+        backward = setting.timed(
+            f"{name} backward",
+            partial(backward_of, layer.ours(), layer.inputs, layer.upstream, retain_graph=True),
+            cold=True, copy=copy_of(layer.backward_bytes, device),
+        )  # fmt: skip
+        setting.ratio(f"{name}_bwd_copy_frac", backward, "copy")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs every part; 1 where one failed."""
     options = stage_parser("bench.gpu_kernels").parse_args(arguments)
@@ -240,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
             if setting.on_cuda:
                 torch.cuda.empty_cache()
 
-    parts = (ceilings, rows, linear, loss, sampler)
+    parts = (ceilings, rows, linear, loss, sampler, layers)
     return findings.run({part.__name__: partial(run, part) for part in parts})
 
 

@@ -99,6 +99,16 @@ FIGURES = {
         )
         for rows in (128, 256)
     },
+    "norm_fwd_copy_frac": Figure(
+        "frac", "residual and RMSNorm, T=8192, D=2048, forward: rate over copy's", 0.80
+    ),
+    "norm_bwd_copy_frac": Figure("frac", "its backward, with the weight's gradient", 0.80),
+    "swiglu_fwd_copy_frac": Figure("frac", "SwiGLU, T=8192, F=11008, forward: the same", 0.80),
+    "swiglu_bwd_copy_frac": Figure("frac", "its backward", 0.80),
+    "rotary_fwd_copy_frac": Figure(
+        "frac", "rotation of 16 queries, 2 keys of 128, T=8192, forward: the same", 0.80
+    ),
+    "rotary_bwd_copy_frac": Figure("frac", "its backward", 0.80),
     "rollout_3b_first_call_s": Figure(
         "s", "3B, 256 slots: the first call, compilation and capture of graphs included"
     ),

@@ -7,17 +7,23 @@ from rlvr_kernels import adamw_triton as adamw
 from rlvr_kernels import linear_logprob_triton as linear
 from rlvr_kernels import logprob_triton as row
 from rlvr_kernels import loss_triton as loss
+from rlvr_kernels import norm_triton as norm
+from rlvr_kernels import pages_triton as pages
+from rlvr_kernels import rotary_triton as rotary
 from rlvr_kernels import sample_triton as sampling
+from rlvr_kernels import swiglu_triton as gated
 from rlvr_kernels.configs import (
     ADAMW,
     LINEAR_DLOGITS,
     LINEAR_FORWARD,
     LINEAR_WITH_EPILOGUE,
     LOSS,
+    PAGES,
     ROW_BACKWARD,
     ROW_FORWARD,
     SAMPLE,
     SQUARE_SUM,
+    SWIGLU,
     TileConfig,
     generation,
 )
@@ -35,6 +41,12 @@ def shipped_kernels() -> Iterator[Shipped]:
     yield from loss_kernels()
     yield from sample_kernels()
     yield from adamw_kernels()
+    for capability in CHIPS:
+        for dtype in DTYPES:
+            yield from norm_kernels(capability, dtype)
+            yield from swiglu_kernels(capability, dtype)
+            yield from rotary_kernels(capability, dtype)
+            yield page_kernel(capability, dtype)
 
 
 def row_kernels() -> Iterator[Shipped]:
@@ -299,3 +311,114 @@ def adamw_kernels() -> Iterator[Shipped]:
                 num_stages=3,
                 needs_wide_loads=not is_odd,
             )
+
+
+def norm_kernels(capability: int, dtype: str) -> Iterator[Shipped]:
+    """Forward and backward with all that is optional, for a usual row and the longest."""
+    for n_columns in (2048, 8192):
+        block, num_warps = norm.block_of(n_columns)
+        common = dict(
+            label=f"D {n_columns}",
+            capability=capability,
+            dtype=dtype,
+            num_warps=num_warps,
+            num_stages=3,
+        )
+        sizes = dict.fromkeys(["n_columns", "x_stride"], "i32 16") | {"eps": "fp32"}
+        pointers = ["x_ptr", "residual_ptr", "weight_ptr", "sum_ptr", "normed_ptr"]
+        yield Shipped(
+            name="rms_norm_fwd",
+            kernel=norm.rms_norm_fwd_kernel,
+            arguments=dict.fromkeys(pointers, f"*{dtype}") | sizes | {"residual_stride": "i32 16"},
+            constants=dict(HAS_RESIDUAL=True, BLOCK=block),
+            **common,
+        )
+        pointers = ["x_ptr", "weight_ptr", "g_normed_ptr", "g_sum_ptr", "dx_ptr"]
+        yield Shipped(
+            name="rms_norm_bwd",
+            kernel=norm.rms_norm_bwd_kernel,
+            arguments=dict.fromkeys(pointers, f"*{dtype}")
+            | sizes
+            | dict.fromkeys(["g_normed_stride", "g_sum_stride"], "i32 16")
+            | {"partials_ptr": "*fp32", "n_rows": "i32"},
+            constants=dict(HAS_SUM=True, NEEDS_WEIGHT=True, BLOCK=block),
+            **common,
+        )
+
+
+def swiglu_kernels(capability: int, dtype: str) -> Iterator[Shipped]:
+    common = dict(
+        capability=capability,
+        dtype=dtype,
+        constants=dict(BLOCK=SWIGLU.block),
+        num_warps=SWIGLU.num_warps,
+        num_stages=3,
+    )
+    sizes = dict.fromkeys(["n_columns", "stride", "grad_stride"], "i32 16")
+    for name, kernel, pointers in (
+        ("swiglu_fwd", gated.swiglu_fwd_kernel, ["gate_up_ptr", "out_ptr"]),
+        ("swiglu_bwd", gated.swiglu_bwd_kernel, ["gate_up_ptr", "grad_ptr", "d_gate_up_ptr"]),
+    ):
+        arguments = dict.fromkeys(pointers, f"*{dtype}") | sizes
+        yield Shipped(name=name, kernel=kernel, arguments=arguments, **common)
+
+
+def rotary_kernels(capability: int, dtype: str) -> Iterator[Shipped]:
+    """Heads of every size in bf16, of the usual one in each dtype; with and without norms."""
+    weights = ["q_weight_ptr", "k_weight_ptr"]
+    inputs = ["qkv_ptr", *weights]
+    grads = ["g_q_ptr", "g_k_ptr", "g_v_ptr"]
+    strided = product(("q", "k", "v", "keys", "values"), ("", "_head"))
+    steps = ["qkv_stride", *(f"{name}{level}_stride" for name, level in strided)]
+    sizes = dict.fromkeys(["n_tokens", "n_heads", "n_kv_heads", "n_places"], "i32")
+    common = sizes | dict.fromkeys(steps, "i32 16") | {"eps": "fp32"}
+    common |= dict.fromkeys(["cos_ptr", "sin_ptr"], f"*{dtype}") | {"places_ptr": "*i64"}
+    for size, has_norm in product((64, 80, 128, 256) if dtype == "bf16" else (128,), (False, True)):
+        block_heads, block_half, _ = rotary.blocks_of(size, 20)
+        absent = {} if has_norm else dict.fromkeys(weights)
+        blocks = dict(HALF=size // 2, BLOCK_HEADS=block_heads, BLOCK_HALF=block_half)
+        label = f"K {size}{', norms' * has_norm}"
+        pointers = [*inputs, "q_ptr", "k_ptr", "v_ptr", "keys_ptr", "values_ptr"]
+        yield Shipped(
+            name="rotary_fwd",
+            label=label,
+            kernel=rotary.rotary_fwd_kernel,
+            capability=capability,
+            dtype=dtype,
+            arguments=common | dict.fromkeys(pointers, f"*{dtype}"),
+            constants=absent | blocks | dict(HAS_NORM=has_norm, HAS_CACHE=True),
+            num_warps=1,
+            num_stages=3,
+        )
+        if not has_norm:
+            absent |= dict.fromkeys(["qkv_ptr", "partials_ptr"])
+        options = dict(HAS_NORM=has_norm, NEEDS_WEIGHTS=has_norm)
+        yield Shipped(
+            name="rotary_bwd",
+            label=label,
+            kernel=rotary.rotary_bwd_kernel,
+            capability=capability,
+            dtype=dtype,
+            arguments=common
+            | dict.fromkeys([*inputs, *grads, "d_qkv_ptr"], f"*{dtype}")
+            | {"partials_ptr": "*fp32"},
+            constants=absent | blocks | options | dict(HAS_Q=True, HAS_K=True, HAS_V=True),
+            num_warps=1,
+            num_stages=3,
+        )
+
+
+def page_kernel(capability: int, dtype: str) -> Shipped:
+    return Shipped(
+        name="copy_pages",
+        kernel=pages.copy_pages_kernel,
+        capability=capability,
+        dtype=dtype,
+        arguments=dict.fromkeys(["source_ptr", "target_ptr"], "*i64")
+        | dict.fromkeys(["n_pages", "n_copies"], "i32")
+        | dict.fromkeys(["page_size", "tensor_stride", "page_stride"], "i32 16")
+        | {"memory_ptr": f"*{dtype}"},
+        constants=dict(BLOCK=PAGES.block),
+        num_warps=PAGES.num_warps,
+        num_stages=3,
+    )

@@ -21,7 +21,7 @@ class RowConfig:
 
 @dataclass(frozen=True, slots=True)
 class NormConfig:
-    """A row in one block, of `columns` a warp and at most max_warps warps.
+    """A row in one block of at most max_columns, columns_a_warp of them a warp.
 
     A backward pass that adds the weight's gradient keeps `warps_a_processor` busy, a row after the
     other in each program: more hide more of the memory's latency, and write more partial sums.
@@ -29,7 +29,6 @@ class NormConfig:
 
     max_columns: int
     columns_a_warp: int
-    max_warps: int
     warps_a_processor: int
 
 
@@ -53,9 +52,9 @@ LOSS = RowConfig(block=1024, num_warps=4, num_stages=1)
 ADAMW = RowConfig(block=1024, num_warps=4, num_stages=1)
 SQUARE_SUM = RowConfig(block=4096, num_warps=4, num_stages=1)
 
-# Not tuned on a GPU: 16 elements a thread in a row, 8 where rows are cut into blocks, which are two
-# or one 128-bit loads in bf16, and a small batch fills the chip.
-NORM = NormConfig(max_columns=16384, columns_a_warp=512, max_warps=16, warps_a_processor=16)
+# Not tuned on a GPU. A norm holds 16 columns a thread, two 128-bit loads in bf16; 32, of rows twice
+# as long, would spill. SwiGLU takes 8, so that its blocks of a few rows fill the chip.
+NORM = NormConfig(max_columns=8192, columns_a_warp=512, warps_a_processor=16)
 SWIGLU = RowConfig(block=1024, num_warps=4, num_stages=1)
 PAGES = RowConfig(block=4096, num_warps=4, num_stages=1)
 ROTARY_PAIRS = 256  # pairs of columns that a program of one warp turns: 8 a thread

@@ -20,7 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str = "auto") ->
     weight   [D] of the same dtype
     eps      above 0: what keeps a row of zeros finite
     backend  "auto", "torch" or "triton": see `rlvr_kernels.backend`. Triton holds a row in one
-             block, of at most 16384 columns
+             block, of at most 8192 columns
 
     Computed in float32 and rounded once, at the end. Differs from transformers: there the
     normalised row is rounded to x's dtype before the weight multiplies it.

@@ -82,7 +82,7 @@ def forward(
     x_TD = matrix_of(x)
     residual_TD = x_TD if residual is None else matrix_of(residual)
     n_rows, n_columns = x_TD.shape
-    block, num_warps = _block(n_columns)
+    block, num_warps = block_of(n_columns)
     if n_rows:
         with on_device(x):
             rms_norm_fwd_kernel[(n_rows,)](
@@ -106,7 +106,7 @@ def backward(
     x_TD, g_TD = matrix_of(x), matrix_of(g_normed)
     sum_TD = None if g_sum is None else matrix_of(g_sum)
     n_rows, n_columns = x_TD.shape
-    block, num_warps = _block(n_columns)
+    block, num_warps = block_of(n_columns)
     programs = n_rows
     if needs_weight:
         share = max(2, NORM.warps_a_processor // num_warps)
@@ -130,7 +130,7 @@ def backward(
     return dx, partials.sum(0).to(weight.dtype)
 
 
-def _block(n_columns: int) -> tuple[int, int]:
+def block_of(n_columns: int) -> tuple[int, int]:
     """Return the columns of a block that holds a row, and its warps."""
     if n_columns > NORM.max_columns:
         raise ValueError(
@@ -140,4 +140,4 @@ def _block(n_columns: int) -> tuple[int, int]:
     block = max(16, triton.next_power_of_2(n_columns))
     if interpreting():
         return block, 1
-    return block, min(NORM.max_warps, max(1, block // NORM.columns_a_warp))
+    return block, max(1, block // NORM.columns_a_warp)

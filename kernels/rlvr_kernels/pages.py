@@ -15,8 +15,8 @@ def copy_pages(memory: Tensor, source: Tensor, target: Tensor, *, backend: str =
     source, target  [C] int64: which pages. None may be both read and written, or written twice
     backend         "auto", "torch" or "triton": see `rlvr_kernels.backend`
 
-    Nothing is differentiated. A page outside of [0, P) is an IndexError on the CPU and is left out
-    on CUDA, which the host does not wait for.
+    Nothing is differentiated. A page outside of [0, P) is an error on the CPU; Triton leaves it
+    out, since the host does not wait for the device.
     Raises TypeError for a dtype, ValueError for a shape, layout or device.
     """
     check_dtype("memory", memory, FLOATS)

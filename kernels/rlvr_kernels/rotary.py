@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .backend import resolve
 from .checks import FLOATS, check_device, check_dtype, check_positive, check_tensor
+from .rows import matrix_of
 
 
 def rotary_qkv(
@@ -38,8 +39,8 @@ def rotary_qkv(
               with `eps`; both or none
     keys, values, places   [S, G, K] of qkv's dtype, each head contiguous, and int64 [T]: the new
               keys and values are written to keys[places] and values[places] too. All or none; then
-              nothing is differentiated. A place outside of [0, S) is an IndexError on the CPU and
-              is left out on CUDA, which the host does not wait for
+              nothing is differentiated. A place outside of [0, S) is an error on the CPU; Triton
+              leaves it out, since the host does not wait for the device
     backend   "auto", "torch" or "triton": see `rlvr_kernels.backend`
 
     A query or key x becomes x * cos + rotate_half(x) * sin. Norm and rotation are computed in
@@ -80,9 +81,9 @@ def _check(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, eps) -> None:
             f"got {qkv.shape[1]} columns"
         )
     shape, why = (len(qkv), size), "a row per token, a column per column of a head"
+    tables = (torch.float32,) if qkv.dtype == torch.float32 else (qkv.dtype, torch.float32)
     for name, table in (("cos", cos), ("sin", sin)):
-        dtypes = tuple(dict.fromkeys((qkv.dtype, torch.float32)))
-        check_tensor(name, table, dtypes, shape, why, qkv.device, "qkv")
+        check_tensor(name, table, tables, shape, why, qkv.device, "qkv")
     check_dtype("sin", sin, (cos.dtype,))
     if (q_weight is None) != (k_weight is None):
         raise ValueError("q_weight, k_weight: expected both or none; got one")
@@ -212,7 +213,7 @@ def rotary_qkv_backward(
         if grad is not None:
             dx = _rotated(grad.float(), cos, back_sin)
             if qkv is not None and weight is not None:
-                x = qkv.view(d_qkv.shape)[:, part].float()
+                x = matrix_of(qkv).view(d_qkv.shape)[:, part].float()
                 rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
                 hat, pull = x * rstd, dx * weight
                 if needs_weights:
@@ -241,7 +242,7 @@ def _empty_like_results(qkv, cos, heads, kv_heads):
 
 
 def _forward(qkv, cos, sin, q_weight, k_weight, heads, kv_heads, eps):
-    rows = qkv.view(len(qkv), heads + 2 * kv_heads, cos.shape[1])
+    rows = matrix_of(qkv).view(len(qkv), heads + 2 * kv_heads, cos.shape[1])
     parts = rows.split([heads, kv_heads, kv_heads], 1)
     q, k = (
         _rotated(_normed(x.float(), weight, eps), cos, sin).to(qkv.dtype)

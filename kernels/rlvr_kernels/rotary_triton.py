@@ -192,7 +192,7 @@ def forward(
     qkv = qkv if qkv.stride(1) == 1 else qkv.contiguous()
     q_weight, k_weight = (None if weight is None else weight.contiguous() for weight in weights)
     keys, values, places = cache or (None, None, None)
-    block_heads, block_half, blocks = _blocks(size, n_heads + 2 * n_kv_heads)
+    block_heads, block_half, blocks = blocks_of(size, n_heads + 2 * n_kv_heads)
     if n_tokens:
         with on_device(qkv):
             rotary_fwd_kernel[(n_tokens, blocks)](
@@ -226,7 +226,7 @@ def backward(
         qkv = qkv.contiguous()
     q_weight, k_weight = (None if weight is None else weight.contiguous() for weight in weights)
     g_q, g_k, g_v = (g if g is None or g.stride(2) == 1 else g.contiguous() for g in grads)
-    block_heads, block_half, blocks = _blocks(size, n_all)
+    block_heads, block_half, blocks = blocks_of(size, n_all)
     programs = n_tokens
     if needs_weights:
         programs = min(n_tokens, -(-ROTARY_WARPS_A_PROCESSOR * processors(cos) // blocks))
@@ -262,7 +262,7 @@ def _strides(tensor: Tensor | None) -> tuple[int, int]:
     return (0, 0) if tensor is None else (tensor.stride(0), tensor.stride(1))
 
 
-def _blocks(size: int, n_heads: int) -> tuple[int, int, int]:
+def blocks_of(size: int, n_heads: int) -> tuple[int, int, int]:
     """Return how many heads and pairs of columns a program takes, and the programs a token."""
     block_half = triton.next_power_of_2(size // 2)
     block_heads = max(1, ROTARY_PAIRS // block_half)

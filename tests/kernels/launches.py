@@ -21,8 +21,10 @@ from rlvr_kernels import (
     accumulate_,
     adamw,
     adamw_,
+    add_rms_norm,
     backend,
     combine_partials,
+    copy_pages,
     group_normalize,
     linear_logprob,
     linear_logprob_triton,
@@ -30,9 +32,15 @@ from rlvr_kernels import (
     linear_token_logprobs,
     logprob,
     loss,
+    norm,
+    pages,
     policy_loss,
+    rms_norm,
+    rotary,
+    rotary_qkv,
     sample_tokens,
     square_sum,
+    swiglu,
     token_logprobs,
     vocab_parallel,
 )
@@ -40,6 +48,8 @@ from rlvr_kernels.configs import TileConfig
 
 from bench.aot import CHIPS
 
+# The function `swiglu` hides its module.
+LAYERS = norm, rotary, sys.modules["rlvr_kernels.swiglu"], pages
 QWEN, ODD = 151936, 151667  # vocabularies, the second one that 16 does not divide
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Multiprocessors of a card of each chip: A100, RTX 3090, RTX 4090, H100, RTX 5090.
@@ -58,7 +68,7 @@ class Case(NamedTuple):
 def launch_on(capability: int, cases: Iterable[Case]) -> int:
     """Return how many of the cases failed on a chip."""
     chip = CHIPS[capability] | {"processors": PROCESSORS[capability]}
-    modules = (backend, adamw, logprob, linear_logprob, vocab_parallel, loss)
+    modules = (backend, adamw, logprob, linear_logprob, vocab_parallel, loss, *LAYERS)
     n_failed = 0
     with pretend(capability, chip, modules) as (driver, bodies):
         for case in cases:
@@ -151,6 +161,11 @@ def core_cases() -> Iterator[Case]:
     yield Case("groups", partial(groups, 4096, 6))
     yield Case("update", partial(update, (11008, 2048)))
     yield Case("update of one element", partial(update, (1,), key=1, first=1))
+    yield Case("norms bf16", partial(norms, "bf16", 8192, 2048))
+    yield Case("rotary bf16", partial(rotaries, "bf16", 8192, 16, 2, 128))
+    yield Case("rotary bf16 norms, cache", partial(rotaries, "bf16", 8, 32, 8, 128, is_normed=True))
+    yield Case("swiglu bf16", partial(swiglus, "bf16", 8192, 11008))
+    yield Case("pages bf16", partial(page_copies, "bf16", 72, 100_000, 4096))
 
 
 def all_cases() -> Iterator[Case]:
@@ -185,6 +200,20 @@ def all_cases() -> Iterator[Case]:
     yield Case("linear slice", partial(linear, "bf16", 512, 2048, QWEN, layout="slice"))
     yield Case("linear unaligned", partial(linear, "bf16", 512, 72, QWEN, layout="unaligned"))
     yield Case("linear tf32", partial(linear, "fp32", 512, 2048, QWEN, tf32=True))
+
+    for dtype, n_columns in product(DTYPES, (1, 897, 3584, 8192)):
+        yield Case(f"norms {dtype} {n_columns}", partial(norms, dtype, 9, n_columns))
+        yield Case(f"swiglu {dtype} {n_columns}", partial(swiglus, dtype, 9, n_columns))
+    for dtype, size, is_normed in product(DTYPES, (64, 80, 128, 256), (False, True)):
+        name = f"rotary {dtype} {size}{' norms' * is_normed}"
+        yield Case(name, partial(rotaries, dtype, 9, 14, 2, size, is_normed=is_normed))
+    for layout in ("slice", "unaligned", "transposed"):
+        yield Case(f"norms {layout}", partial(norms, "bf16", 64, 2048, layout))
+        yield Case(f"swiglu {layout}", partial(swiglus, "bf16", 64, 4864, layout))
+        yield Case(f"rotary {layout}", partial(rotaries, "bf16", 64, 14, 2, 64, layout))
+    yield Case("norms beyond 2^31 elements", partial(norms, "bf16", 600_000, 4096))
+    refusal = "x: expected at most 8192 columns for backend 'triton'"
+    yield Case("norms of too long a row", partial(norms, "bf16", 4, 8193), refusal=refusal)
 
     divisions = ("token", None), ("token", "float"), ("seq-mean", "tensor"), ("sum", None)
     for kl, full, (reduction, denom) in product((None, "k1", "k2", "k3"), (False, True), divisions):
@@ -295,6 +324,46 @@ def update(shape, key=2**64 - 1, first=0):
             beta2=0.999, eps=1e-8, weight_decay=0, step=1, **noise,
         )  # fmt: skip
         accumulate_(grad, low, weight, **noise)
+
+
+def norms(dtype, n_rows, n_columns, layout="dense"):
+    """With the gradient of the weight and without one, and of each result alone."""
+    x, residual = (laid_out((n_rows, n_columns), DTYPES[dtype], layout) for _ in range(2))
+    weight = laid_out((n_columns,), DTYPES[dtype], "dense")
+    options = dict(eps=1e-6, backend="triton")
+    backward([rms_norm(x, weight, **options)])
+    backward([rms_norm(x, weight.detach(), **options)])
+    backward(add_rms_norm(x, residual, weight, **options))
+    for only in range(2):
+        backward([add_rms_norm(x, residual, weight, **options)[only]])
+
+
+def rotaries(dtype, n_tokens, n_heads, n_kv_heads, size, layout="dense", is_normed=False):
+    """Without a cache, forward and backward, then with one."""
+    qkv = laid_out((n_tokens, (n_heads + 2 * n_kv_heads) * size), DTYPES[dtype], layout)
+    cos, sin = torch.randn(2, n_tokens, size).unbind()
+    options = dict(heads=n_heads, kv_heads=n_kv_heads, backend="triton")
+    if is_normed:
+        for name in ("q_weight", "k_weight"):
+            options[name] = laid_out((size,), DTYPES[dtype], "dense")
+    for names in ((0, 1, 2), (0,), (1,), (2,)):
+        found = rotary_qkv(qkv, cos, sin, **options)
+        backward(found[at] for at in names)
+    keys, values = torch.zeros(2, 100_000, n_kv_heads, size, dtype=DTYPES[dtype]).unbind()
+    places = torch.zeros(n_tokens, dtype=torch.int64)
+    with torch.no_grad():
+        rotary_qkv(qkv, cos, sin, keys=keys, values=values, places=places, **options)
+
+
+def swiglus(dtype, n_rows, n_columns, layout="dense"):
+    gate_up = laid_out((n_rows, 2 * n_columns), DTYPES[dtype], layout)
+    backward([swiglu(gate_up, backend="triton")])
+
+
+def page_copies(dtype, n_tensors, n_pages, page_size):
+    memory = torch.zeros(n_tensors, n_pages, page_size, dtype=DTYPES[dtype])
+    source, target = torch.zeros(2, 33, dtype=torch.int64).unbind()
+    copy_pages(memory, source, target, backend="triton")
 
 
 def laid_out(shape, dtype, layout):

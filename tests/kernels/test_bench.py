@@ -24,6 +24,9 @@ BENCHES = {
     "linear_forward": (48,),
     "linear_both": (48,),
     "policy_loss": (),
+    "layers": ("norm",),
+    "layers swiglu": ("swiglu",),
+    "layers rotary": ("rotary",),
 }
 
 
@@ -71,7 +74,7 @@ def test_every_row_computes_what_ours_does(place, name, monkeypatch):
     monkeypatch.setattr(bench.measure, "l2_flush", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda f=None, **_: f or (lambda function: function))
     compare = Compare()
-    getattr(bench_kernels, f"bench_gpu_{name}")(compare, *BENCHES[name])
+    getattr(bench_kernels, f"bench_gpu_{name.split()[0]}")(compare, *BENCHES[name])
     assert compare.seen
     for result, values in compare.seen.values():
         for row in result.rows.values():

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from oracle import logprob_entropy_lse, softmax_of_a_gemm
-from rlvr_kernels import linear_token_logprobs, policy_loss, token_logprobs
+from rlvr_kernels import (
+    copy_pages,
+    linear_token_logprobs,
+    policy_loss,
+    rotary_qkv,
+    token_logprobs,
+)
+
+from bench.bench_kernels import LAYERS, Scale
 
 pytestmark = pytest.mark.gpu
 
@@ -43,6 +51,52 @@ def test_row_kernel_needs_no_sync():
         token_logprobs(logits, ids, return_entropy=True).logprobs.sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_one_launch_and_no_sync(name):
+    layer = LAYERS[name](Scale("cuda", torch.bfloat16, 128, 64, 8))
+
+    def both():
+        torch.autograd.grad(layer.ours(), layer.inputs, layer.upstream)
+
+    both()  # compile first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert launches(layer.ours) == 1
+
+
+@torch.no_grad()
+def test_a_decode_step_writes_the_cache_in_one_launch():
+    """And pages are copied in one, beyond 2^31 elements too; nothing waits."""
+    qkv = torch.randn(8, 20 * 128, device="cuda", dtype=torch.bfloat16)
+    cos, sin = torch.randn(2, 8, 128, device="cuda")
+    memory = torch.zeros(2, 600_000, 2, 128 * 16, device="cuda", dtype=torch.bfloat16)
+    keys, values = memory[..., :128]
+    places = torch.arange(599_992, 600_000, device="cuda")
+    cached = dict(keys=keys, values=values, places=places)
+
+    def store():
+        return rotary_qkv(qkv, cos, sin, heads=16, kv_heads=2, **cached)
+
+    source, target = places, places - 500_000
+
+    def copy():
+        copy_pages(memory.flatten(2), source, target)
+
+    store(), copy()  # compile first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _, k, v = store()
+        copy()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(keys[places], k) and torch.equal(values[places], v)
+    assert torch.equal(memory[:, target], memory[:, places])
+    assert launches(store) == launches(copy) == 1
 
 
 def test_rows_past_two_to_the_31_elements():

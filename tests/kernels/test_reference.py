@@ -54,3 +54,33 @@ def test_policy_loss(reduction, kl):
         )[0]  # fmt: skip
 
     assert torch.autograd.gradcheck(f, (logprobs.requires_grad_(), entropy))
+
+
+def test_norms():
+    x, residual = torch.randn(2, 3, 5, dtype=D, requires_grad=True).unbind()
+    weight = torch.randn(5, dtype=D, requires_grad=True)
+
+    def f(x, residual, weight):
+        return reference.add_rms_norm(x, residual, weight, eps=1e-3)
+
+    assert torch.autograd.gradcheck(f, (x, residual, weight))
+    assert f(x, residual, weight)[1].dtype == D
+
+
+def test_swiglu():
+    gate_up = torch.randn(3, 8, dtype=D, requires_grad=True)
+    assert torch.autograd.gradcheck(reference.swiglu, (gate_up,))
+
+
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_rotary(is_normed):
+    qkv = torch.randn(2, (3 + 2) * 4, dtype=D, requires_grad=True)
+    cos, sin = torch.randn(2, 2, 4, dtype=D)
+    weights = torch.randn(2, 4, dtype=D, requires_grad=True).unbind() if is_normed else ()
+
+    def f(qkv, q_weight=None, k_weight=None):
+        return reference.rotary_qkv(
+            qkv, cos, sin, heads=3, kv_heads=1, q_weight=q_weight, k_weight=k_weight, eps=1e-3
+        )
+
+    assert torch.autograd.gradcheck(f, (qkv, *weights))
