@@ -30,7 +30,7 @@ def test_one_case_of_every_kernel_passes_the_gates():
     done = python("-m", "bench.kernels_report", "--brief")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if "| sm_" in line]
-    assert len(rows) == 18 and all(line.endswith("| ok |") for line in rows)
+    assert len(rows) == 24 and all(line.endswith("| ok |") for line in rows)
 
 
 @needs_triton

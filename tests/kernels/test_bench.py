@@ -24,6 +24,7 @@ BENCHES = {
     "linear_forward": (48,),
     "linear_both": (48,),
     "policy_loss": (),
+    "adamw": (),
 }
 
 
