@@ -6,6 +6,7 @@ rate, measured in the same rounds, with peak memory. T tokens, H hidden units, V
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Literal
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rlvr_kernels import (
+    adamw_,
     add_rms_norm,
     linear_token_logprobs,
     policy_loss,
@@ -394,6 +396,41 @@ def linear_peers(hidden, weight, ids, both):
     }
 
 
+def adamw_call(n_weights, device):
+    """An update that takes a backend and returns the weights; a rate of 0 leaves them as they are.
+
+    The work is that of any other rate.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    weight, grad, exp_avg = (
+        torch.randn(n_weights, device=device, generator=generator).bfloat16() for _ in range(3)
+    )
+    exp_avg_sq, scale = torch.ones_like(weight), torch.ones((), device=device)
+    low = torch.zeros_like(weight, dtype=torch.uint8)
+
+    def call(backend):
+        adamw_(
+            weight, grad, exp_avg, exp_avg_sq, grad_low=low, scale=scale, lr=0.0, beta1=0.9,
+            beta2=0.999, eps=1e-8, weight_decay=0.0, step=2, key=1, backend=backend,
+        )  # fmt: skip
+        return weight
+
+    return call
+
+
+def bench_cpu_adamw(compare):
+    """Beside torch's own in bf16, which rounds to nearest and so loses small updates."""
+    n_weights = 2**20
+    weight = torch.randn(n_weights).bfloat16().requires_grad_()
+    weight.grad = torch.randn(n_weights).bfloat16()
+    optimizer = torch.optim.AdamW([weight], lr=0.0, fused=True)
+    compare.with_options(items=n_weights, unit="weight", rounds=9, warmup=2)(
+        f"stochastic AdamW of {n_weights} weights",
+        partial(adamw_call(n_weights, "cpu"), "auto"),
+        rounded_to_nearest=optimizer.step,
+    )
+
+
 # ------------------------------------------------------------------------------------------ GPU
 
 
@@ -655,6 +692,27 @@ def bench_gpu_linear_both(compare, n_hidden):
     result.bar("verl_512_token_chunks", must=2.0)
     result.bar("liger_flce", must=3.0)
     result.bar("linear_cross_entropy", must=1.5)
+
+
+@pytest.mark.gpu
+def bench_gpu_adamw(compare):
+    """Three bf16 tensors are read and written and 24 bits of gradient read: 15 bytes a weight."""
+    from bench.measure import l2_flush
+
+    n_weights = 2**15 * GPU.n_tokens
+    call = adamw_call(n_weights, GPU.device)
+    source = torch.empty(15 * n_weights // 2, dtype=torch.uint8, device=GPU.device)
+    target = torch.empty_like(source)
+    result = compare.with_options(
+        device="cuda", rounds=60, before=l2_flush(), memory=True, unit="B", items=15 * n_weights
+    )(
+        f"stochastic AdamW of {n_weights} weights",
+        partial(call, "auto"),
+        copy=without_grad(lambda: target.copy_(source)),
+        chunked_torch=partial(call, "torch"),
+    )
+    result.bar("copy", must=0.85, reach=0.95)
+    result.bar("chunked_torch", must=8)
 
 
 @pytest.mark.gpu

@@ -242,10 +242,11 @@ class OptimConfig:
     minibatches: int = 1
     """Updates in a pass. With one update a step the ratio is 1 and the clip cannot act."""
     micro_batch_tokens: int = 16384
-    """Tokens in one forward pass; bounds the activations, changes nothing else."""
+    """Tokens in one forward pass; bounds the activations, changes nothing else. With FlashAttention
+    those count that really run: what samples share counts once."""
     bf16_update: Literal["master", "stochastic"] = "master"
     """How bfloat16 weights take updates smaller than their own precision: through fp32 copies
-    (18 bytes a parameter in all), or by stochastic rounding (8 bytes). Idle for float32."""
+    (18 bytes a parameter in all), or by stochastic rounding (9 bytes). Idle for float32."""
     recompute: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them."""
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .backend import resolve
 from .checks import check_tensor
-from .sample import mix_32, row_words
+from .sample import row_words
 
-CHUNK = 2**24
-"""Elements that the torch path holds in float32 at a time: 64 MiB a temporary."""
+CHUNK, CPU_CHUNK = 2**24, 2**16
+"""Elements that the torch path holds in float32 at a time: 64 MiB a temporary on a device, and what
+stays in a core's cache on the CPU."""
 
 
 def adamw_(
@@ -143,8 +144,9 @@ def add_(total: Tensor, low: Tensor, grad: Tensor, key: int, first: int, backend
 
 def _parts(tensor: Tensor) -> Iterator[slice]:
     """The chunks of a tensor's elements."""
-    for start in range(0, tensor.numel(), CHUNK):
-        yield slice(start, min(start + CHUNK, tensor.numel()))
+    size = CPU_CHUNK if tensor.device.type == "cpu" else CHUNK
+    for start in range(0, tensor.numel(), size):
+        yield slice(start, min(start + size, tensor.numel()))
 
 
 def _widened(high: Tensor, low: Tensor | None, part: slice) -> Tensor:
@@ -156,11 +158,19 @@ def _widened(high: Tensor, low: Tensor | None, part: slice) -> Tensor:
 
 
 def _noise(key: int, position: int, first: int, like: Tensor) -> Tensor:
-    """32 hashed bits, int64, for each element of a chunk that begins at `first`."""
+    """32 hashed bits, int32, for each element of a chunk that begins at `first`."""
     one = torch.full((1,), key, device=like.device)
-    low, high = row_words(one, torch.full_like(one, position))
-    place = torch.arange(first, first + like.numel(), device=like.device)
-    return mix_32(mix_32(place ^ low) ^ high)
+    words = row_words(one, torch.full_like(one, position))
+    bits = torch.arange(first, first + like.numel(), device=like.device).to(torch.int32)
+    for word in words:
+        # `mix_32` in place: products wrap, and an arithmetic shift needs the mask.
+        bits ^= word.to(torch.int32)
+        bits ^= bits >> 16 & 0xFFFF
+        bits *= 0x7FEB352D
+        bits ^= bits >> 15 & 0x1FFFF
+        bits *= 0x846CA68B - 2**32
+        bits ^= bits >> 16 & 0xFFFF
+    return bits
 
 
 def _signed(key: int) -> int:

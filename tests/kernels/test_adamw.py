@@ -157,7 +157,7 @@ def test_chunks_change_nothing(place, monkeypatch):
         return *update(place, weight, grad, exp_avg, exp_avg_sq, low), *total
 
     whole, norm = all_of_it(), square_sum(grad, low, backend=place.backend)
-    monkeypatch.setattr("rlvr_kernels.adamw.CHUNK", 700)
+    monkeypatch.setattr("rlvr_kernels.adamw.CPU_CHUNK", 700)
     assert all(torch.equal(a, b) for a, b in zip(all_of_it(), whole, strict=True))
     torch.testing.assert_close(square_sum(grad, low, backend=place.backend), norm)
 

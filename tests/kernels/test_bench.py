@@ -27,6 +27,7 @@ BENCHES = {
     "layers": ("norm",),
     "layers swiglu": ("swiglu",),
     "layers rotary": ("rotary",),
+    "adamw": (),
 }
 
 

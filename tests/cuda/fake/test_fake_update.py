@@ -26,7 +26,7 @@ def learner_of(shape, *, layers=1, dtype=torch.bfloat16, attention="torch-aten",
         fake_model(shape, layers, dtype),
         fake_model(shape, layers, dtype) if reference else None,
         loss=LossConfig(**(loss or {})),
-        optim=OptimConfig(**({"micro_batch_tokens": 1500} | optim)),
+        optim=OptimConfig(**({"micro_batch_tokens": 600} | optim)),
         temperature=1.0,
         seed=0,
         attention=attention,
@@ -72,13 +72,24 @@ def test_the_host_waits_once_an_update(device, monkeypatch, name, shape):
     ],
     ids=lambda options: " ".join(options),
 )
-def test_every_way_of_updating_waits_no_more(device, monkeypatch, options):
-    cpu = torch.Generator  # fake tensors draw nothing
-    monkeypatch.setattr(torch, "Generator", lambda device="cpu": cpu())
+def test_every_way_of_updating_waits_no_more(device, options):
     learner = learner_of("qwen2.5-3b", **options)
     _, waits, _ = update(device, learner)
     updates = options.get("epochs", 1) * options.get("minibatches", 1)
     assert waits == ["a copy to the host: __init__.py, _read"] * updates, waits
+
+
+def test_the_stochastic_update_launches_one_kernel_a_weight(device):
+    """Beside it, of each gradient its sum and its square: nothing else of a weight's size."""
+    learner = learner_of("qwen2.5-3b", bf16_update="stochastic")
+    update(device, learner)  # makes the optimiser's state
+    _, _, launches = update(device, learner, 2)
+    weights, micro_batches = len(learner.optimizer.named), launches["_flash_attention_forward"]
+    assert micro_batches > 1
+    assert launches["adamw_kernel"] == launches["square_sum_kernel"] == weights
+    assert launches["accumulate_kernel"] == (micro_batches - 1) * weights
+    learner = learner_of("qwen2.5-3b", bf16_update="stochastic", micro_batch_tokens=10**6)
+    assert not update(device, learner)[2]["accumulate_kernel"]
 
 
 def test_launches_of_a_layer_are_counted(device):
