@@ -298,12 +298,12 @@ class _Run:
         have left since it was last tried."""
         if not self.waiting or self.rows > self.enter_at:
             return
-        start, prompt_tokens, is_whole = self.rows, 0, True
+        start, prompt_tokens, is_full = self.rows, 0, False
         entering: list[Waiting] = []
         while self.waiting and self.rows < self.plan.slots:
             row = self.waiting[0]
             if prompt_tokens and prompt_tokens + len(row.request.token_ids) > PREFILL_TOKENS:
-                is_whole = False
+                is_full = True
                 break
             if not self.cache.take(self.rows, row):
                 if self.rows or not self.cache.drop_idle():
@@ -312,8 +312,8 @@ class _Run:
             prompt_tokens = sum(map(len, self.cache.unfilled()))
             entering.append(self.waiting.popleft())
             self.rows += 1
-        # A prefill that was full goes on in the next round.
-        self.enter_at = max(self.rows - MOST_FREE, self.rows // 2) if is_whole else self.plan.slots
+        # What a prefill had no room for goes on in the next round.
+        self.enter_at = self.plan.slots if is_full else max(self.rows - MOST_FREE, self.rows // 2)
         if entering:
             self._enter(start, entering)
 
