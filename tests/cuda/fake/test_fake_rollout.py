@@ -178,21 +178,21 @@ def watch(device, monkeypatch, owner, name):
 def test_rows_enter_and_leave_without_a_wait(device, draws, monkeypatch, name):
     """The host waits for what a step drew and for nothing else; an event is one copy."""
     if name == "sdpa":
-        model = fake_model("tiny", layers=2, dtype=torch.float32)
+        model = fake_model("tiny", layers=1, dtype=torch.float32)
     else:
         usable(name, monkeypatch)
-        model = fake_model("qwen2.5-3b", layers=2)
+        model = fake_model("qwen2.5-3b", layers=1)
     engine = RolloutEngine(model, slots=20, attention=name)
-    requests = requests_of(KINDS["scaled"], count=24)
-    samples_of(engine, requests)  # measures the device's rates, which waits
+    requests = requests_of([Sampling(max_new_tokens=6)], count=16, longest=300)
+    samples_of(engine, requests[:1])  # measures the device's rates, which waits
     device.waits.clear()
     run = azr.rollout.engine._Run
     entered, left = (watch(device, monkeypatch, run, what) for what in ("_enter", "_leave"))
     samples_of(engine, requests)
     assert set(device.waits) == {"an event: rows.py, add"}
-    assert {copies for copies, _, _ in entered} == {1} and len(entered) > 3
+    assert {copies for copies, _, _ in entered} == {1} and len(entered) > 2
     # Where the last rows leave, none has to move.
-    assert {copies for copies, _, _ in left} == {0, 1} and len(left) > 10
+    assert {copies for copies, _, _ in left} == {0, 1}
     for _, _, (_, start, _) in entered:
         assert start == 0 or 20 - start >= MOST_FREE
 
