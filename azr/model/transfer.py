@@ -70,8 +70,7 @@ class Parcel:
     def _buffer(self, size: int) -> _Buffer:
         """Returns a buffer that has room: the last one, or another."""
         if not self._buffers or self._buffers[-1].used + size > len(self._buffers[-1].host):
-            # Rounded up as `used` is, which then never passes the end.
-            size = max(self._buffer_bytes, -(-size // ALIGNED_BYTES) * ALIGNED_BYTES)
+            size = max(self._buffer_bytes, size)
             self._buffers.append(
                 _Buffer(
                     host=torch.empty(size, dtype=torch.uint8, pin_memory=True),

@@ -82,6 +82,8 @@ class Entry(NamedTuple):
     """int64: the places of the prompts that they begin from, at least FEWEST_ROWS."""
     origin_of_row_R: Tensor
     """int64: which of those each row begins from."""
+    copies_2C: Tensor | None = None
+    """int64: (source, target) of pages that are copied once the prompts are computed."""
 
 
 class KVCache(ABC):
@@ -113,7 +115,8 @@ class KVCache(ABC):
         """Returns who attends, and stores, while those prompts are computed, packed in order."""
 
     def enter(self, start: int, stop: int, parcel: Parcel) -> Entry:
-        """Returns the entry of the rows in these slots; a layout may set up more for them."""
+        """Returns the entry of the rows in these slots, whose tensors hold their values once the
+        parcel is sent; a layout may fill what it keeps of a row."""
         fresh = [self._by_ids[ids].place for ids in self.unfilled()]
         places = np.array([self._prompt_of_row[row].place for row in range(start, stop)], np.int64)
         distinct, inverse = np.unique(places, return_inverse=True)
@@ -133,7 +136,7 @@ class KVCache(ABC):
 
     def begin(self, entry: Entry) -> Tensor:
         """Returns the hidden states [E, D] that the rows begin from, all their prompts being
-        computed; a layout may have to give each row its own copy of what is not shared."""
+        computed; a layout may copy what they do not share."""
         return self._hidden.index_select(0, entry.origins_E)
 
     @abstractmethod

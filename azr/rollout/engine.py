@@ -229,7 +229,7 @@ class _Prompts:
         lengths += [filling] * bool(filling)
         positions = np.concatenate([np.arange(length) for length in lengths])
         return cls(
-            ids_1N=parcel.put(np.array([ids])),
+            ids_1N=parcel.put(np.array([ids], dtype=np.int64)),
             positions_1N=parcel.put(positions[None]),
             last_U=parcel.put(last),
             attend=cache.prefill(lengths, parcel),

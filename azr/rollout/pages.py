@@ -99,8 +99,6 @@ class PageCache(KVCache):
         self._pages_of_prompt: dict[tuple[int, ...], list[int]] = {}
         self._copies: list[tuple[int, int]] = []
         """Pages of prompts that rows which share a prompt copy once it is computed."""
-        self._copies_2C: Tensor | None = None
-        """The same on the device, int64, where there are any."""
 
     @staticmethod
     def page_bytes(geometry: Geometry) -> int:
@@ -146,23 +144,24 @@ class PageCache(KVCache):
 
     def enter(self, start: int, stop: int, parcel: Parcel) -> Entry:
         """Fills the page table, too."""
-        if self._copies:
-            self._copies_2C = parcel.put(np.array(self._copies, dtype=np.int64).T)
-            self._copies = []
         table = np.zeros((stop - start, self.row_pages), dtype=np.int32)
         for at, row in enumerate(table, start):
             pages = self._pages_of_row[at]
             row[: len(pages)] = pages
         parcel.fill(self.table[start:stop], table)
-        parcel.fill(self.key_starts[start:stop], table[:, 0] * np.int32(PAGE_TOKENS))
-        return super().enter(start, stop, parcel)
+        parcel.fill(self.key_starts[start:stop], table[:, 0] * PAGE_TOKENS)
+        entry = super().enter(start, stop, parcel)
+        if self._copies:
+            copies = np.array(self._copies, dtype=np.int64).T
+            entry = entry._replace(copies_2C=parcel.put(copies))
+            self._copies = []
+        return entry
 
     def begin(self, entry: Entry) -> Tensor:
-        """Copies the pages, too, that are a prompt's and not shared."""
-        if self._copies_2C is not None:
+        """Gives each row its copy of a prompt's pages that are not shared, too."""
+        if entry.copies_2C is not None:
             paged = self.memory.view(len(self.memory), -1, PAGE_TOKENS * self.memory[0, 0].numel())
-            copy_pages(paged, *self._copies_2C)
-            self._copies_2C = None
+            copy_pages(paged, *entry.copies_2C)
         return super().begin(entry)
 
     def step(self, rows: int, padded: int) -> "_Decode":
