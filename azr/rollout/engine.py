@@ -42,10 +42,10 @@ from azr.rollout.stops import StopStrings
 PREFILL_TOKENS = 16384
 """Prompt tokens that are computed together; bounds the activations of a prefill."""
 
-MOST_FREE = 8
-"""Places that stay free until rows enter, at most half of them. What enters, be it one row, costs
-the launches of a whole forward, some 1,500 and 10 to 15 ms of the host, where a captured step of
-256 rows takes 6 ms."""
+ENTER_TOGETHER = 8
+"""Rows that have to leave before others enter, or an eighth of fewer than 64: to enter costs the
+launches of a whole forward, be it for one row, some 1,500 and 10 to 15 ms of the host, where a
+captured step of 256 rows takes 6 ms; of few rows, places left free would cost more than that."""
 
 
 class RolloutEngine:
@@ -313,7 +313,8 @@ class _Run:
             entering.append(self.waiting.popleft())
             self.rows += 1
         # What a prefill had no room for goes on in the next round.
-        self.enter_at = self.plan.slots if is_full else max(self.rows - MOST_FREE, self.rows // 2)
+        leaving = min(ENTER_TOGETHER, max(1, self.rows // 8))
+        self.enter_at = self.plan.slots if is_full else self.rows - leaving
         if entering:
             self._enter(start, entering)
 

@@ -14,7 +14,6 @@ import azr.rollout.engine
 import azr.rollout.pages
 from azr.model.transfer import Parcel
 from azr.rollout import Request, RolloutEngine, Sampling
-from azr.rollout.engine import MOST_FREE
 from azr.rollout.rows import AT_LIMIT, GOES_ON, STOPPED, DrawnParts, History, Outcome
 
 FLASH = ("flash-attn", "torch-varlen", "torch-aten")
@@ -193,8 +192,6 @@ def test_rows_enter_and_leave_without_a_wait(device, draws, monkeypatch, name):
     assert {copies for copies, _, _ in entered} == {1} and len(entered) > 2
     # Where the last rows leave, none has to move.
     assert {copies for copies, _, _ in left} == {0, 1}
-    for _, _, (_, start, _) in entered:
-        assert start == 0 or 20 - start >= MOST_FREE
 
 
 def test_pages_of_all_layers_are_copied_at_once(device, draws, monkeypatch):
