@@ -26,6 +26,7 @@ from azr.model.attention import probe as probing
 from azr.model.attention.packed import gathered
 from azr.model.attention.sdpa import Sdpa, merged
 from azr.model.attention.trial import decode_problem
+from azr.model.transfer import Parcel
 
 CPU = torch.device("cpu")
 PAGE = 4
@@ -68,7 +69,7 @@ def expected_varlen(q, k, v, lengths, scale):
 @pytest.mark.parametrize("lengths", [[5], [3, 3, 3], [1, 7, 2, 7], [1, 1]])
 def test_packed_rows_attend_to_themselves_alone(backend, lengths):
     q, k, v = packed(lengths)
-    out = backend.varlen(q, k, v, PackedRows.of(lengths, CPU), 0.3)
+    out = backend.varlen(q, k, v, PackedRows.of(lengths, Parcel(CPU)), 0.3)
     expected = expected_varlen(q, k, v, lengths, 0.3)
     assert (out - expected).abs().max() < 1e-6
     upstream = torch.randn(out.shape)
@@ -83,7 +84,7 @@ def test_shared_tokens_are_seen_by_every_row(backend):
     rows, first = [[0, 1, 2], [0, 1, 3, 4], [5]], [0, 1, 2, 5, 6, 7]
     lengths = [len(r) for r in rows]
     token_of_full = np.array(sum(rows, []))
-    layout = PackedRows.of(lengths, CPU, token_of_full, np.array(first))
+    layout = PackedRows.of(lengths, Parcel(CPU), token_of_full, np.array(first))
     q, k, v = packed([6])
     out = backend.varlen(q, k, v, layout, 0.3)
     expected = expected_varlen(*(x[token_of_full] for x in (q, k, v)), lengths, 0.3)[first]
@@ -101,7 +102,7 @@ def test_packed_rows_give_the_hidden_states_of_rows_alone(family):
     lengths = [4, 9, 1, 6]
     rows = [torch.randint(2, 48, (n,)) for n in lengths]
     positions = torch.cat([torch.arange(n) for n in lengths])
-    layout = PackedAttend(Sdpa(), PackedRows.of(lengths, CPU))
+    layout = PackedAttend(Sdpa(), PackedRows.of(lengths, Parcel(CPU)))
     with torch.no_grad():
         together = hidden_states(model, torch.cat(rows)[None], positions[None], layout)[0]
         for row, part in zip(rows, together.split(lengths), strict=True):
@@ -111,7 +112,7 @@ def test_packed_rows_give_the_hidden_states_of_rows_alone(family):
 
 def test_dropout_of_packed_rows_is_refused():
     model = azr_model(plain_model("llama", attention_dropout=0.5)).train()
-    layout = PackedAttend(Sdpa(), PackedRows.of([3], CPU))
+    layout = PackedAttend(Sdpa(), PackedRows.of([3], Parcel(CPU)))
     with pytest.raises(ValueError, match="attention_dropout 0.5: packed rows attend without"):
         hidden_states(model, torch.tensor([[3, 4, 5]]), torch.arange(3)[None], layout)
 

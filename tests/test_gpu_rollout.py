@@ -8,6 +8,7 @@ from rlvr_kernels import sample_tokens
 
 from azr.model.attention import PackedRows, arange_positions, backends, choose, hidden_states
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
+from azr.model.transfer import Parcel
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.rollout.roofline import measure_rates
 
@@ -52,7 +53,9 @@ def test_the_two_calls_of_a_backend(name):
         torch.randn(sum(lengths), heads, 64, device="cuda", dtype=torch.bfloat16)
         for heads in (4, 2, 2)
     )
-    rows = PackedRows.of(lengths, torch.device("cuda"))
+    parcel = Parcel(torch.device("cuda"))
+    rows = PackedRows.of(lengths, parcel)
+    parcel.send()
     out = backend.varlen(q, k, v, rows, 0.125)
     parts = zip(*(x.cpu().split(lengths) for x in (q, k, v)), strict=True)
     wanted = torch.cat([attend(*part, 0.125, True) for part in parts])

@@ -309,6 +309,49 @@ def test_a_step_has_at_least_eight_rows_and_at_most_the_slots(calls):
     assert max(calls) == 20
 
 
+@pytest.fixture
+def entered(monkeypatch):
+    """(rows before, rows after) of each time that rows entered; "step" for each decode step."""
+    events = []
+    run = azr.rollout.engine._Run
+    enter, step = run._enter, run._step
+
+    def watched_enter(self, start, entering):
+        events.append((start, self.rows))
+        enter(self, start, entering)
+
+    def watched_step(self):
+        events.append("step")
+        step(self)
+
+    monkeypatch.setattr(run, "_enter", watched_enter)
+    monkeypatch.setattr(run, "_step", watched_step)
+    return events
+
+
+@pytest.mark.parametrize(
+    ("slots", "most"), [(1, 0), (2, 1), (15, 14), (16, 14), (24, 21), (72, 64)]
+)
+def test_rows_enter_when_eight_places_are_free_or_an_eighth_of_few(entered, slots, most):
+    sampling = Sampling(max_new_tokens=14, stop_token_ids=tuple(range(2, 10)))
+    request = Request(token_ids=(5, 6, 7), sampling=sampling, key=1, n=6 * slots)
+    assert len(rollout(azr_model(SMALL), [request], slots)) == request.n
+    starts, stops = zip(*(event for event in entered if event != "step"), strict=True)
+    # As soon as they may, and then as many as there is room for.
+    assert starts[0] == 0 and max(starts) == most
+    assert set(stops[:-1]) == {slots}
+
+
+def test_what_a_full_prefill_had_no_room_for_enters_in_the_next_round(entered, monkeypatch):
+    monkeypatch.setattr(azr.rollout.engine, "PREFILL_TOKENS", 40)
+    sampling = Sampling(max_new_tokens=9)
+    requests = [
+        Request(token_ids=(i,) * 20, sampling=sampling, key=i, n=1) for i in range(3, 9)
+    ]  # fmt: skip
+    rollout(azr_model(SMALL), requests, 100)
+    assert entered[:6] == [(0, 2), "step", (2, 4), "step", (4, 6), "step"]
+
+
 def test_memory_that_held_nan_changes_nothing(mixed_alone):
     # Deterministic mode fills fresh memory with NaN, which a mask does not hide.
     torch.use_deterministic_algorithms(True)

@@ -5,6 +5,7 @@ is tested is everything around them: pages, tables, sharing, admission, steps th
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -194,6 +195,35 @@ def test_scarce_memory_makes_samples_wait_and_nothing_else(expected, data):
         assert held <= limit
         # Everything has been given back but the scratch page.
         assert cache.pages.free == held // PageCache.page_bytes(GEOMETRY) - 1
+
+
+@pytest.mark.parametrize("fitting", [1, 6, 20, 70])
+def test_where_pages_are_short_rows_enter_once_as_many_have_left(monkeypatch, small_pages, fitting):
+    """Eight of them, or an eighth of those that fit, as where slots are short."""
+    monkeypatch.setattr(azr.rollout.engine, "choose", lambda *args: torch_varlen(PAGE))
+    events = []
+    enter = azr.rollout.engine._Run._enter
+
+    def watched(run, start, entering):
+        events.append((start, run.rows))
+        enter(run, start, entering)
+
+    monkeypatch.setattr(azr.rollout.engine._Run, "_enter", watched)
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(
+            token_ids=tuple(rng.integers(2, 48, 6).tolist()),  # four pages, two of them a prompt's
+            sampling=Sampling(max_new_tokens=10, stop_token_ids=tuple(range(2, 9))),
+            key=i,
+        )
+        for i in range(100)
+    ]
+    limit = (4 * fitting + 1) * PageCache.page_bytes(GEOMETRY)
+    engine = RolloutEngine(azr_model(SMALL), slots=100, cache_bytes=limit)
+    assert len(outcome(engine, requests)) == 100
+    assert events[0] == (0, fitting) and len(events) > 1
+    for (_, before), (start, _) in itertools.pairwise(events):
+        assert before - start >= min(8, max(1, before // 8))
 
 
 @pytest.mark.parametrize("slots", [1, 4])

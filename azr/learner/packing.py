@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from azr.model.attention import PackedRows
-from azr.model.transfer import to_device
+from azr.model.transfer import Parcel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +111,15 @@ def pack(samples: Sequence[Experience], device: torch.device) -> Packed:
     rollout = np.zeros(mask.shape, dtype=np.float32)
     rollout[mask] = np.concatenate([s.rollout_logprobs for s in samples])
 
-    def tensor(values: np.ndarray | list, dtype: torch.dtype | None = None) -> Tensor:
-        return to_device(np.asarray(values), device, dtype)
+    parcel = Parcel(device)
 
-    return Packed(
+    def tensor(values: np.ndarray | list, dtype: torch.dtype | None = None) -> Tensor:
+        return parcel.put(np.asarray(values), dtype)
+
+    packed = Packed(
         ids=tensor(tree.ids)[None],
         positions=tensor(tree.positions)[None],
-        rows=_packed_rows(tree, device),
+        rows=_packed_rows(tree, parcel),
         token_of_pair=tensor(pairs >> 31),
         target_of_pair=tensor(pairs & (1 << 31) - 1),
         pair_of_sample=tensor(pair_of_sample),
@@ -125,13 +127,15 @@ def pack(samples: Sequence[Experience], device: torch.device) -> Packed:
         rollout_logprobs=tensor(rollout),
         advantages=tensor([s.advantage for s in samples], torch.float32),
     )
+    parcel.send()
+    return packed
 
 
-def _packed_rows(tree: TokenTree, device: torch.device) -> PackedRows:
+def _packed_rows(tree: TokenTree, parcel: Parcel) -> PackedRows:
     lengths = [len(row) for row in tree.rows]
     token_of_full = np.concatenate(tree.rows)
     if len(token_of_full) == len(tree.ids) and (np.diff(token_of_full) == 1).all():
-        return PackedRows.of(lengths, device)
+        return PackedRows.of(lengths, parcel)
     full_of_token = np.empty(len(tree.ids), dtype=np.int64)
     full_of_token[token_of_full] = np.arange(len(token_of_full))
-    return PackedRows.of(lengths, device, token_of_full, full_of_token)
+    return PackedRows.of(lengths, parcel, token_of_full, full_of_token)

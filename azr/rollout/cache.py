@@ -5,6 +5,7 @@ Shapes: R rows, G key-value heads, K head size, D hidden size.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from azr.model.attention import Attend, Backend, head_shape
+from azr.model.transfer import Parcel
 from azr.rollout.request import Waiting
 
 FEWEST_ROWS = 8
@@ -38,19 +40,18 @@ class Geometry:
         return 2 * self.layers * self.kv_heads * self.head_size * self.dtype.itemsize
 
 
-def memories(
-    geometry: Geometry, shape: tuple[int, ...], device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """Returns memory of this shape for the keys and the values of each layer.
+def memory_of(geometry: Geometry, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns memory of this shape for the keys and for the values of each layer: [2 L, ...].
 
     Zeros, not whatever the memory held: a masked score is NaN where the key is NaN, and a masked
     value counts 0 times itself, which is NaN for NaN and Inf.
     """
+    return torch.zeros((2 * geometry.layers, *shape), device=device, dtype=geometry.dtype)
 
-    def zeros() -> Tensor:
-        return torch.zeros(shape, device=device, dtype=geometry.dtype)
 
-    return [(zeros(), zeros()) for _ in range(geometry.layers)]
+def layers_of(memory: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Returns the (keys, values) of each layer, views of the memory."""
+    return list(zip(memory[::2], memory[1::2], strict=True))
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +71,19 @@ class Prompt:
             self.claims = row.request.n - row.index
         elif row.index == 0:
             self.claims += row.request.n
+
+
+class Entry(NamedTuple):
+    """What the device has to know of rows that enter."""
+
+    fresh_U: Tensor
+    """int64: the places of the prompts that are computed for them."""
+    origins_E: Tensor
+    """int64: the places of the prompts that they begin from, at least FEWEST_ROWS."""
+    origin_of_row_R: Tensor
+    """int64: which of those each row begins from."""
+    copies_2C: Tensor | None = None
+    """int64: (source, target) of pages that are copied once the prompts are computed."""
 
 
 class KVCache(ABC):
@@ -97,30 +111,33 @@ class KVCache(ABC):
         return [ids for ids, prompt in self._by_ids.items() if not prompt.is_filled]
 
     @abstractmethod
-    def prefill(self, lengths: list[int]) -> Attend:
+    def prefill(self, lengths: list[int], parcel: Parcel) -> Attend:
         """Returns who attends, and stores, while those prompts are computed, packed in order."""
 
-    def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
-        """Keeps the last hidden state of each of them; a layout may set up the slots' rows."""
-        fresh = [self._by_ids[ids] for ids in self.unfilled()]
-        if fresh:
-            self._hidden[[prompt.place for prompt in fresh]] = hidden_UD
-        for prompt in fresh:
-            prompt.is_filled = True
-
-    def first_hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Returns hidden states [U, D] and which of them each row in the slots begins with.
-
-        At least FEWEST_ROWS states.
-        """
+    def enter(self, start: int, stop: int, parcel: Parcel) -> Entry:
+        """Returns the entry of the rows in these slots, whose tensors hold their values once the
+        parcel is sent; a layout may fill what it keeps of a row."""
+        fresh = [self._by_ids[ids].place for ids in self.unfilled()]
         places = np.array([self._prompt_of_row[row].place for row in range(start, stop)], np.int64)
         distinct, inverse = np.unique(places, return_inverse=True)
         if len(distinct) < FEWEST_ROWS:
             distinct = np.resize(distinct, FEWEST_ROWS)
-        return (
-            self._hidden[torch.from_numpy(distinct).to(self.device)],
-            torch.from_numpy(inverse.reshape(-1)).to(self.device),
+        return Entry(
+            fresh_U=parcel.put(np.array(fresh, dtype=np.int64)),
+            origins_E=parcel.put(distinct),
+            origin_of_row_R=parcel.put(inverse.reshape(-1)),
         )
+
+    def filled(self, entry: Entry, hidden_UD: Tensor) -> None:
+        """Keeps the last hidden states of the prompts that were computed."""
+        self._hidden.index_copy_(0, entry.fresh_U, hidden_UD)
+        for prompt in self._by_ids.values():
+            prompt.is_filled = True
+
+    def begin(self, entry: Entry) -> Tensor:
+        """Returns the hidden states [E, D] that the rows begin from, all their prompts being
+        computed; a layout may copy what they do not share."""
+        return self._hidden.index_select(0, entry.origins_E)
 
     @abstractmethod
     def step(self, rows: int, padded: int) -> Attend:
@@ -140,8 +157,9 @@ class KVCache(ABC):
     def _forget(self, prompt: Prompt) -> None:
         """Gives back what a prompt holds."""
 
-    def move(self, source: list[int], target: list[int], rows: int) -> None:
-        """Moves rows between slots; `rows` are left, in the first slots."""
+    def move(self, source: list[int], target: list[int], rows: int, moves_2M: Tensor) -> None:
+        """Moves rows between slots; `rows` are left, in the first slots. `moves_2M` is source and
+        target on the device, int64."""
         for s, t in zip(source, target, strict=True):
             self._prompt_of_row[t] = self._prompt_of_row.pop(s)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from azr.model.attention import Backend, PackedAttend, PackedRows
 from azr.model.attention.sdpa import merged
-from azr.rollout.cache import Geometry, KVCache, Prompt, memories
+from azr.model.transfer import Parcel
+from azr.rollout.cache import Geometry, KVCache, Prompt, layers_of, memory_of
 from azr.rollout.request import Waiting
 
 
@@ -39,7 +40,7 @@ class DenseCache(KVCache):
         super().__init__(backend, geometry, prompts, hidden, device)
         g = geometry
         self.prompt_layers, self.own_layers = (
-            memories(g, (rows, g.kv_heads, tokens, g.head_size), device)
+            layers_of(memory_of(g, (rows, g.kv_heads, tokens, g.head_size), device))
             for rows, tokens in ((prompts, prompt_tokens), (slots, own_tokens))
         )
         self.prompts: list[Prompt] = []
@@ -70,23 +71,25 @@ class DenseCache(KVCache):
         self._groups = None
         return True
 
-    def prefill(self, lengths: list[int]) -> "_Prefill":
+    def prefill(self, lengths: list[int], parcel: Parcel) -> "_Prefill":
         first = sum(p.is_filled for p in self.prompts)
-        attend = PackedAttend(self.backend, PackedRows.of(lengths, self.device))
+        attend = PackedAttend(self.backend, PackedRows.of(lengths, parcel))
         return _Prefill(attend, self.prompt_layers, first, len(self.prompts) - first)
 
     def step(self, rows: int, padded: int) -> "_Decode":
         """Returns who attends in the next decode step; each row grows by its last token."""
-        dtype = self.own_layers[0][0].dtype
+        parcel, dtype = Parcel(self.device), self.own_layers[0][0].dtype
         if self._groups is None or len(self._groups.places) != padded:
             held = (self._prompt_of_row.get(row) for row in range(padded))
             places = [p.place if p else 0 for p in held]
             lengths = [len(p.token_ids) for p in self.prompts]
-            self._groups = _Groups.of(places, lengths, self.device, dtype)
+            self._groups = _Groups.of(places, lengths, parcel, dtype)
         own = self._own_of_row[:padded].copy()
         own[rows:] = own[:rows].max()  # a slot without a row: it computes, and nobody reads it
         self._own_of_row[:rows] += 1
-        return _Decode(self, self._groups, own)
+        attend = _Decode(self, self._groups, own, parcel)
+        parcel.send()
+        return attend
 
     def _forget(self, prompt: Prompt) -> None:
         """The last prompt takes the place of the one that goes."""
@@ -101,14 +104,15 @@ class DenseCache(KVCache):
             last.place = prompt.place
             self.prompts[last.place] = last
 
-    def move(self, source: list[int], target: list[int], rows: int) -> None:
-        super().move(source, target, rows)
+    def move(self, source: list[int], target: list[int], rows: int, moves_2M: Tensor) -> None:
+        super().move(source, target, rows, moves_2M)
         self._groups = None
         if source:
             used = int(self._own_of_row[source].max())
+            source_M, target_M = moves_2M
             for layer in self.own_layers:
                 for memory in layer:
-                    memory[target, :, :used] = memory[source, :, :used]
+                    memory[target_M, :, :used] = memory[source_M, :, :used]
             self._own_of_row[target] = self._own_of_row[source]
         self._own_of_row[rows:] = 0
 
@@ -132,7 +136,7 @@ class _Groups:
         cls,
         prompt_of_row: list[int],
         lengths: list[int],
-        device: torch.device,
+        parcel: Parcel,
         dtype: torch.dtype,
     ) -> "_Groups":
         prompt = np.array(prompt_of_row)
@@ -149,21 +153,19 @@ class _Groups:
             prompts=len(lengths),
             width=width,
             longest=longest,
-            members=torch.from_numpy(members).to(device),
-            places=torch.from_numpy(places).to(device),
-            mask=_mask(np.array(lengths), longest, device, dtype),
+            members=parcel.put(members),
+            places=parcel.put(places),
+            mask=_mask(np.array(lengths), longest, parcel, dtype),
         )
 
 
-def _mask(
-    lengths: np.ndarray, longest: int, device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
+def _mask(lengths: np.ndarray, longest: int, parcel: Parcel, dtype: torch.dtype) -> Tensor | None:
     """Returns what is added to scores [B, 1, 1, longest]; None where all rows are that long."""
     if int(lengths.min()) == longest:
         return None
     hidden = np.arange(longest) >= lengths[:, None]
     mask = np.where(hidden, -np.inf, 0.0).astype(np.float32)[:, None, None]
-    return torch.from_numpy(mask).to(device, dtype)
+    return parcel.put(mask, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +197,14 @@ class _Prefill:
 class _Decode:
     """Stores each row's new token and attends to its prompt and to what it has drawn."""
 
-    def __init__(self, cache: DenseCache, groups: _Groups, own: np.ndarray):
+    def __init__(self, cache: DenseCache, groups: _Groups, own: np.ndarray, parcel: Parcel):
         self.cache, self.groups = cache, groups
         self.extent = int(own.max()) + 1
         self.at = self.extent - 1 if int(own.min()) + 1 == self.extent else None
-        self.mask = _mask(own + 1, self.extent, cache.device, cache.own_layers[0][0].dtype)
+        self.mask = _mask(own + 1, self.extent, parcel, cache.own_layers[0][0].dtype)
         if self.at is None:
             self.rows = torch.arange(len(own), device=cache.device)
-            self.own = torch.from_numpy(own).to(cache.device)
+            self.own = parcel.put(own)
 
     def store(self, layer: int) -> None:
         """As in `_Prefill`."""

@@ -22,13 +22,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from azr.model.attention import (
+    Attend,
     check_azr_attention,
     choose,
     embedding_weight,
     head_weight,
     hidden_states,
 )
-from azr.rollout.cache import FEWEST_ROWS, Geometry
+from azr.model.transfer import Parcel
+from azr.rollout.cache import FEWEST_ROWS, Geometry, KVCache
 from azr.rollout.graphs import StepGraphs, bucket, is_capturable
 from azr.rollout.memory import Plan, cache_limit, in_groups, new_cache
 from azr.rollout.request import Progress, Request, RequestError, Sample, Waiting
@@ -39,6 +41,11 @@ from azr.rollout.stops import StopStrings
 
 PREFILL_TOKENS = 16384
 """Prompt tokens that are computed together; bounds the activations of a prefill."""
+
+ENTER_TOGETHER = 8
+"""Rows that have to leave before others enter, or an eighth of fewer than 64: to enter costs the
+launches of a whole forward, be it for one row, some 1,500 and 10 to 15 ms of the host, where a
+captured step of 256 rows takes 6 ms; of few rows, places left free would cost more than that."""
 
 
 class RolloutEngine:
@@ -199,6 +206,36 @@ class _Tally:
     reported: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """Prompts that are new, packed, once their parcel is sent."""
+
+    ids_1N: Tensor
+    positions_1N: Tensor
+    last_U: Tensor
+    """int64: where each prompt's last token stands."""
+    attend: Attend
+
+    @classmethod
+    def of(cls, cache: KVCache, pad_id: int, parcel: Parcel) -> "_Prompts | None":
+        """Returns the prompts that the cache lacks; None where it lacks none."""
+        prompts = cache.unfilled()
+        if not prompts:
+            return None
+        lengths = [len(p) for p in prompts]
+        last = np.cumsum(lengths) - 1
+        filling = max(0, FEWEST_ROWS - sum(lengths))
+        ids = [i for p in prompts for i in p] + [pad_id] * filling
+        lengths += [filling] * bool(filling)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        return cls(
+            ids_1N=parcel.put(np.array([ids], dtype=np.int64)),
+            positions_1N=parcel.put(positions[None]),
+            last_U=parcel.put(last),
+            attend=cache.prefill(lengths, parcel),
+        )
+
+
 class _Run:
     """Requests under way: the rows that wait, those that are decoded, and the results to come."""
 
@@ -228,6 +265,8 @@ class _Run:
             for index in range(requests[number].n)
         )
         self.rows, self.tally = 0, tally
+        self.enter_at = self.plan.slots
+        """Rows that may still run when the next ones enter."""
         self.outcomes: deque[Outcome] = deque()
         samplings = [requests[number].sampling for number in numbers]
         self.mix = Mix.of(samplings)
@@ -255,12 +294,16 @@ class _Run:
     # Rows that enter
 
     def _admit(self) -> None:
-        """Opens rows for the samples that wait, as many as there is room for."""
-        start, prompt_tokens = self.rows, 0
+        """Opens rows for the samples that wait, as many as there is room for, where enough rows
+        have left since it was last tried."""
+        if not self.waiting or self.rows > self.enter_at:
+            return
+        start, prompt_tokens, is_full = self.rows, 0, False
         entering: list[Waiting] = []
         while self.waiting and self.rows < self.plan.slots:
             row = self.waiting[0]
             if prompt_tokens and prompt_tokens + len(row.request.token_ids) > PREFILL_TOKENS:
+                is_full = True
                 break
             if not self.cache.take(self.rows, row):
                 if self.rows or not self.cache.drop_idle():
@@ -269,33 +312,28 @@ class _Run:
             prompt_tokens = sum(map(len, self.cache.unfilled()))
             entering.append(self.waiting.popleft())
             self.rows += 1
-        if not entering:
-            return
-        self._prefill(start)
-        self.slots.open(start, entering)
-        self.numbers[start : self.rows] = self.history.open(entering)
-        hidden, which = self.cache.first_hidden(start, self.rows)
-        self.slots.record(start, self.rows, self._logits(hidden)[which], self.mix)
-        self._send(start)
+        # What a prefill had no room for goes on in the next round.
+        leaving = min(ENTER_TOGETHER, max(1, self.rows // 8))
+        self.enter_at = self.plan.slots if is_full else self.rows - leaving
+        if entering:
+            self._enter(start, entering)
 
-    def _prefill(self, start: int) -> None:
-        """Computes the prompts that are new, packed; the rows from `start` on get theirs."""
-        prompts = self.cache.unfilled()
-        if not prompts:
-            self.cache.filled(torch.empty(0), start, self.rows)
-            return
-        lengths = [len(p) for p in prompts]
-        filling = max(0, FEWEST_ROWS - sum(lengths))
-        ids = [i for p in prompts for i in p] + [self.engine.pad_id] * filling
-        lengths += [filling] * bool(filling)
-        device = self.engine.device
-        ids_1N = torch.tensor([ids], device=device)
-        positions = np.concatenate([np.arange(length) for length in lengths])
-        positions_1N = torch.from_numpy(positions)[None].to(device)
-        attend = self.cache.prefill(lengths)
-        hidden = hidden_states(self.engine.model, ids_1N, positions_1N, attend)[0]
-        last = np.cumsum(lengths[: len(prompts)]) - 1
-        self.cache.filled(hidden[torch.from_numpy(last).to(device)], start, self.rows)
+    def _enter(self, start: int, entering: list[Waiting]) -> None:
+        """Computes the prompts that are new, and the first token of the rows from `start` on."""
+        parcel = Parcel(self.engine.device)
+        prompts = _Prompts.of(self.cache, self.engine.pad_id, parcel)
+        entry = self.cache.enter(start, self.rows, parcel)
+        self.slots.open(start, entering, parcel)
+        self.numbers[start : self.rows] = self.history.open(entering)
+        parcel.send()
+        if prompts:
+            hidden = hidden_states(
+                self.engine.model, prompts.ids_1N, prompts.positions_1N, prompts.attend
+            )
+            self.cache.filled(entry, hidden[0].index_select(0, prompts.last_U))
+        logits = self._logits(self.cache.begin(entry)).index_select(0, entry.origin_of_row_R)
+        self.slots.record(start, self.rows, logits, self.mix)
+        self._send(start)
 
     # Rows that are decoded
 
@@ -373,8 +411,11 @@ class _Run:
         rows = self.rows - len(leaving)
         target = [slot for slot in leaving if slot < rows]
         source = [slot for slot in range(rows, self.rows) if not left[slot]]
-        self.cache.move(source, target, rows)
-        self.slots.move(source, target, rows)
+        parcel = Parcel(self.engine.device)
+        moves_2M = parcel.put(np.array([source, target], dtype=np.int64))
+        parcel.send()
+        self.cache.move(source, target, rows, moves_2M)
+        self.slots.move(moves_2M, rows)
         self.numbers[target] = self.numbers[source]
         self.rows = rows
 

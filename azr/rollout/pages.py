@@ -1,4 +1,4 @@
-"""The KV cache of the FlashAttention backends: one memory a layer, handed out in pages.
+"""The KV cache of the FlashAttention backends: memory of all layers, handed out in pages.
 
 A row reserves every page it can ever need when it enters, so a row that runs is never short of
 memory: what does not fit waits. With a page table the rows of a prompt share its full pages and
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from azr.model.attention import Backend, PackedAttend, PackedRows, Store
 from azr.model.attention.flash import PAGE_TOKENS, DecodeRows
-from azr.rollout.cache import Geometry, KVCache, Prompt, memories
+from azr.model.transfer import Parcel
+from azr.rollout.cache import Entry, Geometry, KVCache, Prompt, layers_of, memory_of
 from azr.rollout.request import Waiting
 from azr.rollout.rows import Slots
 
@@ -25,6 +26,11 @@ from azr.rollout.rows import Slots
 def pages_for(tokens: int) -> int:
     """Returns the pages that so many tokens need."""
     return -(-tokens // PAGE_TOKENS)
+
+
+def copy_pages(memory_NPE: Tensor, source_C: Tensor, target_C: Tensor) -> None:
+    """Copies pages to others, none of which is a source, in all N memories."""
+    memory_NPE.index_copy_(1, target_C, memory_NPE.index_select(1, source_C))
 
 
 class Pages:
@@ -81,7 +87,8 @@ class PageCache(KVCache):
         self.slots = slots
         self.row_pages = pages_for(row_tokens)
         shape = (pages * PAGE_TOKENS, geometry.kv_heads, geometry.head_size)
-        self.layers = memories(geometry, shape, device)
+        self.memory = memory_of(geometry, shape, device)
+        self.layers = layers_of(self.memory)
         self.pages = Pages(pages)
         self.is_shared = backend.cache == "pages"
         self._hidden_places = list(range(rows, -1, -1))
@@ -124,35 +131,38 @@ class PageCache(KVCache):
         self._prompt_of_row[slot] = prompt
         return True
 
-    def prefill(self, lengths: list[int]) -> "_Prefill":
+    def prefill(self, lengths: list[int], parcel: Parcel) -> "_Prefill":
         places = []
         for ids in self.unfilled():
             pages = np.array(self._pages_of_prompt[ids])[:, None]
             places.append((pages * PAGE_TOKENS + np.arange(PAGE_TOKENS)).reshape(-1)[: len(ids)])
         # Tokens that only fill up the batch go to the scratch page.
         places += [np.zeros(length, dtype=np.int64) for length in lengths[len(places) :]]
-        where = torch.from_numpy(np.concatenate(places)).to(self.device)
-        attend = PackedAttend(self.backend, PackedRows.of(lengths, self.device))
+        where = parcel.put(np.concatenate(places))
+        attend = PackedAttend(self.backend, PackedRows.of(lengths, parcel))
         return _Prefill(attend, self.layers, where)
 
-    def filled(self, hidden_UD: Tensor, start: int, stop: int) -> None:
-        """Makes the copies, too, and fills the page table."""
-        super().filled(hidden_UD, start, stop)
-        if self._copies:
-            source, target = (
-                torch.tensor(side, device=self.device) for side in zip(*self._copies, strict=True)
-            )
-            for layer in self.layers:
-                for memory in layer:
-                    paged = memory.view(-1, PAGE_TOKENS, *memory.shape[1:])
-                    paged[target] = paged[source]
-            self._copies = []
+    def enter(self, start: int, stop: int, parcel: Parcel) -> Entry:
+        """Fills the page table, too."""
         table = np.zeros((stop - start, self.row_pages), dtype=np.int32)
         for at, row in enumerate(table, start):
             pages = self._pages_of_row[at]
             row[: len(pages)] = pages
-        self.table[start:stop] = torch.from_numpy(table)
-        self.key_starts[start:stop] = self.table[start:stop, 0] * PAGE_TOKENS
+        parcel.fill(self.table[start:stop], table)
+        parcel.fill(self.key_starts[start:stop], table[:, 0] * PAGE_TOKENS)
+        entry = super().enter(start, stop, parcel)
+        if self._copies:
+            copies = np.array(self._copies, dtype=np.int64).T
+            entry = entry._replace(copies_2C=parcel.put(copies))
+            self._copies = []
+        return entry
+
+    def begin(self, entry: Entry) -> Tensor:
+        """Gives each row its copy of a prompt's pages that are not shared, too."""
+        if entry.copies_2C is not None:
+            paged = self.memory.view(len(self.memory), -1, PAGE_TOKENS * self.memory[0, 0].numel())
+            copy_pages(paged, *entry.copies_2C)
+        return super().begin(entry)
 
     def step(self, rows: int, padded: int) -> "_Decode":
         """Returns who attends in a decode step: only tensors that stay where they are, so that the
@@ -169,14 +179,15 @@ class PageCache(KVCache):
         self.pages.let_go(self._pages_of_prompt.pop(prompt.token_ids))
         self._hidden_places.append(prompt.place)
 
-    def move(self, source: list[int], target: list[int], rows: int) -> None:
+    def move(self, source: list[int], target: list[int], rows: int, moves_2M: Tensor) -> None:
         """Moves the rows' table entries, not their pages."""
-        super().move(source, target, rows)
+        super().move(source, target, rows, moves_2M)
         for s, t in zip(source, target, strict=True):
             self._pages_of_row[t] = self._pages_of_row.pop(s)
         if source:
-            self.table[target] = self.table[source]
-            self.key_starts[target] = self.key_starts[source]
+            source_M, target_M = moves_2M
+            for entries in (self.table, self.key_starts):
+                entries.index_copy_(0, target_M, entries.index_select(0, source_M))
         self.table[rows:] = 0
         self.key_starts[rows:] = 0
 

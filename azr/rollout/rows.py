@@ -16,6 +16,7 @@ from torch import Tensor
 
 from azr.errors import RunError
 from azr.keys import make_key
+from azr.model.transfer import Parcel
 from azr.rollout.request import Sample, Waiting
 from azr.rollout.sampler import Mix, RowSampling, draw, signed
 
@@ -54,8 +55,9 @@ class Slots:
         self.drawn = torch.zeros((slots, 3), dtype=torch.int64, device=device)
         """What each row drew last, for one copy to the host: see `drawn_parts`."""
 
-    def open(self, start: int, rows: Sequence[Waiting]) -> None:
-        """Fills the slots from `start` on; `record` then takes each row's first token."""
+    def open(self, start: int, rows: Sequence[Waiting], parcel: Parcel) -> None:
+        """Fills the slots from `start` on once the parcel is sent; `record` then takes each row's
+        first token."""
         columns = []
         for row in rows:
             s = row.request.sampling
@@ -65,17 +67,17 @@ class Slots:
             length = len(row.request.token_ids) - 1
             columns.append((0, length, 0, s.max_new_tokens, key, s.top_k, 1, *stops))
         stop = start + len(rows)
-        self._ints[:, start:stop] = torch.tensor(columns).T
+        parcel.fill(self._ints[:, start:stop], np.array(columns, dtype=np.int64).T)
         sampling = [row.request.sampling for row in rows]
-        self._floats[:, start:stop] = torch.tensor(
-            [(s.temperature, s.top_p, s.min_p) for s in sampling]
-        ).T
+        floats = [(s.temperature, s.top_p, s.min_p) for s in sampling]
+        parcel.fill(self._floats[:, start:stop], np.array(floats, dtype=np.float32).T)
 
-    def move(self, source: list[int], target: list[int], rows: int) -> None:
-        """Copies slots `source` to `target`; parks what is not among the first `rows`."""
-        if source:
-            self._ints[:, target] = self._ints[:, source]
-            self._floats[:, target] = self._floats[:, source]
+    def move(self, moves_2M: Tensor, rows: int) -> None:
+        """Copies slots to others, int64 (source, target); parks all from `rows` on."""
+        source_M, target_M = moves_2M
+        if len(source_M):
+            for state in (self._ints, self._floats):
+                state.index_copy_(1, target_M, state.index_select(1, source_M))
         self._ints[:, rows:] = 0
 
     def last_ids(self, rows: int) -> Tensor:

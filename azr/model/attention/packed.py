@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from azr.model.transfer import to_device
+from azr.model.transfer import Parcel
 
 FEW_ENTRIES = 3072
 """Up to so many torch's backward of an embedding on CUDA adds in the type of its input, above in
@@ -44,17 +44,18 @@ class PackedRows:
     def of(
         cls,
         lengths: Sequence[int],
-        device: torch.device,
+        parcel: Parcel,
         token_of_full: np.ndarray | None = None,
         full_of_token: np.ndarray | None = None,
     ) -> "PackedRows":
-        """Returns the rows of the given lengths; the two maps where tokens are shared."""
+        """Returns the rows of the given lengths, with the two maps where tokens are shared; their
+        tensors hold their values once the parcel is sent."""
         counts = np.asarray(lengths, dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
         longest = int(counts.max())
 
         def tensor(values: np.ndarray | None) -> Tensor | None:
-            return None if values is None else to_device(values, device, torch.int64)
+            return None if values is None else parcel.put(values, torch.int64)
 
         grid = place = None
         if token_of_full is not None or int(counts.min()) < longest:
@@ -65,7 +66,7 @@ class PackedRows:
             if full_of_token is not None:
                 place = place[full_of_token]
         return cls(
-            starts=to_device(starts, device, torch.int32),
+            starts=parcel.put(starts, torch.int32),
             longest=longest,
             lengths=tuple(counts.tolist()),
             token_of_full=tensor(token_of_full),

@@ -62,6 +62,8 @@ class FakeDevice:
         """What a capture takes."""
         self.order: list[str] = []
         """Captures, replays and recorded events."""
+        self.uploads = 0
+        """Copies from the host to the device."""
         self.emptied = 0
         """Calls of torch.cuda.empty_cache."""
         self._stack = ExitStack()
@@ -143,7 +145,7 @@ class Watch(TorchDispatchMode):
                 if index is not None and index.dtype == torch.bool:
                     self.device.waited(f"{name} by a mask reads the device")
         result = func(*args, **kwargs)
-        if kwargs.get("pin_memory"):
+        if kwargs.get("pin_memory") or func.is_view and getattr(args[0], "was_pinned", False):
             _pinned(result)
         on_cuda = on_cuda or any(t.device.type == "cuda" for t in _tensors(result))
         is_custom = func.namespace in ("rlvr_kernels", "torch_attn")  # its body's kernels count
@@ -160,6 +162,7 @@ class Watch(TorchDispatchMode):
         pair = source.device.type, target.type
         if pair == ("cpu", "cuda") and source.dim():
             assert not self.device.is_capturing, "a copy from the host while a graph is captured"
+            self.device.uploads += 1
             if not (is_async and getattr(source, "was_pinned", False)):
                 self.device.waited("a copy from the host")
         elif pair == ("cuda", "cpu"):

@@ -11,6 +11,8 @@ import torch
 from fake_models import SHAPES, fake_model, usable
 
 import azr.rollout.engine
+import azr.rollout.pages
+from azr.model.transfer import Parcel
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.rollout.rows import AT_LIMIT, GOES_ON, STOPPED, DrawnParts, History, Outcome
 
@@ -155,6 +157,80 @@ def test_launches_of_a_layer_are_counted(device, draws, monkeypatch, name, shape
     # What torch's own operator for rows of any length makes beside its kernel is no kernel of ours.
     assert layer.total() - layer["zeros"] <= 10 and layer["mm"] + layer["addmm"] == 4
     assert rest <= 44
+
+
+def watch(device, monkeypatch, owner, name):
+    """Returns a list in which each call of a function will leave (copies to the device, launches,
+    its arguments)."""
+    found, real = [], getattr(owner, name)
+
+    def watched(*args):
+        before = device.uploads
+        with device.counted() as launches:
+            result = real(*args)
+        found.append((device.uploads - before, launches, args))
+        return result
+
+    monkeypatch.setattr(owner, name, watched)
+    return found
+
+
+@pytest.mark.parametrize("name", [*FLASH, "sdpa"])
+def test_rows_enter_and_leave_without_a_wait(device, draws, monkeypatch, name):
+    """The host waits for what a step drew and for nothing else; an event is one copy."""
+    if name == "sdpa":
+        model = fake_model("tiny", layers=1, dtype=torch.float32)
+    else:
+        usable(name, monkeypatch)
+        model = fake_model("qwen2.5-3b", layers=1)
+    engine = RolloutEngine(model, slots=20, attention=name)
+    requests = requests_of([Sampling(max_new_tokens=6)], count=16, longest=300)
+    samples_of(engine, requests[:1])  # measures the device's rates, which waits
+    device.waits.clear()
+    run = azr.rollout.engine._Run
+    entered, left = (watch(device, monkeypatch, run, what) for what in ("_enter", "_leave"))
+    samples_of(engine, requests)
+    assert set(device.waits) == {"an event: rows.py, add"}
+    assert {copies for copies, _, _ in entered} == {1} and len(entered) > 2
+    # Where the last rows leave, none has to move.
+    assert {copies for copies, _, _ in left} == {0, 1}
+
+
+def test_pages_of_all_layers_are_copied_at_once(device, draws, monkeypatch):
+    found = []
+    for layers in (1, 3):
+        engine = RolloutEngine(fake_model("qwen2.5-3b", layers), slots=16, attention="torch-aten")
+        with monkeypatch.context() as patch:
+            copied = watch(device, patch, azr.rollout.pages, "copy_pages")
+            entered = watch(device, patch, azr.rollout.engine._Run, "_enter")
+            samples_of(engine, requests_of([DRAWN], count=8))
+        assert 0 < len(copied) <= len(entered)
+        for _, launches, (memory, source, target) in copied:
+            assert memory.shape[0] == 2 * layers and source.is_contiguous()
+            assert source.shape == target.shape
+            found.append(launches)
+    assert {launches.total() for launches in found} == {2}
+
+
+def test_a_parcel_is_one_copy_unless_it_outgrows_its_buffer(device):
+    cuda = torch.device("cuda")
+    empty, numbers = np.zeros((0, 3), dtype=np.int64), np.arange(5)
+
+    def copies(*arrays, **options):
+        before, parcel = device.uploads, Parcel(cuda, **options)
+        tensors = [parcel.put(values) for values in arrays]
+        assert device.uploads == before
+        parcel.send()
+        parcel.send()
+        assert all(t.device.type == "cuda" for t in tensors)
+        assert [t.shape for t in tensors] == [values.shape for values in arrays]
+        return device.uploads - before
+
+    assert copies() == copies(empty, empty) == 0
+    assert copies(numbers) == copies(numbers, empty, numbers) == 1
+    assert copies(numbers, numbers, numbers, buffer_bytes=100) == 2
+    assert copies(numbers, np.arange(50), numbers, buffer_bytes=100) == 3
+    assert not device.waits
 
 
 def device_objects(engine):
