@@ -35,6 +35,7 @@ from azr.model.attention import (
     hidden_states,
 )
 from azr.model.attention.sdpa import Sdpa
+from azr.model.transfer import Parcel
 
 Mode = Literal["auto", "on", "off"]
 
@@ -110,7 +111,9 @@ def _trial(model: PreTrainedModel) -> Tensor:
     """Returns the last hidden states [T, D] of some tokens, fp32."""
     ids = torch.arange(TRIAL_TOKENS, device=model.device)[None]
     ids = ids % model.config.get_text_config().vocab_size
-    attend = PackedAttend(Sdpa(), PackedRows.of([TRIAL_TOKENS], model.device))
+    parcel = Parcel(model.device)
+    attend = PackedAttend(Sdpa(), PackedRows.of([TRIAL_TOKENS], parcel))
+    parcel.send()
     was_training = model.training
     try:
         return hidden_states(model.eval(), ids, arange_positions(ids), attend)[0].float()

@@ -43,7 +43,7 @@ PREFILL_TOKENS = 16384
 """Prompt tokens that are computed together; bounds the activations of a prefill."""
 
 ENTER_TOGETHER = 8
-"""Rows that have to leave before others enter, or an eighth of fewer than 64: to enter costs the
+"""Rows that have to leave before others enter, or a quarter of fewer than 32: to enter costs the
 launches of a whole forward, be it for one row, some 1,500 and 10 to 15 ms of the host, where a
 captured step of 256 rows takes 6 ms; of few rows, places left free would cost more than that."""
 
@@ -298,12 +298,12 @@ class _Run:
         have left since it was last tried."""
         if not self.waiting or self.rows > self.enter_at:
             return
-        start, prompt_tokens, is_full = self.rows, 0, False
+        start, prompt_tokens, is_cut = self.rows, 0, False
         entering: list[Waiting] = []
         while self.waiting and self.rows < self.plan.slots:
             row = self.waiting[0]
             if prompt_tokens and prompt_tokens + len(row.request.token_ids) > PREFILL_TOKENS:
-                is_full = True
+                is_cut = True
                 break
             if not self.cache.take(self.rows, row):
                 if self.rows or not self.cache.drop_idle():
@@ -313,8 +313,8 @@ class _Run:
             entering.append(self.waiting.popleft())
             self.rows += 1
         # What a prefill had no room for goes on in the next round.
-        leaving = min(ENTER_TOGETHER, max(1, self.rows // 8))
-        self.enter_at = self.plan.slots if is_full else self.rows - leaving
+        leaving = min(ENTER_TOGETHER, max(1, self.rows // 4))
+        self.enter_at = self.plan.slots if is_cut else self.rows - leaving
         if entering:
             self._enter(start, entering)
 

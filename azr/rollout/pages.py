@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rlvr_kernels import copy_pages
 from torch import Tensor
 
 from azr.model.attention import Backend, PackedAttend, PackedRows, Store
@@ -26,11 +27,6 @@ from azr.rollout.rows import Slots
 def pages_for(tokens: int) -> int:
     """Returns the pages that so many tokens need."""
     return -(-tokens // PAGE_TOKENS)
-
-
-def copy_pages(memory_NPE: Tensor, source_C: Tensor, target_C: Tensor) -> None:
-    """Copies pages to others, none of which is a source, in all N memories."""
-    memory_NPE.index_copy_(1, target_C, memory_NPE.index_select(1, source_C))
 
 
 class Pages:
