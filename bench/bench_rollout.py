@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from azr.model.attention import use_azr_attention
+from azr.model.fused import fuse_layers
 from azr.rollout import Request, RolloutEngine, Sampling
 from bench.peers import Absent, absent
 
@@ -167,6 +168,7 @@ def pair(make: Callable[[], PreTrainedModel]) -> tuple[PreTrainedModel, PreTrain
     """The same weights twice: with our attention, and untouched."""
     ours, theirs = make(), make()
     use_azr_attention(ours)
+    fuse_layers(ours)
     return ours, theirs
 
 

@@ -27,6 +27,7 @@ from rlvr_kernels import (
 from bench.bench_kernels import (
     LAYERS,
     Scale,
+    adamw_call,
     backward_of,
     copy_of,
     eager_with_entropy,
@@ -242,6 +243,16 @@ def layers(setting: Setting) -> None:
         setting.ratio(f"{name}_bwd_copy_frac", backward, "copy")
 
 
+def optimiser(setting: Setting) -> None:
+    """The stochastic AdamW, which moves 15 bytes a weight, beside a copy of as many."""
+    weights, device = 2**15 * setting.scale.n_tokens, setting.scale.device
+    update = setting.timed(
+        "stochastic AdamW", partial(adamw_call(weights, device), "auto"), cold=True,
+        copy=copy_of(15 * weights, device),
+    )  # fmt: skip
+    setting.ratio("adamw_copy_frac", update, "copy")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs every part; 1 where one failed."""
     options = stage_parser("bench.gpu_kernels").parse_args(arguments)
@@ -260,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
             if setting.on_cuda:
                 torch.cuda.empty_cache()
 
-    parts = (ceilings, rows, linear, loss, sampler, layers)
+    parts = (ceilings, rows, linear, loss, sampler, layers, optimiser)
     return findings.run({part.__name__: partial(run, part) for part in parts})
 
 

@@ -109,6 +109,9 @@ FIGURES = {
         "frac", "rotation of 16 queries, 2 keys of 128, T=8192, forward: the same", 0.80
     ),
     "rotary_bwd_copy_frac": Figure("frac", "its backward", 0.80),
+    "adamw_copy_frac": Figure(
+        "frac", "stochastic AdamW, 24 bits of gradient: rate over copy's", 0.80
+    ),
     "rollout_3b_first_call_s": Figure(
         "s", "3B, 256 slots: the first call, compilation and capture of graphs included"
     ),

@@ -9,8 +9,11 @@ import torch
 from models import azr_model, experience_of, plain_model
 
 from azr.config import LossConfig, OptimConfig
-from azr.learner import Learner
+from azr.learner import Experience, Learner, response_logprobs
+from azr.learner.packing import pack
+from azr.model.attention import choose, head_shape, head_weight
 from azr.model.attention.packed import gathered
+from azr.model.fused import fuse_layers
 from azr.rollout import Request, RolloutEngine, Sampling
 
 pytestmark = pytest.mark.gpu
@@ -50,6 +53,61 @@ def test_an_update_in_fp32_is_that_of_the_cpu():
         on_cpu, on_gpu = here.update(batch_of(), step), there.update(batch_of(), step)
         for name in ("policy/loss", "policy/grad_norm", "policy/entropy", "mismatch/kl"):
             assert on_gpu[name] == pytest.approx(on_cpu[name], rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_fused_layers_are_no_farther_from_fp32_than_transformers_own(family):
+    sizes = dict(hidden_size=256, num_attention_heads=4, intermediate_size=512, vocab=1000)
+    plain = plain_model(family, num_hidden_layers=4, num_key_value_heads=2, **sizes)
+    exact, _ = gradients_of(azr_model(plain).cuda())
+    own, _ = gradients_of(azr_model(plain).cuda().bfloat16())
+    model = azr_model(plain).cuda().bfloat16()
+    fuse_layers(model)  # as by default; a trial of its own is part of it
+    found, launched = gradients_of(model)
+    for part in ("rms_norm_fwd", "rms_norm_bwd", "rotary_fwd", "rotary_bwd", "swiglu_fwd"):
+        assert any(part in name for name in launched), part
+    errors, own_errors = (
+        sum(((x[n].float() - exact[n]).norm() / exact[n].norm()).item() for n in exact)
+        for x in (found, own)
+    )
+    assert errors <= 1.05 * own_errors
+
+
+def gradients_of(model):
+    """Each parameter's gradient of an update's log-probs, and the kernels that were launched."""
+    packed = pack(batch_of(), torch.device("cuda"))
+    weight = head_weight(model)
+    backend = choose("auto", weight.device, weight.dtype, head_shape(model.config)[1])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        logprobs, _ = response_logprobs(model, packed, backend)
+        (logprobs * packed.advantages[:, None] * packed.mask).sum().backward()
+        torch.cuda.synchronize()
+    names = [event.key for event in profile.key_averages()]
+    return {name: p.grad.clone() for name, p in model.named_parameters()}, names
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_fused_rollouts_have_the_log_probs_of_fused_training(family):
+    plain = plain_model(family, hidden_size=256, num_attention_heads=4, vocab=1000)
+    model = azr_model(plain).cuda().bfloat16()
+    fuse_layers(model)
+    requests = [
+        Request(token_ids=tuple(range(2, 40 + i)), sampling=Sampling(max_new_tokens=40), key=i, n=3)
+        for i in range(12)
+    ]
+    for sample in RolloutEngine(model, slots=16).generate(requests):
+        experience = Experience(
+            prompt_ids=requests[sample.request].token_ids,
+            response_ids=sample.token_ids,
+            rollout_logprobs=sample.logprobs,
+            advantage=1.0,
+        )
+        packed = pack([experience], torch.device("cuda"))
+        weight = head_weight(model)
+        backend = choose("auto", weight.device, weight.dtype, head_shape(model.config)[1])
+        with torch.no_grad():
+            logprobs, _ = response_logprobs(model, packed, backend)
+        assert (logprobs - packed.rollout_logprobs).abs().mean() < 0.02
 
 
 def test_gradients_of_what_is_shared_add_up_in_fp32_and_repeat():
