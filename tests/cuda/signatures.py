@@ -71,6 +71,19 @@ CALLS = (
     method("transformers.modeling_utils.PreTrainedModel.save_pretrained", 1, "state_dict"),
     method("transformers.models.auto.auto_factory._BaseAutoModelClass.from_config", 1),
     Call("transformers.models.auto.tokenization_auto.get_tokenizer_config", 1),
+    # azr.model.fused
+    Call("torch.nn.modules.module._has_any_global_hook"),
+    Call("torch.utils._python_dispatch.is_traceable_wrapper_subclass", 1),
+    *(
+        method(f"transformers.models.{family}.modeling_{family}.{cls}{part}.forward", 1, *named)
+        for family, cls in (("qwen2", "Qwen2"), ("qwen3", "Qwen3"), ("llama", "Llama"))
+        for part, named in (
+            ("DecoderLayer", ("attention_mask", "position_embeddings", "attend")),
+            ("Attention", ("position_embeddings", "attention_mask", "past_key_values", "attend")),
+            ("MLP", ()),
+            ("RMSNorm", ()),
+        )
+    ),
     # azr.rollout
     Call("aten::mm.dtype", 3),
     method("torch.cuda.graphs.graph.__init__", 1, "pool", "capture_error_mode"),
@@ -91,8 +104,6 @@ CALLS = (
     # azr.learner, azr.learner.optim, azr.resume
     method("torch.optim.adamw.AdamW.__init__", 1, "lr", "betas", "weight_decay", "fused"),
     Call("torch.nn.utils.clip_grad.clip_grad_norm_", 2),
-    Call("aten::linalg_vector_norm", 1, ("dtype",)),
-    Call("aten::randint.low_generator", 3, ("generator", "dtype", "device")),
     Call("aten::_foreach_copy_", 2),
     Call("torch.cuda.random.get_rng_state"),
     Call("torch.cuda.random.set_rng_state", 1),
@@ -109,6 +120,7 @@ CALLS = (
     Call("torch.compiler.is_compiling"),
     Call("aten::addmm.dtype_out", 4, ("out",)),
     method("triton.runtime.jit.JITFunction.run", 9, "grid", "warmup", "num_warps", "num_stages"),
+    Call("triton.runtime.jit.jit", 0, ("do_not_specialize",)),
     Call("triton.compiler.compiler.compile", 1, ("target", "options")),
     method("triton.compiler.compiler.ASTSource.__init__", 0,
            "fn", "signature", "constexprs", "attrs"),
