@@ -10,7 +10,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from azr.model.attention import backends, use_azr_attention
 from azr.model.fused import fuse_layers
 
-SHAPES = ("qwen2.5-3b", "qwen3-4b", "llama-3.1-8b")
+FLASH = ("flash-attn", "torch-varlen", "torch-aten")
+SHAPES = [*((name, "qwen2.5-3b") for name in FLASH),
+          *(("torch-aten", shape) for shape in ("qwen3-4b", "llama-3.1-8b"))]  # fmt: skip
+"""Each backend at one shape, and each shape by one backend."""
 
 
 def _config(shape: str, layers: int):

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from fake_models import SHAPES, fake_model, usable
+from fake_models import FLASH, SHAPES, fake_model, usable
 
 import azr.rollout.engine
 import azr.rollout.pages
@@ -16,7 +16,6 @@ from azr.model.transfer import Parcel
 from azr.rollout import Request, RolloutEngine, Sampling
 from azr.rollout.rows import AT_LIMIT, GOES_ON, STOPPED, DrawnParts, History, Outcome
 
-FLASH = ("flash-attn", "torch-varlen", "torch-aten")
 DRAWN = Sampling(max_new_tokens=40)
 KINDS = {
     "drawn": [DRAWN],
@@ -90,8 +89,7 @@ def samples_of(engine, requests):
     return samples
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", FLASH)
+@pytest.mark.parametrize(("name", "shape"), SHAPES)
 def test_rollouts_at_the_shapes_of_real_models(device, draws, monkeypatch, name, shape):
     """Prefill, admission, rows that move and leave, steps captured and replayed, the meter."""
     usable(name, monkeypatch)
@@ -137,8 +135,7 @@ def test_mixes_that_run_the_same_kernels_share_their_graphs(device, draws):
     assert len(device.captures) == 1
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", FLASH)
+@pytest.mark.parametrize(("name", "shape"), SHAPES)
 def test_launches_of_a_layer_are_counted(device, draws, monkeypatch, name, shape):
     usable(name, monkeypatch)
     found: list[Counter] = []

@@ -12,8 +12,6 @@ from azr.config import LossConfig, OptimConfig
 from azr.learner import Learner
 from azr.model.attention.packed import FEW_ENTRIES
 
-FLASH = ("flash-attn", "torch-varlen", "torch-aten")
-
 
 def batch_of():
     """Samples that share their prompts, as a step of self-play has them."""
@@ -41,8 +39,7 @@ def update(device, learner, step=1, batch=None):
     return metrics, list(device.waits), launches
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", FLASH)
+@pytest.mark.parametrize(("name", "shape"), SHAPES)
 def test_the_host_waits_once_an_update(device, monkeypatch, name, shape):
     """For the numbers of the log, whether they are finite among them; never in a micro-batch."""
     usable(name, monkeypatch)
