@@ -392,6 +392,22 @@ def test_sharded_weights_are_not_taken_for_whole_ones(request):
     assert done.stdout.strip() == "whole", done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_autocast_chooses_the_type_of_each_product(family):
+    """Weights in fp32, products in bf16: modules are called one by one, as transformers does."""
+    plain = plain_model(family)
+    expected, exact = logprobs_and_gradients(azr_model(plain))
+    errors = []
+    for model in (azr_model(plain), fused_model(plain)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, gradients = logprobs_and_gradients(model)
+        assert all(g.dtype == torch.float32 for g in gradients.values())
+        error = np.mean([relative(gradients[name], exact[name]) for name in exact])
+        errors.append(((found - expected).abs().mean().item(), error))
+    (own, own_error), (ours, our_error) = errors
+    assert 0 < ours <= 1.1 * own and 0 < our_error <= 1.1 * own_error
+
+
 def test_frozen_projections_get_no_gradient():
     plain = plain_model("llama", attention_bias=True)
     model, own = fused_model(plain), azr_model(plain)
