@@ -242,6 +242,16 @@ def test_weights_that_are_loaded_in_place_stay_merged():
     assert torch.equal(found, logprobs_and_gradients(fused_model(other))[0])
 
 
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"])
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed(name):
+    model = fused_model(plain_model("qwen2"))
+    logprobs, _ = response_logprobs(model, pack(ROWS, torch.device("cpu")), Sdpa())
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.endswith(f"{name}.weight")).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logprobs.sum().backward()
+
+
 def test_a_copy_is_a_model_of_its_own():
     """Weights of a deep copy lie apart: multiplied one by one, until they are merged again."""
     model = fused_model(plain_model("qwen2"))

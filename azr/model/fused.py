@@ -229,14 +229,15 @@ class _Projected(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, *parts):
-        ctx.save_for_backward(x, weight)
+        # The parts too, so that autograd notices where one is changed before the backward pass.
+        ctx.save_for_backward(x, weight, *parts)
         ctx.sizes = [len(part) for part in parts[: len(parts) // (1 if bias is None else 2)]]
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, *grads):
         (grad,) = grads
-        x, weight = ctx.saved_tensors
+        x, weight, *_ = ctx.saved_tensors
         grad_TN = grad.flatten(0, -2)
         needs = ctx.needs_input_grad
         count = len(ctx.sizes)
