@@ -242,6 +242,16 @@ def test_weights_that_are_loaded_in_place_stay_merged():
     assert torch.equal(found, logprobs_and_gradients(fused_model(other))[0])
 
 
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"])
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed(name):
+    model = fused_model(plain_model("qwen2"))
+    logprobs, _ = response_logprobs(model, pack(ROWS, torch.device("cpu")), Sdpa())
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.endswith(f"{name}.weight")).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logprobs.sum().backward()
+
+
 def test_a_copy_is_a_model_of_its_own():
     """Weights of a deep copy lie apart: multiplied one by one, until they are merged again."""
     model = fused_model(plain_model("qwen2"))
@@ -390,6 +400,22 @@ def test_sharded_weights_are_not_taken_for_whole_ones(request):
         [sys.executable, "-c", SHARDED, *paths], capture_output=True, text=True, timeout=200
     )
     assert done.stdout.strip() == "whole", done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_autocast_chooses_the_type_of_each_product(family):
+    """Weights in fp32, products in bf16: modules are called one by one, as transformers does."""
+    plain = plain_model(family)
+    expected, exact = logprobs_and_gradients(azr_model(plain))
+    errors = []
+    for model in (azr_model(plain), fused_model(plain)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, gradients = logprobs_and_gradients(model)
+        assert all(g.dtype == torch.float32 for g in gradients.values())
+        error = np.mean([relative(gradients[name], exact[name]) for name in exact])
+        errors.append(((found - expected).abs().mean().item(), error))
+    (own, own_error), (ours, our_error) = errors
+    assert 0 < ours <= 1.1 * own and 0 < our_error <= 1.1 * own_error
 
 
 def test_frozen_projections_get_no_gradient():

@@ -37,6 +37,25 @@ def train(model, optimizer, steps, first=1):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_frozen_weights_stay_as_they_are(mode):
+    """And the others are rounded as they would be beside weights that are not frozen."""
+    models = [bf16_model(), bf16_model()]
+    models[0][0].requires_grad_(False)
+    start = models[0][0].weight.clone()
+    for model in models:
+        optimizer = make_optimizer(model, replace(CONFIG, bf16_update=mode), seed=0)
+        for _ in range(2):
+            x = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+            model(x).sum().backward()
+        optimizer.clip(1e9)
+        optimizer.step()
+    assert torch.equal(models[0][0].weight, start)
+    assert not torch.equal(models[1][0].weight, start)
+    for frozen, whole in zip(models[0][1].parameters(), models[1][1].parameters(), strict=True):
+        assert torch.equal(frozen, whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_updates_below_the_precision_of_the_weights_arrive(mode):
     """Plain AdamW in bf16 leaves nearly all weights as they were; these two follow fp32."""
     steps, lr = 60, 2e-5

@@ -28,6 +28,7 @@ _STATE = "optimizer"
 def make_optimizer(model: nn.Module, config: OptimConfig, seed: int) -> "AdamW | StochasticAdamW":
     """Returns the optimiser for the weights of `model` at the rate and decay of `config`.
 
+    Weights that are frozen when it is made stay as they are.
     Raises ValueError where the weights are neither all fp32 nor all bf16.
     """
     dtypes = {p.dtype for p in model.parameters()}
@@ -110,6 +111,7 @@ class MasterAdamW(AdamW):
         self.hooks = [
             weight.register_post_accumulate_grad_hook(partial(_collect, masters[name]))
             for name, weight in self.weights.items()
+            if weight.requires_grad
         ]
         super().__init__(masters, config)
 
@@ -190,6 +192,7 @@ class StochasticAdamW(NamedState):
         self.hooks = [
             weight.register_post_accumulate_grad_hook(gradient.add)
             for weight, gradient in zip(self.named.values(), self.gradients, strict=True)
+            if weight.requires_grad
         ]
         self._scale: Tensor | None = None
         defaults = {

@@ -43,6 +43,7 @@ FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
 """Model type -> what its classes' names begin with."""
 
 _SILU = nn.SiLU, type(ACT2FN["silu"])
+_DEVICE_TYPES = "cuda", "cpu"
 
 PARTS = "norms, rotary embedding with the KV store, SwiGLU, merged projections"
 
@@ -185,8 +186,8 @@ def _whole(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Returns whether a call of the module is its class's `forward` on weights of its own, and
-    nothing else: no adapter, no hook, no shard of a larger weight."""
+    """Returns whether a call of the module is its class's `forward` on weights of its own in their
+    own type, and nothing else: no adapter, no hook, no shard of a larger weight, no autocast."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -197,6 +198,7 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         type(module) is kind
         and not any(hooks)
         and not _has_any_global_hook()
+        and not any(map(torch.is_autocast_enabled, _DEVICE_TYPES))
         and "forward" not in vars(module)
         and not any(map(is_traceable_wrapper_subclass, module.parameters(recurse=False)))
     )
@@ -227,14 +229,15 @@ class _Projected(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, *parts):
-        ctx.save_for_backward(x, weight)
+        # The parts too, so that autograd notices where one is changed before the backward pass.
+        ctx.save_for_backward(x, weight, *parts)
         ctx.sizes = [len(part) for part in parts[: len(parts) // (1 if bias is None else 2)]]
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, *grads):
         (grad,) = grads
-        x, weight = ctx.saved_tensors
+        x, weight, *_ = ctx.saved_tensors
         grad_TN = grad.flatten(0, -2)
         needs = ctx.needs_input_grad
         count = len(ctx.sizes)

@@ -60,15 +60,16 @@ def rms_norm_bwd_kernel(
         g = g.to(tl.float32)
         pull = g * weight.to(tl.float32)
         rstd = tl.rsqrt(tl.sum(x * x, 0) / n_columns + eps)
-        # The weights' share in the mean square: the same for every column.
-        share = tl.sum(pull * x, 0) / n_columns * rstd * rstd
-        dx = (pull - x * share) * rstd
+        hat = x * rstd
+        # What comes through the mean square, in which every column has its part.
+        share = tl.sum(pull * hat, 0) / n_columns
+        dx = (pull - hat * share) * rstd
         if HAS_SUM:
             g_sum = tl.load(g_sum_ptr + row * g_sum_stride + columns, mask=inside, other=0.0)
             dx += g_sum.to(tl.float32)
         tl.store(dx_ptr + row * n_columns + columns, dx, mask=inside)
         if NEEDS_WEIGHT:
-            d_weight += g * x * rstd
+            d_weight += g * hat
     if NEEDS_WEIGHT:
         tl.store(partials_ptr + program * n_columns + columns, d_weight, mask=inside)
 

@@ -105,6 +105,19 @@ def test_peaked_rows_and_rows_of_zeros(place, dtype):
     assert torch.equal(zeros, torch.zeros_like(zeros))
 
 
+def test_a_large_gradient_of_large_rows(place):
+    """Their product is no number of float32; the gradient, by the rows' size smaller, is one."""
+    x, weight = inputs(place, (3, 200), count=1)
+    upstream = torch.randn(3, 200, device=place.device) * 1e25
+    large = (x.detach() * 1e15).requires_grad_()
+    gradients = []
+    for row, eps in ((large, EPS), (x, EPS * 1e-30)):
+        found = rms_norm(row, weight, eps=eps, backend=place.backend)
+        gradients.append(torch.autograd.grad(found, (row, weight), upstream))
+    torch.testing.assert_close(gradients[0][0] * 1e15, gradients[1][0], rtol=1e-4, atol=1e21)
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-5, atol=1e20)
+
+
 def test_rows_that_lie_apart(place):
     """Slices, transposed batches and expanded upstream gradients."""
     wide_rows = torch.randn(3, 4, 300, device=place.device)
