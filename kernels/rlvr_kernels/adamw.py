@@ -40,14 +40,19 @@ def adamw_(
     Computed in float32 and rounded once. What is not finite stays so or becomes anything: look at
     `square_sum` first. The decay joins the step before both meet the weight: alone, a factor of
     1 - 1e-8 is 1 in float32. The two backends agree up to rounding of the float32 arithmetic.
-    Raises TypeError for a dtype, ValueError for a shape, device or layout, or where a place passes
-    2^32.
+    Raises TypeError for a dtype, ValueError for a shape, device, layout, step or beta, or where a
+    place passes 2^32.
     """
     _check_layout(
         "weight", weight, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, grad_low=grad_low
     )
     check_tensor("scale", scale, (torch.float32,), (), "a number", weight.device, "weight")
     _check_places(first, weight.numel())
+    if step < 1:
+        raise ValueError(f"step: expected 1, 2, ...; got {step}")
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= beta < 1:
+            raise ValueError(f"{name}: expected a number in [0, 1); got {beta}")
     numbers = [
         1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), eps,
         lr / (1 - beta1**step), lr * weight_decay,
