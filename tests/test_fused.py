@@ -461,22 +461,86 @@ def test_other_models_of_the_process_stay_as_they_are():
     assert not kinds(plain) and not kinds(plain_model("qwen2"))
 
 
-@pytest.mark.parametrize("how", ["another number", "an error"])
-def test_layers_that_fail_the_trial_are_refused_and_taken_back(monkeypatch, how):
-    def wrong(gate_up, **options):
+def spoiled(how, monkeypatch):
+    """Breaks a kernel of the fused layers."""
+    rotary, glu = fused.rotary_qkv, fused.swiglu
+
+    def wrong_swiglu(gate_up, **options):
         if how == "an error":
             raise RuntimeError("no kernel image is available\nfor this device")
+        if how == "another gradient":
+            out = glu(gate_up, **options)
+            return out.detach() + 0.5 * (out - out.detach())
         return gate_up.chunk(2, dim=-1)[0]
 
-    monkeypatch.setattr(azr.model.fused, "swiglu", wrong)
+    def forgetful_rotary(*args, keys, values, places, **options):
+        return rotary(*args, **options)
+
+    if how == "nothing stored":
+        monkeypatch.setattr(azr.model.fused, "rotary_qkv", forgetful_rotary)
+    else:
+        monkeypatch.setattr(azr.model.fused, "swiglu", wrong_swiglu)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("another number", "layer 0: output off by"),
+        ("another gradient", "layer 0: gradient off by"),
+        ("nothing stored", "layer 0: keys off by"),
+        ("an error", "no kernel image"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_fail_the_trial_are_refused_and_taken_back(monkeypatch, how, says, dtype):
     plain = plain_model("qwen2")
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.to(dtype)
     model = azr_model(plain)
-    says = "hidden states are off by" if how == "another number" else "no kernel image"
+    spoiled(how, monkeypatch)
     with pytest.raises(ConfigError, match=f"fused-layers on: .*{says}.*--model.fused-layers off"):
         fused.fuse_layers(model, "on")
     assert not kinds(model)
     expected, _ = logprobs_and_gradients(azr_model(plain))
     assert torch.equal(logprobs_and_gradients(model)[0], expected)
+
+
+def test_deep_16_bit_models_pass_the_trial():
+    """Through all of their layers rounding alone makes hidden states differ by a tenth and more."""
+    plain = plain_model("qwen3", num_hidden_layers=48)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in plain.named_parameters():
+        if "norm" in name:
+            parameter.data.mul_(torch.randn(parameter.shape, generator=generator).exp())
+        if "proj" in name:
+            parameter.data.mul_(5)
+        parameter.data = parameter.data.bfloat16()
+    model = azr_model(plain)
+    packed = pack(ROWS, torch.device("cpu"))
+    with torch.no_grad():
+        before, _ = response_logprobs(model, packed, Sdpa())
+        fused.fuse_layers(model, "on")
+        after, _ = response_logprobs(model, packed, Sdpa())
+    assert kinds(model) and relative(after, before) > 0.01
+
+
+def test_weights_that_are_not_finite_are_not_laid_at_the_layers_door():
+    plain = plain_model("llama")
+    plain.base_model.layers[1].mlp.up_proj.weight.data[3, 4] = torch.nan
+    with pytest.raises(ConfigError, match="not finite, with transformers' own layers either"):
+        fused.fuse_layers(azr_model(plain), "on")
+
+
+def test_a_second_derivative_is_refused():
+    """As of every kernel here: the merged weight is no part of autograd's graph."""
+    model = fused_model(plain_model("llama"))
+    packed = pack(ROWS, torch.device("cpu"))
+    logprobs, _ = response_logprobs(model, packed, Sdpa())
+    (grad,) = torch.autograd.grad(
+        logprobs.sum(), model.base_model.layers[0].self_attn.q_proj.weight, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad|formula"):
+        grad.square().sum().backward()
 
 
 def command(*arguments):

@@ -13,29 +13,22 @@ heads, K head size.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from rlvr_kernels import add_rms_norm, rms_norm, rotary_qkv, swiglu
 from rlvr_kernels.backend import resolve
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from azr.errors import ConfigError, in_one_line
-from azr.model.attention import (
-    Attend,
-    PackedAttend,
-    PackedRows,
-    arange_positions,
-    check_packed,
-    hidden_states,
-)
-from azr.model.attention.sdpa import Sdpa
-from azr.model.transfer import Parcel
+from azr.model.attention import Attend, check_packed
+from azr.model.layer_trial import trials_of
 
 Mode = Literal["auto", "on", "off"]
 
@@ -46,11 +39,6 @@ _SILU = nn.SiLU, type(ACT2FN["silu"])
 _DEVICE_TYPES = "cuda", "cpu"
 
 PARTS = "norms, rotary embedding with the KV store, SwiGLU, merged projections"
-
-TRIAL_TOKENS = 16
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""How far hidden states may be off in the trial, as a share of their size: far above rounding
-through all layers, far below what a wrong layer gives."""
 
 
 def why_not(mode: Mode, family: str, device: torch.device) -> str | None:
@@ -84,42 +72,30 @@ def describe_layers(mode: Mode, family: str, device: torch.device) -> str:
 def fuse_layers(model: PreTrainedModel, mode: Mode = "auto") -> None:
     """Fuses the layers of a model that is where it will run, unless `why_not` says no.
 
-    A trial of a few tokens is part of it: raises ConfigError where the fused layers fail, or give
-    other hidden states than the model's own. The model is then as it was.
+    Each layer is tried on a few tokens: raises ConfigError where the fused ones fail, or give
+    another output, other keys and values or another gradient than transformers' own. The model then
+    computes as it did.
     """
     if why_not(mode, model.config.model_type, model.device):
         return
-    expected = _trial(model)
+    option, trials = f"--model.fused-layers {mode}", trials_of(model)
+    if not all(trial.is_finite for trial in trials):
+        raise ConfigError(
+            f"{option}: the model's hidden states are not finite, with transformers' own layers "
+            "either; see that its weights are"
+        )
     try:
         exchange_classes(model)
         merge_projections(model)
-        found = _trial(model)
-        error = ((found - expected).norm() / expected.norm()).item()
-        limit = TOLERANCE[model.dtype]
-        problem = None if error < limit else f"hidden states are off by {error:.2g} of their size"
+        problem = next(filter(None, (trial.problem() for trial in trials)), None)
     except Exception as error:  # whatever a compiler or a driver raises here
         problem = in_one_line(error)
     if problem:
         restore_classes(model)
         raise ConfigError(
-            f"--model.fused-layers {mode}: those of {model.config.model_type} do not work here: "
-            f"{problem}; use --model.fused-layers off"
+            f"{option}: those of {model.config.model_type} do not work here: {problem}; use "
+            "--model.fused-layers off"
         )
-
-
-@torch.no_grad()
-def _trial(model: PreTrainedModel) -> Tensor:
-    """Returns the last hidden states [T, D] of some tokens, fp32."""
-    ids = torch.arange(TRIAL_TOKENS, device=model.device)[None]
-    ids = ids % model.config.get_text_config().vocab_size
-    parcel = Parcel(model.device)
-    attend = PackedAttend(Sdpa(), PackedRows.of([TRIAL_TOKENS], parcel))
-    parcel.send()
-    was_training = model.training
-    try:
-        return hidden_states(model.eval(), ids, arange_positions(ids), attend)[0].float()
-    finally:
-        model.train(was_training)
 
 
 def exchange_classes(model: PreTrainedModel) -> None:
@@ -231,25 +207,24 @@ class _Projected(torch.autograd.Function):
     def forward(ctx, x, weight, bias, *parts):
         # The parts too, so that autograd notices where one is changed before the backward pass.
         ctx.save_for_backward(x, weight, *parts)
-        ctx.sizes = [len(part) for part in parts[: len(parts) // (1 if bias is None else 2)]]
+        ctx.sizes = [len(part) for part in parts if part.dim() == 2]
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, *grads):
-        (grad,) = grads
+    @once_differentiable  # the weight is no part of autograd's graph, its parts are
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (grad,) = grad_outputs
         x, weight, *_ = ctx.saved_tensors
-        grad_TN = grad.flatten(0, -2)
-        needs = ctx.needs_input_grad
-        count = len(ctx.sizes)
-        found: list[Tensor | None] = [grad @ weight if needs[0] else None, None, None]
-        for first, product in (
-            (3, lambda: grad_TN.T @ x.flatten(0, -2)),
-            (3 + count, lambda: grad_TN.sum(0)),
-        ):
-            wanted = needs[first : first + count]
-            pieces = product().split(ctx.sizes) if any(wanted) else [None] * len(wanted)
-            found += [piece if want else None for piece, want in zip(pieces, wanted, strict=True)]
-        return tuple(found)
+        grad_TN, count = grad.flatten(0, -2), len(ctx.sizes)
+        needs_x, _, _, *needs = ctx.needs_input_grad
+        d_x = grad @ weight if needs_x else None
+        d_parts: list[Tensor | None] = [None] * len(needs)
+        if any(needs[:count]):
+            d_parts[:count] = (grad_TN.T @ x.flatten(0, -2)).split(ctx.sizes)
+        if any(needs[count:]):
+            d_parts[count:] = grad_TN.sum(0).split(ctx.sizes)
+        d_parts = [d if need else None for d, need in zip(d_parts, needs, strict=True)]
+        return d_x, None, None, *d_parts
 
 
 class FusedNorm(nn.Module):
@@ -335,7 +310,7 @@ class FusedAttention(nn.Module):
             kv_heads=self.config.num_key_value_heads,
             q_weight=head_norms[0].weight if norms else None,
             k_weight=head_norms[1].weight if norms else None,
-            eps=head_norms[0].variance_epsilon if norms else 1.0,  # of no matter without them
+            eps=head_norms[0].variance_epsilon if norms else 1e-6,  # read with norms alone
             keys=keys,
             values=values,
             places=places,
