@@ -13,14 +13,13 @@ heads, K head size.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from rlvr_kernels import add_rms_norm, rms_norm, rotary_qkv, swiglu
 from rlvr_kernels.backend import resolve
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
@@ -211,9 +210,10 @@ class _Projected(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # the weight is no part of autograd's graph, its parts are
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (grad,) = grad_outputs
+    def backward(ctx, *grads):
+        if torch.is_grad_enabled():  # the weight is no part of autograd's graph, its parts are
+            raise RuntimeError("merged projections have no second derivative")
+        (grad,) = grads
         x, weight, *_ = ctx.saved_tensors
         grad_TN, count = grad.flatten(0, -2), len(ctx.sizes)
         needs_x, _, _, *needs = ctx.needs_input_grad
