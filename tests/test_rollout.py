@@ -352,6 +352,15 @@ def test_what_a_full_prefill_had_no_room_for_enters_in_the_next_round(entered, m
     assert entered[:6] == [(0, 2), "step", (2, 4), "step", (4, 6), "step"]
 
 
+def test_a_prompt_that_is_there_takes_no_part_of_a_prefill(entered, monkeypatch):
+    """Its further samples enter at once, however long it is."""
+    monkeypatch.setattr(azr.rollout.engine, "PREFILL_TOKENS", 40)
+    sampling = Sampling(max_new_tokens=9)
+    requests = [Request(token_ids=(i,) * 30, sampling=sampling, key=i, n=8) for i in (3, 4)]
+    rollout(azr_model(SMALL), requests, 100)
+    assert entered[:4] == [(0, 8), "step", (8, 16), "step"]
+
+
 def test_memory_that_held_nan_changes_nothing(mixed_alone):
     # Deterministic mode fills fresh memory with NaN, which a mask does not hide.
     torch.use_deterministic_algorithms(True)

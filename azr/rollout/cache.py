@@ -106,6 +106,10 @@ class KVCache(ABC):
     def take(self, slot: int, row: Waiting) -> bool:
         """Reserves all that a row can ever need, next to its prompt; False where it must wait."""
 
+    def lacks(self, ids: tuple[int, ...]) -> bool:
+        """Returns whether a prompt is neither there nor about to be computed."""
+        return ids not in self._by_ids
+
     def unfilled(self) -> list[tuple[int, ...]]:
         """Returns the prompts that were taken and not computed yet."""
         return [ids for ids, prompt in self._by_ids.items() if not prompt.is_filled]

@@ -43,9 +43,9 @@ PREFILL_TOKENS = 16384
 """Prompt tokens that are computed together; bounds the activations of a prefill."""
 
 ENTER_TOGETHER = 8
-"""Rows that have to leave before others enter, or a quarter of fewer than 32: to enter costs the
-launches of a whole forward, be it for one row, some 1,500 and 10 to 15 ms of the host, where a
-captured step of 256 rows takes 6 ms; of few rows, places left free would cost more than that."""
+"""Rows that have to leave before others enter, or a quarter of fewer than 32: to enter is a forward
+of its own, be it for one row, launched kernel by kernel, which is taken for two captured steps
+(docs/notes.md); of few rows, places left free would cost more than that."""
 
 
 class RolloutEngine:
@@ -302,14 +302,16 @@ class _Run:
         entering: list[Waiting] = []
         while self.waiting and self.rows < self.plan.slots:
             row = self.waiting[0]
-            if prompt_tokens and prompt_tokens + len(row.request.token_ids) > PREFILL_TOKENS:
+            ids = row.request.token_ids
+            fresh = len(ids) if self.cache.lacks(ids) else 0
+            if fresh and prompt_tokens and prompt_tokens + fresh > PREFILL_TOKENS:
                 is_cut = True
                 break
             if not self.cache.take(self.rows, row):
                 if self.rows or not self.cache.drop_idle():
                     break
                 continue
-            prompt_tokens = sum(map(len, self.cache.unfilled()))
+            prompt_tokens += fresh
             entering.append(self.waiting.popleft())
             self.rows += 1
         # What a prefill had no room for goes on in the next round.
@@ -411,8 +413,9 @@ class _Run:
         rows = self.rows - len(leaving)
         target = [slot for slot in leaving if slot < rows]
         source = [slot for slot in range(rows, self.rows) if not left[slot]]
-        parcel = Parcel(self.engine.device)
-        moves_2M = parcel.put(np.array([source, target], dtype=np.int64))
+        moves = np.array([source, target], dtype=np.int64)
+        parcel = Parcel(self.engine.device, moves.nbytes)
+        moves_2M = parcel.put(moves)
         parcel.send()
         self.cache.move(source, target, rows, moves_2M)
         self.slots.move(moves_2M, rows)

@@ -46,6 +46,8 @@ def adamw_(
     _check_layout(
         "weight", weight, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, grad_low=grad_low
     )
+    if not isinstance(scale, Tensor):
+        raise TypeError(f"scale: expected a tensor, 0-dim float32; got {scale!r}")
     check_tensor("scale", scale, (torch.float32,), (), "a number", weight.device, "weight")
     _check_places(first, weight.numel())
     if step < 1:
@@ -184,17 +186,21 @@ def _signed(key: int) -> int:
 
 
 def _check_layout(name: str, tensor: Tensor, **others: Tensor | None) -> None:
-    """Raise where not all are contiguous and of one shape: bf16, and uint8 what is lower bits."""
+    """Raise where not all are contiguous and of one shape: bf16, and uint8 what is lower bits.
+
+    Those may be None.
+    """
+    shape, why = tuple(tensor.shape), f"that of {name}"
     for other, given in {name: tensor, **others}.items():
-        if given is not None:
-            dtype = torch.uint8 if other in ("low", "grad_low") else torch.bfloat16
-            check_tensor(
-                other, given, (dtype,), tuple(tensor.shape), f"that of {name}", tensor.device, name
-            )
-            if not given.is_contiguous():
-                raise ValueError(
-                    f"{other}: expected a contiguous tensor; got strides {given.stride()}"
-                )
+        is_low = other in ("low", "grad_low")
+        if given is None and is_low:
+            continue
+        if given is None:
+            raise TypeError(f"{other}: expected a tensor; got None")
+        dtype = torch.uint8 if is_low else torch.bfloat16
+        check_tensor(other, given, (dtype,), shape, why, tensor.device, name)
+        if not given.is_contiguous():
+            raise ValueError(f"{other}: expected a contiguous tensor; got strides {given.stride()}")
 
 
 def _check_places(first: int, count: int) -> None:

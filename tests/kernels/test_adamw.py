@@ -249,6 +249,8 @@ def test_an_update_in_place_is_seen_by_autograd():
         (dict(scale=torch.ones(1)), r"scale: expected shape \[\]"),
         (dict(first=2**32 - 3), "first: expected a place whose tensor of 4 elements ends below"),
         (dict(first=-1), "first: expected a place"),
+        (dict(grad=None), "grad: expected a tensor; got None"),
+        (dict(scale=1.0), "scale: expected a tensor, 0-dim float32; got 1.0"),
         (dict(step=0), r"step: expected 1, 2, ...; got 0"),
         (dict(beta2=1.0), r"beta2: expected a number in \[0, 1\); got 1.0"),
     ],
