@@ -174,8 +174,9 @@ def kernels() -> Iterator[Finding]:
             continue
         yield Finding("kernels", name, "ok", detail)
         if name == "cpu" or name.startswith("cuda"):
-            layers = describe_layers("auto", next(iter(FAMILIES)), torch.device(name))
-            yield Finding("kernels", f"{name} layers", "ok", layers)
+            families = list(FAMILIES)
+            layers = describe_layers("auto", families[0], torch.device(name))
+            yield Finding("kernels", f"{name} layers", "ok", f"{layers} ({', '.join(families)})")
 
 
 def attention() -> Iterator[Finding]:

@@ -98,8 +98,8 @@ class ModelConfig:
     kv_heads: int = 2
     ffn: int = 160
     fused_layers: Literal["auto", "on", "off"] = "auto"
-    """Decoder layers in few kernels, for Qwen2, Qwen3 and Llama: `auto` where Triton runs, `on` in
-    plain torch elsewhere too, `off` leaves transformers' own."""
+    """Norms, rotary embedding, SwiGLU and projections of Qwen2, Qwen3 and Llama in few kernels.
+    `auto`: on a GPU with Triton; `on`: elsewhere too, where it is no faster; `off`: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@
     copy_pages             pages copied inside of a KV cache, all layers in one launch
     adamw_                 AdamW of bf16 weights and moments, rounded stochastically, in one launch
     accumulate_            the sum of bf16 gradients in 24 bits, square_sum its squared norm
-    reference              float64-capable plain torch of each: the specification
+    reference              float64-capable plain torch of loss head and layers: the specification
     doctor                 which backend will run here, and why
 
 Triton kernels run on CUDA (sm_80 and newer); everywhere else the same functions run in torch.
