@@ -571,7 +571,8 @@ def test_a_part_that_fails_costs_no_other(tmp_path):
 
 ON_CUDA_ALONE = {
     "decode_3b_256_roofline_frac", "rollout_3b_256_roofline_frac", "rollout_3b_256_decode_frac",
-    "linear_fwd_extra_mib", "linear_both_extra_mib",
+    "linear_fwd_extra_mib", "linear_both_extra_mib", "update_3b_matmul_frac",
+    *(f"decode_3b_{rows}_rows{own}_frac" for rows in (128, 256) for own in ("", "_unfused")),
 }  # fmt: skip
 """A CPU has neither events nor a count of allocations."""
 
