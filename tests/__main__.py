@@ -11,6 +11,7 @@ import tempfile
 
 SECOND = (
     "tests/kernels",
+    "tests/test_fused.py",
     "tests/test_hf_models.py",
     "tests/test_program.py",
     "tests/test_resume.py",

@@ -181,8 +181,9 @@ def summed(optimizer):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("large_at", [0, 2000, 4096])
-@pytest.mark.parametrize("small", [2.0**-12, -(2.0**-12), 2.0**-18])
+@pytest.mark.parametrize(
+    ("large_at", "small"), [(0, 2.0**-12), (2000, -(2.0**-12)), (4096, 2.0**-12), (0, 2.0**-18)]
+)
 def test_small_gradients_beside_a_large_one_count(mode, large_at, small):
     """4,096 of them, through autograd: within one bf16 rounding of the sum; bf16 has 1 at most."""
     model = nn.Linear(8, 1, bias=False).to(torch.bfloat16)
