@@ -73,11 +73,15 @@ def test_fused_layers_are_no_farther_from_fp32_than_transformers_own(family):
     assert errors <= 1.05 * own_errors
 
 
+def backend_of(model):
+    """What "auto" takes for a model."""
+    weight = head_weight(model)
+    return choose("auto", weight.device, weight.dtype, head_shape(model.config)[1])
+
+
 def gradients_of(model):
     """Each parameter's gradient of an update's log-probs, and the kernels that were launched."""
-    packed = pack(batch_of(), torch.device("cuda"))
-    weight = head_weight(model)
-    backend = choose("auto", weight.device, weight.dtype, head_shape(model.config)[1])
+    packed, backend = pack(batch_of(), torch.device("cuda")), backend_of(model)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         logprobs, _ = response_logprobs(model, packed, backend)
         (logprobs * packed.advantages[:, None] * packed.mask).sum().backward()
@@ -103,10 +107,8 @@ def test_fused_rollouts_have_the_log_probs_of_fused_training(family):
             advantage=1.0,
         )
         packed = pack([experience], torch.device("cuda"))
-        weight = head_weight(model)
-        backend = choose("auto", weight.device, weight.dtype, head_shape(model.config)[1])
         with torch.no_grad():
-            logprobs, _ = response_logprobs(model, packed, backend)
+            logprobs, _ = response_logprobs(model, packed, backend_of(model))
         assert (logprobs - packed.rollout_logprobs).abs().mean() < 0.02
 
 

@@ -197,7 +197,7 @@ def test_scarce_memory_makes_samples_wait_and_nothing_else(expected, data):
         assert cache.pages.free == held // PageCache.page_bytes(GEOMETRY) - 1
 
 
-@pytest.mark.parametrize("fitting", [1, 20, 70])
+@pytest.mark.parametrize("fitting", [1, 6, 20, 70])
 def test_where_pages_are_short_rows_enter_once_as_many_have_left(monkeypatch, small_pages, fitting):
     """Eight of them, or a quarter of those that fit, as where slots are short."""
     monkeypatch.setattr(azr.rollout.engine, "choose", lambda *args: torch_varlen(PAGE))

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rlvr_kernels.sample import signed
 from torch import Tensor
 
 from azr.errors import RunError
 from azr.keys import make_key
 from azr.model.transfer import Parcel
 from azr.rollout.request import Sample, Waiting
-from azr.rollout.sampler import Mix, RowSampling, draw, signed
+from azr.rollout.sampler import Mix, RowSampling, draw
 
 GOES_ON, AT_LIMIT, STOPPED = 0, 1, 2
 """How a row stands after a draw."""

@@ -12,7 +12,7 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
-from rlvr_kernels.sample import SampledTokens, sample_tokens
+from rlvr_kernels.sample import SampledTokens, sample_tokens, signed
 from torch import Tensor
 
 from azr.config import TEMPERATURE_MAX, TEMPERATURE_MIN, TEMPERATURES
@@ -70,11 +70,6 @@ class Sampling:
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Returns the logical right shift of int64 (torch has the arithmetic one only)."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def signed(value: int) -> int:
-    """Returns the int64 with the bits of an unsigned 64-bit number."""
-    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def uniforms(keys_R: Tensor, positions_R: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .backend import resolve
 from .checks import check_tensor
-from .sample import row_words
+from .sample import row_words, signed
 
 CHUNK, CPU_CHUNK = 2**24, 2**16
 """Elements that the torch path holds in float32 at a time: 64 MiB a temporary on a device, and what
@@ -61,7 +61,7 @@ def adamw_(
     ]  # fmt: skip
     backend = resolve(backend, weight.device)
     update_(
-        weight, grad, grad_low, exp_avg, exp_avg_sq, scale, numbers, _signed(key), first, backend
+        weight, grad, grad_low, exp_avg, exp_avg_sq, scale, numbers, signed(key), first, backend
     )
 
 
@@ -82,7 +82,7 @@ def accumulate_(
     """
     _check_layout("total", total, grad=grad, low=low)
     _check_places(first, total.numel())
-    add_(total, low, grad, _signed(key), first, resolve(backend, total.device))
+    add_(total, low, grad, signed(key), first, resolve(backend, total.device))
 
 
 def square_sum(total: Tensor, low: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -178,11 +178,6 @@ def _noise(key: int, position: int, first: int, like: Tensor) -> Tensor:
         bits *= 0x846CA68B - 2**32
         bits ^= bits >> 16 & 0xFFFF
     return bits
-
-
-def _signed(key: int) -> int:
-    """The int64 of the same 64 bits."""
-    return (key + 2**63) % 2**64 - 2**63
 
 
 def _check_layout(name: str, tensor: Tensor, **others: Tensor | None) -> None:

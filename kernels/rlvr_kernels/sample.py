@@ -87,6 +87,11 @@ def row_words(keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return z & MASK_32, _shift(z, 32)
 
 
+def signed(key: int) -> int:
+    """The int64 of the same 64 bits."""
+    return (key + 2**63) % 2**64 - 2**63
+
+
 def mix_32(x: Tensor) -> Tensor:
     """Return 32 mixed bits of 32 bits, both as int64."""
     x = (x ^ (x >> 16)) * 0x7FEB352D & MASK_32

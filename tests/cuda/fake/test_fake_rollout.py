@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from fake_models import SHAPES, fake_model, usable
+from fake_models import FLASH, SHAPES, fake_model, usable
 
 import azr.rollout.engine
 import azr.rollout.pages
@@ -172,7 +172,7 @@ def watch(device, monkeypatch, owner, name):
     return found
 
 
-@pytest.mark.parametrize("name", ["torch-varlen", "torch-aten", "sdpa"])
+@pytest.mark.parametrize("name", [*FLASH, "sdpa"])
 def test_rows_enter_and_leave_without_a_wait(device, draws, monkeypatch, name):
     """The host waits for what a step drew and for nothing else; an event is one copy."""
     if name == "sdpa":
